@@ -1,0 +1,38 @@
+# Every target makes .venv itself, and again when pyproject.toml or constraints.txt change.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= python3
+
+.PHONY: demo test lint bench clean
+
+# hatchling comes first and builds without isolation, so that it too is the pinned one.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt hatchling
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[test,dev]"
+	touch $@
+
+demo: $(STAMP)
+	rm -rf demo
+	mkdir demo
+	$(BIN)/shoal tune examples/digits.py --n-trials 200 --max-epochs 30 --storage demo/digits.db --report demo/report.html
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q --timeout=300 --durations=10 -m "not gpu and not ray"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/steady_state.py
+	$(BIN)/python benchmarks/whole_process.py --n 200 --repeats 3
+	$(BIN)/python benchmarks/whole_process.py --n 1000 --repeats 1
+
+clean:
+	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,65 @@
+"""Shoal: hyperparameter tuning that trains many PyTorch trials together, as lanes of one batched program."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from shoal.errors import DataError, RecipeError, ReplayError, ShoalError, StorageError, StudyError, UsageError
+    from shoal.explain import Explanation, explain
+    from shoal.recipe import Recipe
+    from shoal.records import StudyRecord
+    from shoal.replay import steps_per_epoch
+    from shoal.study import Study, resume, tune
+
+# Loaded on first use: Optuna, SQLAlchemy and torch's tracer together take longer to import than many a study to run.
+_HOME = {
+    "DataError": "errors",
+    "Explanation": "explain",
+    "Recipe": "recipe",
+    "RecipeError": "errors",
+    "ReplayError": "errors",
+    "ShoalError": "errors",
+    "StorageError": "errors",
+    "Study": "study",
+    "StudyError": "errors",
+    "StudyRecord": "records",
+    "UsageError": "errors",
+    "explain": "explain",
+    "resume": "study",
+    "steps_per_epoch": "replay",
+    "tune": "study",
+}
+
+__all__ = [
+    "DataError",
+    "Explanation",
+    "Recipe",
+    "RecipeError",
+    "ReplayError",
+    "ShoalError",
+    "StorageError",
+    "Study",
+    "StudyError",
+    "StudyRecord",
+    "UsageError",
+    "__version__",
+    "explain",
+    "resume",
+    "steps_per_epoch",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    import importlib
+
+    module = importlib.import_module(f"shoal.{_HOME[name]}")
+    value = getattr(module, name)
+    # ``shoal.explain`` names a function and a module; importing the module would otherwise leave the module there.
+    globals()[name] = value
+    return value

@@ -1,0 +1,352 @@
+"""The command line: the library's functions under the same names, for people who start studies from a shell.
+
+It parses, calls, prints and turns errors into exit codes: 0 done, 1 the study or its file failed, 2 wrong usage, 130
+stopped by Ctrl-C. Progress goes to standard error and results to standard output, so that both can be redirected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from shoal._text import format_number, format_param, json_ready
+from shoal._user_file import UserFile, load_user_file
+from shoal.errors import ShoalError, StudyError, UsageError
+from shoal.records import Json, StudyRecord
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+# Destinations of command-line options that are keywords of shoal.tune under the same name.
+_TUNE_KEYWORDS: Final = (
+    "n_trials",
+    "max_epochs",
+    "metric",
+    "direction",
+    "sampler",
+    "scheduler",
+    "storage",
+    "seed",
+    "device",
+    "timeout_s",
+    "reproducible",
+    "value",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; by default those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = build_parser()
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its help or its complaint
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except ShoalError as error:
+        print(f"shoal: error: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+    except KeyboardInterrupt:  # before the engine listens for it, or a second one after it does
+        print("shoal: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone (`shoal best ... | head`)
+        return EXIT_FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all commands; each command's function is in its ``run`` default."""
+    parser = argparse.ArgumentParser(
+        prog="shoal",
+        description="Tune PyTorch hyperparameters by training many trials together.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print Shoal's version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    tune = _command(commands, "tune", "run a new study", run_tune)
+    _add_file(tune)
+    _add_budget(tune, resume=False)
+    # Options that are not given are absent, so that they do not override the file's own.
+    for flags, settings in (
+        (["--metric"], {"metavar": "M", "help": "metric to judge trials by, such as accuracy or loss"}),
+        (
+            ["--direction"],
+            {"choices": ["minimize", "maximize"], "help": "minimize or maximize the metric"},
+        ),
+        (["--sampler"], {"metavar": "S", "help": "how to choose parameters, such as tpe or random"}),
+        (["--scheduler"], {"metavar": "S", "help": "which trials to stop early, such as asha or fifo"}),
+        (
+            ["--storage"],
+            {"metavar": "URL_OR_PATH", "help": "study file (default: FILE's name with .db, in this folder)"},
+        ),
+        (["--seed"], {"metavar": "N", "type": int, "help": "seed of the whole study"}),
+        (["--device"], {"metavar": "D", "help": "auto, cpu, cuda, cuda:1, ..."}),
+        (
+            ["--reproducible"],
+            {"action": "store_true", "help": "pin everything that could change a result between runs"},
+        ),
+        (["--value"], {"choices": ["last", "best"], "help": "which epoch a trial is judged by"}),
+    ):
+        tune.add_argument(*flags, default=argparse.SUPPRESS, **settings)
+    _add_output(tune)
+
+    resume = _command(commands, "resume", "go on with a killed, interrupted or finished study", run_resume)
+    _add_study(resume)
+    _add_file(resume)
+    _add_budget(resume, resume=True)
+    _add_output(resume)
+
+    report = _command(commands, "report", "write a study's HTML report", run_report)
+    _add_study(report)
+    report.add_argument(
+        "-o", "--output", metavar="PATH", help="HTML file to write (default: the study's name with .html)"
+    )
+
+    best = _command(commands, "best", "print a study's best trial", run_best)
+    _add_study(best)
+    best.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+    explain = _command(commands, "explain", "say which trials can train together, and why others cannot", run_explain)
+    _add_file(explain)
+    explain.add_argument(
+        "--n-trials", metavar="N", type=_positive_int, default=20, help="trials to look at (default: 20)"
+    )
+    explain.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the trials looked at (default: 0)")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"shoal {_library().__version__}")
+        parser.exit()
+
+
+def _command(commands: Any, name: str, text: str, run: object) -> argparse.ArgumentParser:
+    sentence = text[0].upper() + text[1:] + "."
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=sentence, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file",
+        metavar="FILE.py[:define]",
+        help="Python file with define(trial), data() and perhaps options = {...}; after a colon, define's name",
+    )
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY", help="study file or storage URL")
+
+
+def _add_budget(parser: argparse.ArgumentParser, *, resume: bool) -> None:
+    more = " (in all, with those already run)" if resume else ""
+    absent = argparse.SUPPRESS
+    parser.add_argument("--n-trials", metavar="N", type=_positive_int, default=absent, help=f"trials to run{more}")
+    parser.add_argument("--max-epochs", metavar="N", type=_positive_int, default=absent, help="epochs of a full trial")
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_positive_float,
+        dest="timeout_s",
+        default=absent,
+        help="stop after so long",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--report", metavar="PATH", help="also write the HTML report to this file")
+    parser.add_argument("--quiet", action="store_true", help="show no progress, only the result")
+    parser.add_argument("--json", action="store_true", help="print progress and result as one JSON object per line")
+
+
+def _positive_int(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return number
+
+
+def _positive_float(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be a number greater than 0; got {text!r}")
+    return number
+
+
+def _library() -> Any:
+    # The commands need the engine and with it torch; --help must not wait for that.
+    return importlib.import_module("shoal")
+
+
+def _load(spec: str) -> UserFile:
+    known = [
+        key for key in inspect.signature(_library().tune).parameters if key not in ("define", "train", "valid", "test")
+    ]
+    return load_user_file(spec, known)
+
+
+def _load_study(name: str) -> StudyRecord:
+    record: StudyRecord = importlib.import_module("shoal.storage").load_study(name)
+    return record
+
+
+def run_tune(arguments: argparse.Namespace) -> int:
+    """``shoal tune``: the file's options, overridden by those of the command line."""
+    user = _load(arguments.file)
+    keywords: dict[str, Any] = {"storage": f"{user.path.stem}.db", **user.options}
+    keywords.update({key: getattr(arguments, key) for key in _TUNE_KEYWORDS if hasattr(arguments, key)})
+    keywords.update(_progress(arguments))
+    study = _library().tune(user.define, train=user.train, valid=user.valid, test=user.test, **keywords)
+    return _finish(study, keywords["storage"], arguments)
+
+
+def run_resume(arguments: argparse.Namespace) -> int:
+    """``shoal resume``: the study's own options; the file brings code and data, and its options are not read again."""
+    user = _load(arguments.file)
+    keywords = {
+        key: getattr(arguments, key) for key in ("n_trials", "max_epochs", "timeout_s") if hasattr(arguments, key)
+    }
+    keywords.update(_progress(arguments))
+    study = _library().resume(
+        arguments.study, user.define, train=user.train, valid=user.valid, test=user.test, **keywords
+    )
+    return _finish(study, arguments.study, arguments)
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """``shoal report``: reads the study file only."""
+    from shoal.report import write_report
+
+    record = _load_study(arguments.study)
+    path = write_report(record, arguments.output or _report_name(arguments.study))
+    print(path)
+    return 0
+
+
+def run_best(arguments: argparse.Namespace) -> int:
+    """``shoal best``: reads the study file only."""
+    record = _load_study(arguments.study)
+    facts = _best_facts(record)
+    if facts is None:
+        raise StudyError(f"no trial of {arguments.study!r} has finished yet. Go on with it: shoal resume.")
+    print(_json(facts) if arguments.json else _best_text(facts))
+    return 0
+
+
+def run_explain(arguments: argparse.Namespace) -> int:
+    """``shoal explain``: what the planner would do, without training."""
+    user = _load(arguments.file)
+    explanation = _library().explain(
+        user.define, train=user.train, valid=user.valid, n_trials=arguments.n_trials, seed=arguments.seed
+    )
+    print(explanation)
+    return 0
+
+
+def _progress(arguments: argparse.Namespace) -> dict[str, Any]:
+    """``--json`` and ``--quiet`` together give the result as JSON and nothing else."""
+    if arguments.quiet:
+        return {"progress": False}
+    return {"progress": "json"} if arguments.json else {}
+
+
+def _finish(study: Any, storage: object, arguments: argparse.Namespace) -> int:
+    """Print what came out and where it lies; say how to go on when the study was interrupted."""
+    record: StudyRecord = study.record
+    report = study.report(arguments.report) if arguments.report else None
+    facts = _best_facts(record)
+    if arguments.json:
+        result: dict[str, Json] = {
+            "event": "result",
+            "interrupted": bool(study.interrupted),
+            **(facts or {"trial": None}),
+        }
+        result.update({"study": _where(storage), "report": None if report is None else str(report)})
+        print(_json(result))
+    else:
+        lines = ["No trial has finished." if facts is None else _best_text(facts)]
+        lines.append(_row("study", _where(storage) or "in memory, gone when this program ends"))
+        if report is not None:
+            lines.append(_row("report", str(report)))
+        print("\n".join(lines))
+    if not study.interrupted:
+        return 0
+    if storage is None:
+        print("shoal: interrupted; without a study file it cannot go on.", file=sys.stderr)
+    else:
+        command = shlex.join(["shoal", "resume", str(storage), arguments.file])
+        print(f"shoal: interrupted; go on with: {command}", file=sys.stderr)
+    return EXIT_INTERRUPTED
+
+
+def _where(storage: object) -> str | None:
+    return None if storage is None else str(storage)
+
+
+def _report_name(study: str) -> Path:
+    """``sqlite:///runs/digits.db`` and ``runs/digits.db`` both give ``digits.html`` in the current folder."""
+    stem = Path(study.rsplit("/", 1)[-1].split("?", 1)[0]).stem
+    return Path(f"{stem or 'study'}.html")
+
+
+def _best_facts(record: StudyRecord) -> dict[str, Json] | None:
+    best = record.best()
+    if best is None:
+        return None
+    weights = record.meta.get("weights")
+    return {
+        "trial": best.spec.number,
+        "metric": str(record.meta.get("metric") or "value"),
+        "value": best.value,
+        "epoch": best.epoch,
+        "params": dict(best.spec.params),
+        "test": record.meta.get("test") or None,
+        "weights": weights.get(str(best.spec.number)) if isinstance(weights, Mapping) else None,
+    }
+
+
+def _best_text(facts: Mapping[str, Any]) -> str:
+    lines = [_row("best trial", f"{facts['trial']} (epoch {facts['epoch']})")]
+    # In full: this is where people copy parameters from.
+    params = [f"{name} = {value!r}" for name, value in facts["params"].items()]
+    lines += [_row("params" if i == 0 else "", text) for i, text in enumerate(params)]
+    lines.append(_row("validation", f"{facts['metric']} {format_number(facts['value'])}"))
+    if facts["test"]:
+        lines.append(_row("test", ", ".join(f"{name} {format_param(value)}" for name, value in facts["test"].items())))
+    if facts["weights"]:
+        lines.append(_row("weights", str(facts["weights"])))
+    return "\n".join(lines)
+
+
+def _row(label: str, text: str) -> str:
+    return f"{label:<12}{text}"
+
+
+def _json(facts: Mapping[str, Json]) -> str:
+    return json.dumps(json_ready(facts), allow_nan=False)

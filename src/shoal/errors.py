@@ -1,0 +1,56 @@
+"""What can go wrong, written for the person who gets it.
+
+Every message says what must hold, what came instead, which trial and lane it concerns, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ShoalError(Exception):
+    """Base of everything Shoal raises on purpose."""
+
+
+class UsageError(ShoalError, ValueError):
+    """An argument of the caller does not make sense; the command line exits with 2."""
+
+
+class DataError(UsageError):
+    """A data set is empty, ragged, not finite, or not the same when read twice."""
+
+
+class RecipeError(UsageError):
+    """``define`` returned something that cannot be trained. Carries the trial's number."""
+
+    def __init__(self, message: str, *, trial: int | None = None) -> None:
+        self.trial = trial
+        super().__init__(message if trial is None else f"trial {trial}: {message}")
+
+
+class ReplayError(ShoalError):
+    """``define`` asked for other parameters than it did the first time: its code or its search space changed."""
+
+
+class FuseError(ShoalError):
+    """A recipe cannot be traced into a fleet. Caught by the engine, which then trains the trial solo."""
+
+
+class StudyError(ShoalError):
+    """The study cannot go on: too many trials failed, or nothing finished."""
+
+
+class StorageError(ShoalError):
+    """The study file cannot be read or written, or is not what it should be."""
+
+
+class StudyLockedError(StorageError):
+    """Another process owns the study file."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'accuracy'?"`` when a known word is close, otherwise the list of known words."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(names)}."

@@ -1,0 +1,106 @@
+"""Which recipes share a fleet, which train solo, and why: answered before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shoal.asking import Asker
+from shoal.data import load
+from shoal.errors import FuseError
+from shoal.lanes.fleet import Work
+from shoal.lanes.pool import Candidate, trace_reason
+from shoal.records import ParamValue
+from shoal.replay import Define, replay, run_define
+from shoal.signature import Signature, Signer, lane_trial
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Trials that share a fleet, or (``reason`` not empty) train solo for the same reason."""
+
+    trials: tuple[int, ...]
+    signature: Signature | None
+    reason: str
+    model: str
+    n_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What ``explain`` found; ``str()`` is made for reading."""
+
+    groups: tuple[Group, ...]
+    params: tuple[dict[str, ParamValue], ...]
+    splits: tuple[tuple[int, int, tuple[str, ...]], ...]
+
+    def __str__(self) -> str:
+        fused = [g for g in self.groups if not g.reason]
+        n = sum(len(g.trials) for g in self.groups)
+        lines = [f"{n} sampled trials: {sum(len(g.trials) for g in fused)} fuse into {len(fused)} fleet(s)."]
+        for k, g in enumerate(fused):
+            assert g.signature is not None
+            whole = "whole batches of" if g.signature.exact else "micro-batches of up to"
+            lines.append(
+                f"  fleet {k}: {len(g.trials)} trials, {g.model} with {g.n_parameters:,} parameters, {whole} "
+                f"{g.signature.quantum} samples [{g.signature.key}]"
+            )
+        for a, b, parts in self.splits:
+            lines.append(f"  fleets {a} and {b} differ in: {', '.join(parts)}{self._hint(fused, a, b)}")
+        for g in self.groups:
+            if g.reason:
+                lines.append(f"  solo: {len(g.trials)} trials, {g.model}: {g.reason}")
+        return "\n".join(lines)
+
+    def _hint(self, fused: Sequence[Group], a: int, b: int) -> str:
+        """Parameters that take one set of values in one fleet and another set in the other."""
+        names = []
+        for name in self.params[0] if self.params else ():
+            mine, theirs = ({repr(self.params[t].get(name)) for t in fused[i].trials} for i in (a, b))
+            if mine and theirs and not mine & theirs and len(mine) + len(theirs) <= 4:
+                names.append(name)
+        return f" (parameter {', '.join(names)})" if names else ""
+
+
+def explain(define: Define, *, train: Any, valid: Any = None, n_trials: int = 20, seed: int = 0) -> Explanation:
+    """Sample trials at random and say how they would be trained, without training them.
+
+    Args:
+        define, train, valid, seed: As for ``tune``.
+        n_trials: How many to sample.
+    """
+    data = load(train, valid, None, seed=seed)
+    asker = Asker("random", "minimize", seed)
+    signer = Signer(data.train.tensors)
+    work = Work(data, (), torch.device("cpu"))
+    found: dict[str, tuple[list[int], Signature | None, str, str, int]] = {}
+    params: list[dict[str, ParamValue]] = []
+    for _ in range(n_trials):
+        trial = asker.ask()
+        recipe = run_define(define, trial, asker.trial_seed(trial.number), data.train.n)
+        params.append(dict(asker.spec(trial).params))
+        name = type(recipe.model).__name__
+        size = sum(p.numel() for p in recipe.model.parameters() if p.requires_grad)
+        try:
+            signature = signer.sign(recipe)
+        except FuseError as error:
+            found.setdefault(str(error), ([], None, str(error), name, size))[0].append(trial.number)
+            continue
+        if signature.key not in found:
+            spec = asker.spec(trial)
+            lane = lane_trial(spec, recipe, data.train.tensors[-1])
+            candidate = Candidate(spec, recipe, lane, signature.key, signature.quantum, signature.exact)
+            reason = trace_reason(work, candidate, lambda s: replay(define, s, data.train.n))
+            found[signature.key] = ([], signature, reason, name, size)
+        found[signature.key][0].append(trial.number)
+    groups = tuple(Group(tuple(t), s, r, m, k) for t, s, r, m, k in found.values())
+    fused = [g for g in groups if not g.reason]
+    splits = []
+    for b in range(1, len(fused)):
+        first, second = fused[0].signature, fused[b].signature
+        assert first is not None and second is not None
+        splits.append((0, b, tuple(first.differs(second))))
+    return Explanation(groups, tuple(params), tuple(splits))

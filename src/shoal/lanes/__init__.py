@@ -1,0 +1,1 @@
+"""Trials as lanes of one batched program. Every stacked tensor has ``lanes`` as its first axis."""

@@ -1,0 +1,109 @@
+"""Known criteria as sums over samples, so that a batch can be split into micro-batches without changing its gradient.
+
+A mean-reduced criterion is ``sum_i numerator_i / sum_i denominator_i``. The denominators need only the targets, so they are known
+before the forward pass: each slot of a micro-batch carries the weight ``1 / sum_i denominator_i`` of its whole batch, and gradients
+of micro-batches simply add up (means of halves would be wrong with class weights or ``ignore_index``).
+
+Glossary: ``n`` samples; ``q`` samples in a micro-batch; ``C`` classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from shoal.keys import module_key
+
+_ELEMENTWISE = {
+    nn.MSELoss: lambda c, out, y: F.mse_loss(out, y, reduction="none"),
+    nn.L1Loss: lambda c, out, y: F.l1_loss(out, y, reduction="none"),
+    nn.SmoothL1Loss: lambda c, out, y: F.smooth_l1_loss(out, y, reduction="none", beta=c.beta),
+    nn.HuberLoss: lambda c, out, y: F.huber_loss(out, y, reduction="none", delta=c.delta),
+    nn.BCELoss: lambda c, out, y: F.binary_cross_entropy(out, y, reduction="none"),
+    nn.BCEWithLogitsLoss: lambda c, out, y: F.binary_cross_entropy_with_logits(out, y, reduction="none"),
+}
+_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
+
+
+def is_known(criterion: object) -> bool:
+    """Whether the criterion is a sum over samples that this module can take apart."""
+    if not isinstance(criterion, nn.Module) or criterion._forward_hooks or "forward" in vars(criterion):
+        return False
+    if getattr(criterion, "reduction", None) not in ("mean", "sum"):
+        return False
+    if type(criterion) in _CLASS:
+        return True
+    if type(criterion) not in _ELEMENTWISE:
+        return False
+    return getattr(criterion, "weight", None) is None and getattr(criterion, "pos_weight", None) is None
+
+
+def criterion_key(criterion: nn.Module) -> object:
+    """The structural key of a known criterion, blind to what ``criterion_values`` lifts."""
+    skip = ("label_smoothing",) if type(criterion) is nn.CrossEntropyLoss else ()
+    return module_key(criterion, skip=skip)
+
+
+def criterion_values(criterion: nn.Module) -> dict[str, Tensor]:
+    """Numbers of a known criterion that may differ between lanes."""
+    out: dict[str, Tensor] = {}
+    if type(criterion) in _CLASS:
+        weight = criterion.weight
+        if weight is not None:
+            out["loss.weight"] = weight.detach()  # type: ignore[union-attr, operator]
+    if type(criterion) is nn.CrossEntropyLoss and criterion.label_smoothing > 0.0:
+        out["loss.label_smoothing"] = torch.tensor(criterion.label_smoothing)
+    return out
+
+
+def numerators(criterion: nn.Module, out: Tensor, target: Tensor, values: dict[str, Tensor]) -> Tensor:
+    """Per sample: out (q, ...), target (q, ...) -> (q,)."""
+    if type(criterion) in _CLASS:
+        return _class_numerators(criterion, out, target, values)
+    if out.shape != target.shape:
+        # torch broadcasts here with a warning, which hides mistakes: (q, 1) against (q,) becomes (q, q).
+        raise ValueError(
+            f"{type(criterion).__name__} got outputs of shape {tuple(out.shape)} and targets of shape "
+            f"{tuple(target.shape)}; they must be equal (squeeze the output or unsqueeze the target)."
+        )
+    return _ELEMENTWISE[type(criterion)](criterion, out, target).flatten(1).sum(1) if out.dim() > 1 else (  # type: ignore[index]
+        _ELEMENTWISE[type(criterion)](criterion, out, target)  # type: ignore[index]
+    )
+
+
+def _class_numerators(criterion: nn.Module, out: Tensor, target: Tensor, values: dict[str, Tensor]) -> Tensor:
+    log_p = torch.log_softmax(out, 1) if type(criterion) is nn.CrossEntropyLoss else out  # (q, C, ...)
+    classes = log_p.shape[1]
+    weight = values.get("loss.weight")
+    smoothing = values.get("loss.label_smoothing")
+    shape = (1, classes) + (1,) * (log_p.dim() - 2)
+    if target.is_floating_point():  # class probabilities
+        p = target
+    else:
+        # One-hot: an ignored target matches no class, so its whole row is zero.
+        p = (target.unsqueeze(1) == torch.arange(classes, device=out.device).view(shape)).to(log_p.dtype)
+    if smoothing is not None:
+        spread = 1.0 if target.is_floating_point() else p.sum(1, keepdim=True)  # 0 where the target is ignored
+        p = p * (1.0 - smoothing) + spread * (smoothing / classes)
+    if weight is not None:
+        p = p * weight.view(shape)
+    return -(log_p * p).flatten(1).sum(1)
+
+
+def denominators(criterion: nn.Module, target: Tensor) -> Tensor:
+    """Per sample, from the targets alone: target (n, ...) -> (n,) float64, zero for an ignored sample."""
+    n = target.shape[0]
+    if criterion.reduction == "sum":
+        return torch.zeros(n, dtype=torch.float64)  # a sum has no denominator; see ``batch_weight``
+    if type(criterion) in _CLASS and not target.is_floating_point():
+        kept = target != criterion.ignore_index
+        weight = criterion.weight
+        if weight is None:
+            per = kept.to(torch.float64)
+        else:
+            per = weight.double().cpu()[target.clamp(min=0).cpu()] * kept.cpu()  # type: ignore[union-attr, operator]
+        return per.reshape(n, -1).sum(1).cpu()
+    if type(criterion) in _CLASS:  # probabilities (n, C, ...): one per position
+        return torch.full((n,), float(target[0, 0].numel()), dtype=torch.float64)
+    return torch.full((n,), float(target[0].numel()), dtype=torch.float64)

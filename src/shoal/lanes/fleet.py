@@ -1,0 +1,287 @@
+"""A fleet: lanes of one signature that step together, from admission to epoch results.
+
+Glossary: ``lanes`` the width; ``T`` ticks of this epoch; ``q`` slots of a micro-batch; ``K`` coefficients; ``G`` parameter groups
+told apart (1, or one per parameter tensor when some lane has several).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.data import Datasets
+from shoal.lanes import optim
+from shoal.lanes.activations import runs_of
+from shoal.lanes.criteria import criterion_values, is_known
+from shoal.lanes.lane import EVALUATION_CHUNK, EVALUATION_EPOCH, LaneTrial, Measured
+from shoal.lanes.lift import lift_values
+from shoal.lanes.order import slot_weights
+from shoal.lanes.rng import sample_keys
+from shoal.lanes.state import LaneState
+from shoal.lanes.step import Layout, Program
+from shoal.metrics import Metric
+from shoal.recipe import Recipe
+
+# Only this many sample slots are tabulated at once, so that an epoch of a million samples needs no gigabyte of indices.
+_SEGMENT_SLOTS = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What all fleets of a study share: the data, and what is measured on it."""
+
+    data: Datasets
+    metrics: tuple[Metric, ...]
+    device: torch.device
+
+
+def tensors_of(recipe: Recipe) -> dict[str, Tensor]:
+    """Everything of a recipe that a lane holds, by name."""
+    out: dict[str, Tensor] = {**dict(recipe.model.named_parameters()), **dict(recipe.model.named_buffers())}
+    out.update(lift_values(recipe.model))
+    if is_known(recipe.loss):
+        out.update(criterion_values(recipe.loss))  # type: ignore[arg-type]
+    return out
+
+
+class Fleet:
+    """Lanes of one signature that step together.
+
+    Args:
+        number: The fleet's number in the journal.
+        template: A lifted template recipe (``Program.prepare``).
+        layout: The signature's layout.
+        width: Lanes.
+        quantum: Slots per micro-batch; for an exact signature, the batch size itself.
+        exact: Whether batches must be whole (layers mix samples, or the loss is not a sum over samples).
+    """
+
+    def __init__(
+        self, number: int, template: Recipe, layout: Layout, width: int, quantum: int, exact: bool, work: Work,
+        like: Mapping[str, Tensor],
+    ) -> None:
+        self.number, self.width, self.quantum, self.exact, self.work = number, width, quantum, exact, work
+        self.layout = layout
+        self.program = Program(template, layout, width, self.runs)
+        self.state = LaneState(layout, width, like, work.device)
+        self.lanes: list[LaneTrial | None] = [None] * width
+        self._runs: dict[str, list[tuple[int, int, int]]] = {}
+        self._kind_names = [name for name in layout.lifted if name.endswith(".kind")]
+        self._owner = torch.zeros(layout.size, dtype=torch.int64, device=work.device)  # element -> parameter
+        for k, (o, s) in enumerate(zip(layout.offsets, layout.shapes, strict=True)):
+            self._owner[o : o + s.numel()] = k
+        self.arrange()
+
+    def runs(self, name: str) -> list[tuple[int, int, int]]:
+        """Runs of lanes that use the same activation at a lifted place."""
+        return self._runs[name]
+
+    @property
+    def n_active(self) -> int:
+        return sum(lane is not None for lane in self.lanes)
+
+    def lane_of(self, trial: int) -> int:
+        """The lane that a trial is in."""
+        return next(i for i, t in enumerate(self.lanes) if t is not None and t.spec.number == trial)
+
+    def admit(self, trial: LaneTrial) -> int:
+        """Let a fresh trial into a free lane; returns the lane."""
+        lane = self.lanes.index(None)
+        self.state.put(lane, tensors_of(trial.recipe))
+        self.lanes[lane] = trial
+        return lane
+
+    def leave(self, lane: int) -> LaneTrial:
+        """Free a lane. What it held stays in place until someone else is let in, and touches nobody."""
+        trial = self.lanes[lane]
+        if trial is None:
+            raise ValueError(f"lane {lane} of fleet {self.number} is already free")
+        self.lanes[lane] = None
+        return trial
+
+    def arrange(self) -> None:
+        """Put lanes that share an update family and activations side by side. No lane's result depends on where it stands."""
+        def rank(i: int) -> tuple[object, ...]:
+            t = self.lanes[i]
+            return (1,) if t is None else (0, int(t.family), t.kinds, i)
+
+        wanted = sorted(range(self.width), key=rank)
+        if wanted != list(range(self.width)):
+            self.state.rearrange(wanted)
+            self.lanes = [self.lanes[i] for i in wanted]
+        for name in self._kind_names:
+            self._runs[name] = runs_of(self.state.extra[name].tolist())
+
+    def move_to(self, other: Fleet) -> None:
+        """Hand every trial over to a fleet of the same signature and another width."""
+        for i, trial in enumerate(self.lanes):
+            if trial is not None:
+                lane = other.lanes.index(None)
+                other.state.restore(lane, self.state.take(i))
+                other.lanes[lane] = trial
+        other.arrange()
+
+    def run_epoch(self) -> list[Measured]:
+        """Train every lane for one epoch, then measure it on the validation split."""
+        active = [(i, t) for i, t in enumerate(self.lanes) if t is not None]
+        losses, train_loss = self._train(active)
+        for _, t in active:
+            t.epoch += 1
+        valid_loss, metrics = self._validate()
+        out = []
+        for i, t in active:
+            named = {m.name: float(metrics[m.name][i]) for m in self.work.metrics} if metrics else {}
+            finite = math.isfinite(float(train_loss[i])) and math.isfinite(float(valid_loss[i]))
+            out.append(
+                Measured(
+                    t.spec.number, t.epoch, float(train_loss[i]), float(valid_loss[i]), named, float(losses[i]), finite
+                )
+            )
+        return out
+
+    def _train(self, active: Sequence[tuple[int, LaneTrial]]) -> tuple[Tensor, Tensor]:
+        """All ticks of an epoch: (first tick's loss (lanes,), mean loss over samples (lanes,)), on the host."""
+        n, q, device, dtype = self.work.data.train.n, self.quantum, self.work.device, self.layout.dtype
+        shapes = {i: t.shape(n, q) for i, t in active}
+        ticks = max(s.n_ticks for s in shapes.values())
+        orders = {i: t.order(n) for i, t in active}
+        keys = {i: t.keys(n) for i, t in active}
+        coefficients, blocks, needs = self._coefficients(active, ticks)
+        accumulate = any(not s.starts.all() for s in shapes.values())
+        tail = n % q if self.exact and n % q else q
+        share = torch.zeros(ticks, self.width, dtype=torch.float64)  # of the epoch's samples, per tick
+        keep = torch.zeros(ticks, self.width, 1, dtype=dtype)
+        for i, s in shapes.items():
+            share[: s.n_ticks, i] = torch.from_numpy(s.sizes[s.batch] / n)
+            keep[: s.n_ticks, i, 0] = torch.from_numpy((~s.starts).astype(np.float64))
+        losses = torch.empty(ticks, self.width, dtype=dtype, device=device)
+        keep = keep.to(device)
+        data = self.work.data.train.tensors
+        state, program = self.state, self.program
+        n_grads = len(state.grad_views)
+        segment = max(1, _SEGMENT_SLOTS // (self.width * q))
+        weights_of = {i: slot_weights(shapes[i], orders[i], t.denominators) for i, t in active}
+        for first in range(0, ticks, segment):
+            last = min(first + segment, ticks)
+            idx, weights, key = (np.zeros((last - first, self.width, q), dtype=d) for d in (np.int64, np.float64, np.int32))
+            for i, _ in active:
+                s = shapes[i]
+                stop = min(last, s.n_ticks)
+                if stop > first:
+                    position = s.position[first:stop]
+                    idx[: stop - first, i] = np.where(position >= 0, orders[i][position], 0)
+                    key[: stop - first, i] = keys[i][position]
+                    weights[: stop - first, i] = weights_of[i][first:stop]
+            idx_t = torch.from_numpy(idx).to(device).unbind(0)
+            key_t = torch.from_numpy(key).to(device).unbind(0)
+            weight_t = torch.from_numpy(weights).to(device, dtype).unbind(0)
+            for t in range(first, last):
+                at = t - first
+                slots = (idx_t[at], weight_t[at], key_t[at])
+                if self.exact and t == ticks - 1 and tail != q:  # the last batch is smaller, and may not be padded
+                    slots = tuple(x[:, :tail].contiguous() for x in slots)  # type: ignore[assignment]
+                outputs = program.train(state.inputs, data, *slots)
+                if accumulate:
+                    state.grads.mul_(keep[t])
+                    torch._foreach_add_(state.grad_views, outputs[:n_grads])
+                else:
+                    torch._foreach_copy_(state.grad_views, outputs[:n_grads])
+                if state.buffers:
+                    torch._foreach_copy_(state.buffers, outputs[n_grads:-1])
+                losses[t].copy_(outputs[-1])
+                self._update(t, coefficients, blocks, needs)
+        for i, t in active:
+            t.updates += shapes[i].n_updates
+        host = losses.double().cpu()
+        # Ticks after a lane's epoch is over hold whatever padding gave; their share is zero, and zero times NaN is not.
+        return host[0], torch.where(share > 0, host * share, 0.0).sum(0)
+
+    def _coefficients(
+        self, active: Sequence[tuple[int, LaneTrial]], ticks: int
+    ) -> tuple[list[tuple[Tensor, ...]], list[tuple[optim.Family, int, int]], list[frozenset[int]]]:
+        """Tables per block of neighbouring lanes of one family: T tensors (K, rows, G) each."""
+        n, q = self.work.data.train.n, self.quantum
+        families = [optim.Family.SGD if t is None else t.family for t in self.lanes]
+        blocks = [(optim.Family(f), i, j) for f, i, j in runs_of([int(f) for f in families])]
+        wide = any(t.groups > 1 for _, t in active)
+        n_groups = len(self.layout.names) if wide else 1
+        table = np.empty((ticks, optim.K, self.width, n_groups))
+        for i, family in enumerate(families):
+            table[:, :, i] = optim.idle(family)[:, None]
+        for i, t in active:
+            s = t.shape(n, q)
+            c = t.coefficients(s.n_updates)  # (updates, K, groups)
+            if wide:
+                c = c[:, :, t.group_of] if t.group_of is not None else np.repeat(c, n_groups, axis=2)
+            table[np.flatnonzero(s.due), :, i] = c
+        tensors, needs = [], []
+        for _, i, j in blocks:
+            part = table[:, :, i:j]
+            needs.append(optim.uses(np.moveaxis(part, 1, -1)))
+            tensors.append(torch.from_numpy(np.ascontiguousarray(part)).to(self.work.device, self.layout.dtype).unbind(0))
+        return tensors, blocks, needs
+
+    def _update(
+        self, t: int, tables: list[tuple[Tensor, ...]], blocks: list[tuple[optim.Family, int, int]],
+        needs: list[frozenset[int]],
+    ) -> None:
+        s = self.state
+        for table, (family, i, j), uses in zip(tables, blocks, needs, strict=True):
+            c = table[t]
+            if c.shape[-1] > 1:
+                c = c.index_select(-1, self._owner)  # (K, rows, P)
+            optim.UPDATES[family](
+                s.params[i:j], s.first[i:j], s.second[i:j], s.mean[i:j], s.grads[i:j], c.unbind(0), uses
+            )
+
+    def _validate(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss (lanes,), metric name -> (lanes,)), on the host."""
+        split = self.work.data.valid
+        loss, outputs = self.measure(split.tensors)
+        if outputs is None:
+            return loss, {}
+        target = split.tensors[-1]
+        return loss, {m.name: m.compute(outputs, target).double().cpu() for m in self.work.metrics}
+
+    def measure(self, data: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Loss and outputs of every lane on a split: ((lanes,) on the host, (lanes, n, ...))."""
+        n = data[0].shape[0]
+        keys = np.zeros((self.width, n), dtype=np.int32)
+        for i, t in enumerate(self.lanes):
+            if t is not None:
+                keys[i] = sample_keys(t.spec.seed, EVALUATION_EPOCH, n)
+        key_t = torch.from_numpy(keys).to(self.work.device)
+        weight = evaluation_weights(self.program._recipe, data).to(self.work.device, self.layout.dtype)
+        total = torch.zeros(self.width, dtype=torch.float64)
+        parts: list[Tensor] = []
+        known = is_known(self.program._recipe.loss)
+        for first in range(0, n, EVALUATION_CHUNK):
+            chunk = [t[first : first + EVALUATION_CHUNK] for t in data]
+            size = chunk[0].shape[0]
+            out = self.program.evaluate(
+                self.state.inputs, chunk, weight[first : first + size], key_t[:, first : first + size].contiguous()
+            )
+            total += out[-1].double().cpu() * (1.0 if known else size / n)
+            if len(out) > 1:
+                parts.append(out[0])
+        return total, (torch.cat(parts, 1) if parts else None)
+
+
+def evaluation_weights(recipe: Recipe, data: Sequence[Tensor]) -> Tensor:
+    """(n,) float64: with them, a known criterion's numerators sum to its mean over the whole split."""
+    from shoal.lanes.criteria import denominators
+
+    n = data[0].shape[0]
+    if not is_known(recipe.loss):
+        return torch.ones(n, dtype=torch.float64)
+    if recipe.loss.reduction == "sum":  # type: ignore[union-attr]
+        return torch.full((n,), 1.0 / n, dtype=torch.float64)
+    return torch.full((n,), 1.0, dtype=torch.float64) / denominators(recipe.loss, data[-1]).sum()  # type: ignore[arg-type]
+
+
+FleetFactory = Callable[[int, int], Fleet]

@@ -1,0 +1,357 @@
+"""Everything that trains on one device: fleets by signature, solo trials, and which of the two a signature gets.
+
+The engine speaks to this class only: admit, run an epoch, apply decisions. What happened to lanes comes back as events.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shoal import planner
+from shoal.errors import FuseError
+from shoal.lanes.fleet import Fleet, Work, tensors_of
+from shoal.lanes.lane import LaneTrial, Measured
+from shoal.lanes.rng import KeyedRandom
+from shoal.lanes.solo import Solo
+from shoal.lanes.step import Layout, Program
+from shoal.recipe import Recipe
+from shoal.records import Event, TrialSpec
+
+# State, gradients and temporaries of a lane, in multiples of its parameters; fleets may take this share of memory.
+_STATE_COPIES = 10
+_MEMORY_BYTES = 2 * 2**30
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A trial that is ready to start: signed for a fleet, or solo with the reason why."""
+
+    spec: TrialSpec
+    recipe: Recipe
+    lane: LaneTrial | None
+    signature: str = ""
+    quantum: int = 0
+    exact: bool = False
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class _Group:
+    """One signature: its template, its fleet, and what is known of it."""
+
+    template: Recipe
+    layout: Layout
+    like: Mapping[str, Tensor]
+    quantum: int
+    exact: bool
+    max_width: int
+    fleet: Fleet | None = None
+    solo_reason: str = ""
+
+
+class Pool:
+    """Fleets and solo trials of one study on one device.
+
+    Args:
+        work: Data and metrics.
+        rebuild: Replays a trial's recipe (for templates, and for trials that fall back to solo).
+        measure: Whether to time fused against solo steps and choose; False always fuses what can be fused.
+    """
+
+    def __init__(self, work: Work, rebuild: Callable[[TrialSpec], Recipe], *, measure: bool) -> None:
+        self.work, self._rebuild, self._measure = work, rebuild, measure
+        self._groups: dict[str, _Group] = {}
+        self._solos: dict[int, Solo] = {}
+        self._fleets = 0
+        self._warned: set[str] = set()
+        self._events: list[Event] = []
+
+    # -- what is going on -------------------------------------------------------------------------------------------------
+
+    @property
+    def n_running(self) -> int:
+        return len(self._solos) + sum(f.n_active for f in self._open())
+
+    @property
+    def n_lanes(self) -> int:
+        return len(self._solos) + sum(f.width for f in self._open())
+
+    @property
+    def n_fleets(self) -> int:
+        return sum(1 for _ in self._open())
+
+    def _open(self) -> Iterator[Fleet]:
+        return (g.fleet for g in self._groups.values() if g.fleet is not None)
+
+    def drain_events(self) -> list[Event]:
+        """What happened since the last call (ticks and times are filled in by the engine)."""
+        out, self._events = self._events, []
+        return out
+
+    # -- admission --------------------------------------------------------------------------------------------------------
+
+    def admit(self, candidates: Sequence[Candidate]) -> None:
+        """Start trials: fleets are opened, widened or narrowed as the planner says, then lanes are filled."""
+        waiting: dict[str, list[Candidate]] = {}
+        for c in candidates:
+            if c.lane is None:
+                self._start_solo(c.spec, c.recipe, c.reason)
+            else:
+                waiting.setdefault(c.signature, []).append(c)
+        for key, group in waiting.items():
+            if key not in self._groups:
+                self._groups[key] = self._open_group(group[0])
+            self._choose(self._groups[key], group)
+        demands = {}
+        for key, g in self._groups.items():
+            if g.solo_reason:
+                for c in waiting.pop(key, []):
+                    self._start_solo(c.spec, c.recipe, g.solo_reason)
+                continue
+            fleet = g.fleet
+            demands[key] = planner.Demand(
+                fleet.width if fleet else 0, fleet.n_active if fleet else 0, len(waiting.get(key, [])), g.max_width
+            )
+        for key, width in planner.widths(demands).items():
+            self._resize(key, self._groups[key], width)
+        for key, group in waiting.items():
+            fleet = self._groups[key].fleet
+            assert fleet is not None
+            room = fleet.width - fleet.n_active
+            for c in group[room:]:  # memory allows no wider fleet
+                self._start_solo(c.spec, c.recipe, "its fleet is as wide as memory allows")
+            for c in group[:room]:
+                assert c.lane is not None
+                c.lane.expected = self._expected(fleet, c.lane)
+                fleet.admit(c.lane)
+            fleet.arrange()
+            for c in group[:room]:
+                lane = fleet.lane_of(c.spec.number)
+                self._events.append(Event(0, "admitted", c.spec.number, fleet.number, lane))
+
+    def _open_group(self, c: Candidate) -> _Group:
+        template = self._rebuild(c.spec)
+        template.model.to(self.work.device)
+        layout = Layout.of(template)
+        like = {name: t.detach().clone() for name, t in tensors_of(template).items()}
+        per_lane = layout.size * torch.empty((), dtype=layout.dtype).element_size() * _STATE_COPIES
+        per_lane += c.quantum * sum(t[0].numel() * t.element_size() for t in self.work.data.train.tensors) * 4
+        limit = max(w for w in planner.WIDTHS if w <= max(1, _MEMORY_BYTES // max(1, per_lane)))
+        return _Group(Program.prepare(template), layout, like, c.quantum, c.exact, limit)
+
+    def _fleet(self, g: _Group, width: int) -> Fleet:
+        fleet = Fleet(self._fleets, g.template, g.layout, width, g.quantum, g.exact, self.work, g.like)
+        self._fleets += 1
+        return fleet
+
+    def _resize(self, key: str, g: _Group, width: int) -> None:
+        old = g.fleet
+        if width == (old.width if old else 0):
+            return
+        if width == 0:
+            g.fleet = None
+            return
+        fleet = self._fleet(g, width)
+        if old is not None:
+            old.move_to(fleet)
+            for i, t in enumerate(fleet.lanes):
+                if t is not None:
+                    self._events.append(Event(0, "left", t.spec.number, old.number, None, {"to": fleet.number}))
+                    self._events.append(Event(0, "admitted", t.spec.number, fleet.number, i))
+        g.fleet = fleet
+        data = {"width": width, "signature": key, "tier": "traced", "quantum": g.quantum}
+        self._events.append(Event(0, "fleet", None, fleet.number, None, data))
+
+    # -- fused or solo ----------------------------------------------------------------------------------------------------
+
+    def _choose(self, g: _Group, group: Sequence[Candidate]) -> None:
+        """Try a signature out before its first lane trains: does it trace, and is a tick cheaper than as many plain steps?"""
+        if g.solo_reason or g.fleet is not None:
+            return
+        width = planner.snug(len(group), g.max_width)
+        fleet = self._fleet(g, width)
+        try:
+            for c in group[:width]:
+                assert c.lane is not None
+                fleet.admit(c.lane)
+            fleet.arrange()
+            fused_s = self._time_tick(fleet)
+        except FuseError as error:
+            g.solo_reason = str(error)
+        except RuntimeError as error:
+            g.solo_reason = f"it cannot run over lanes ({str(error).splitlines()[0][:200]})"
+        else:
+            if self._measure:
+                solo_s = self._time_solo(group[0])
+                busy = min(len(group), width)
+                if solo_s * busy < 0.9 * fused_s:
+                    g.solo_reason = (
+                        f"faster one by one on this device ({1e3 * solo_s:.1f} ms a step, against {1e3 * fused_s / busy:.1f} ms in "
+                        f"{busy} lanes)"
+                    )
+        if g.solo_reason:
+            data = {"signature": group[0].signature, "reason": g.solo_reason}
+            self._events.append(Event(0, "signature solo", None, None, None, data))
+            return
+        # The trial run left its traces in program and state; the lanes are filled anew from the recipes.
+        fleet.lanes = [None] * width
+        g.fleet = fleet
+        data = {"width": width, "signature": group[0].signature, "tier": "traced", "quantum": g.quantum}
+        self._events.append(Event(0, "fleet", None, fleet.number, None, data))
+
+    def _slots(self, fleet: Fleet) -> tuple[Tensor, Tensor, Tensor]:
+        n, q, w = self.work.data.train.n, fleet.quantum, fleet.width
+        idx = (torch.arange(w * q) % n).view(w, q).to(self.work.device)
+        weights = torch.full((w, q), 1.0 / q, dtype=fleet.layout.dtype, device=self.work.device)
+        return idx, weights, torch.zeros(w, q, dtype=torch.int32, device=self.work.device)
+
+    def _time_tick(self, fleet: Fleet) -> float:
+        """Trace the training step; seconds of its best of a few runs."""
+        slots, data = self._slots(fleet), self.work.data.train.tensors
+        return _best_of(lambda: fleet.program.train(fleet.state.inputs, data, *slots), 4 if self._measure else 1)
+
+    def _time_solo(self, c: Candidate) -> float:
+        """Seconds of a plain step on one micro-batch, forward and backward."""
+        recipe = self._rebuild(c.spec)
+        solo = Solo(c.spec, recipe, self.work)
+        rows = torch.arange(c.quantum, device=self.work.device)
+        batch = tuple(t[rows] for t in self.work.data.train.tensors)
+        keys = torch.zeros(c.quantum, dtype=torch.int32, device=self.work.device)
+
+        def step() -> None:
+            with KeyedRandom(keys):
+                loss = solo.loss(batch)
+            recipe.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            recipe.optimizer.step()
+
+        return _best_of(step, 4)
+
+    def _expected(self, fleet: Fleet, trial: LaneTrial) -> float:
+        """What the recipe's own plain forward gives for the samples of its first tick: the check on admission."""
+        recipe, data = trial.recipe, self.work.data.train
+        n = data.n
+        shape = trial.shape(n, fleet.quantum)
+        position = shape.position[0][shape.position[0] >= 0]
+        order = trial.order(n)[position]
+        keys = torch.from_numpy(trial.keys(n)[position]).to(self.work.device)
+        rows = torch.from_numpy(order).to(self.work.device)
+        buffers = {name: b.detach().clone() for name, b in recipe.model.named_buffers()}
+        solo = Solo(trial.spec, recipe, self.work)
+        with torch.no_grad(), KeyedRandom(keys):
+            loss = float(solo.loss(tuple(t[rows] for t in data.tensors)))
+        with torch.no_grad():
+            for name, b in recipe.model.named_buffers():
+                b.copy_(buffers[name])
+        if trial.denominators is None:
+            return loss
+        batch = trial.order(n)[: int(shape.sizes[0])]
+        return loss * float(trial.denominators[order].sum() / trial.denominators[batch].sum())
+
+    def _start_solo(self, spec: TrialSpec, recipe: Recipe, reason: str) -> None:
+        self._solos[spec.number] = Solo(spec, recipe, self.work)
+        self._events.append(Event(0, "solo", spec.number, None, None, {"reason": reason}))
+        if reason and reason not in self._warned and not reason.startswith("faster"):
+            self._warned.add(reason)
+            warnings.warn(f"trial {spec.number} trains solo: {reason}.", RuntimeWarning, stacklevel=2)
+
+    # -- training ---------------------------------------------------------------------------------------------------------
+
+    def run_epoch(self) -> list[Measured]:
+        """One epoch of every running trial, in the order of their numbers."""
+        out: list[Measured] = []
+        for fleet in list(self._open()):
+            for m in fleet.run_epoch():
+                trial = fleet.lanes[fleet.lane_of(m.trial)]
+                assert trial is not None
+                if trial.expected is not None and not self._confirmed(trial.expected, m.first_loss, fleet.layout.dtype):
+                    self._fall_back(fleet, m, trial.expected)
+                    continue
+                trial.expected = None
+                out.append(m)
+        for solo in list(self._solos.values()):
+            out.append(solo.run_epoch())
+        return sorted(out, key=lambda m: m.trial)
+
+    @staticmethod
+    def _confirmed(expected: float, got: float, dtype: torch.dtype) -> bool:
+        if expected != expected or got != got or expected in (float("inf"), float("-inf")):
+            return (expected != expected) == (got != got)
+        tolerance = 1e-9 if dtype == torch.float64 else 1e-4 if dtype == torch.float32 else 2e-2
+        return abs(expected - got) <= tolerance * max(1.0, abs(expected))
+
+    def _fall_back(self, fleet: Fleet, m: Measured, expected: float) -> None:
+        """A lane that does not do what its recipe does alone: its epoch is dropped, and it starts over solo."""
+        lane = fleet.lane_of(m.trial)
+        trial = fleet.leave(lane)
+        self._events.append(Event(0, "left", m.trial, fleet.number, lane, {"reason": "admission check"}))
+        self._start_solo(
+            trial.spec,
+            self._rebuild(trial.spec),
+            f"its first loss in a lane was {m.first_loss:.7g}, alone it is {expected:.7g}; something that its program "
+            "baked in (a global, a counter, an object's state) differs between trials",
+        )
+
+    def recipe(self, trial: int) -> Recipe:
+        """The recipe of a running trial."""
+        if trial in self._solos:
+            return self._solos[trial].recipe
+        found = self._lane(trial)[1].recipe
+        return found
+
+    def epoch_done(self, trial: int, *, loss: float, value: float) -> None:
+        """Step the schedules that step per epoch."""
+        recipe = self.recipe(trial)
+        if recipe.schedule_every == "epoch":
+            recipe.step_schedule(loss=loss, value=value)
+
+    def state_dict(self, trial: int) -> dict[str, Tensor]:
+        """A running trial's weights, on the CPU."""
+        if trial in self._solos:
+            return self._solos[trial].state_dict()
+        fleet, t = self._lane(trial)
+        return fleet.state.state_dict(fleet.lane_of(t.spec.number))
+
+    def _lane(self, trial: int) -> tuple[Fleet, LaneTrial]:
+        for fleet in self._open():
+            for t in fleet.lanes:
+                if t is not None and t.spec.number == trial:
+                    return fleet, t
+        raise KeyError(trial)
+
+    def remove(self, trial: int) -> None:
+        """Take a trial out; its lane is free for the next one."""
+        if trial in self._solos:
+            del self._solos[trial]
+            self._events.append(Event(0, "left", trial, None, None))
+            return
+        fleet, t = self._lane(trial)
+        lane = fleet.lane_of(t.spec.number)
+        fleet.leave(lane)
+        self._events.append(Event(0, "left", trial, fleet.number, lane))
+
+
+def trace_reason(work: Work, c: Candidate, rebuild: Callable[[TrialSpec], Recipe]) -> str:
+    """Why a signed trial would train solo after all, or "" when its step traces: what ``explain`` reports."""
+    pool = Pool(work, rebuild, measure=False)
+    group = pool._open_group(c)
+    pool._choose(group, [c])
+    return group.solo_reason
+
+
+def _best_of(f: Callable[[], object], times: int) -> float:
+    f()  # traces, or warms caches up
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        f()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best

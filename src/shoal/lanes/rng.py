@@ -1,0 +1,159 @@
+"""Random numbers that belong to a sample, not to a moment: the same wherever, whenever and beside whomever it trains.
+
+A draw is a hash of (trial seed, epoch, position of the sample in the epoch's order, call site, element). Two consequences:
+splitting a batch into micro-batches changes no draw, and neither do a lane's neighbours, its slot, or when it was let in.
+
+Glossary: ``q`` samples in a micro-batch; ``key`` one int32 per sample, (q,), or (lanes, q) outside vmap.
+
+The mixer is the finalizer of MurmurHash3 (Appleby 2011), in int32 arithmetic that wraps around. Its shifts are arithmetic
+here (torch has no other on int32), which costs one of 32 bits of state and no visible quality; the tests measure it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+
+_GOLDEN, _M1, _M2 = -1640531527, -2048144789, -1028477387  # 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35 as int32
+
+
+def mix(x: Tensor) -> Tensor:
+    """Scramble int32 values, element by element."""
+    x = x ^ (x >> 16)
+    x = x * _M1
+    x = x ^ (x >> 13)
+    x = x * _M2
+    return x ^ (x >> 16)
+
+
+def _mix_np(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(_M1 & 0xFFFFFFFF)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(_M2 & 0xFFFFFFFF)
+    return x ^ (x >> np.uint32(16))
+
+
+def derive(*parts: int) -> int:
+    """A 63-bit number from whole numbers: seeds for trials, epochs, samplers."""
+    words = [w for p in parts for w in (p & 0xFFFFFFFF, (p >> 32) & 0xFFFFFFFF)]
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    """The order of samples in an epoch, (n,): a function of (trial seed, epoch) alone."""
+    return np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, epoch])).permutation(n)
+
+
+def sample_keys(seed: int, epoch: int, n: int) -> NDArray[np.int32]:
+    """One key per position in the epoch's order, (n,)."""
+    base = np.uint32(derive(seed, epoch) & 0xFFFFFFFF)
+    position = np.arange(n, dtype=np.uint32) * np.uint32(_GOLDEN & 0xFFFFFFFF)
+    return _mix_np(_mix_np(position) ^ base).view(np.int32)
+
+
+class KeyedRandom(TorchFunctionMode):
+    """While active, dropout and ``torch.rand*`` draw from the samples' keys instead of torch's generator.
+
+    Args:
+        keys: int32 (q,), one per sample of the micro-batch; may be a vmapped tensor.
+
+    A tensor whose first axis has ``q`` entries is drawn sample by sample. Any other shape is drawn as a whole from the first
+    sample's key, and ``whole`` becomes True: such a forward pass mixes samples and is not split into micro-batches.
+    """
+
+    def __init__(self, keys: Tensor) -> None:
+        super().__init__()
+        self.keys = keys
+        self.site = 0
+        self.whole = False
+
+    def bits(self, shape: torch.Size | tuple[int, ...], device: torch.device) -> Tensor:
+        """Uniform int32 of ``shape``."""
+        self.site += 1
+        q = self.keys.shape[0]
+        n = math.prod(shape)
+        by_sample = len(shape) > 0 and shape[0] == q
+        self.whole |= not by_sample
+        count = n // q if by_sample else n
+        element = torch.arange(count, dtype=torch.int32, device=device)
+        element = mix(element * _GOLDEN + (self.site * 0x632BE5AB & 0x7FFFFFFF))  # (count,)
+        if by_sample:
+            return mix(self.keys[:, None] ^ element).view(shape)  # (q, ...)
+        return mix(self.keys[0] ^ element).view(shape)
+
+    def uniform(self, shape: torch.Size | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Uniform in [0, 1) with 24 bits."""
+        return ((self.bits(shape, device) >> 8) + (1 << 23)).to(dtype) * 2.0**-24
+
+    def normal(self, shape: torch.Size | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Standard normal, by inversion: sqrt(2) erfinv(2u - 1) with u in the middle of its 24-bit cell."""
+        u = self.uniform(shape, torch.float64 if dtype == torch.float64 else torch.float32, device) + 2.0**-25
+        return (math.sqrt(2.0) * torch.erfinv((2.0 * u - 1.0).clamp(-1 + 2.0**-24, 1 - 2.0**-24))).to(dtype)
+
+    def dropout(self, x: Tensor, p: float | Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """``x * keep / (1 - p)``, the mask broadcast from ``shape``; ``p`` may be one lane's number as a tensor."""
+        p = torch.as_tensor(p, dtype=torch.float32, device=x.device)
+        # Integer threshold: keep where bits >= p * 2^32 - 2^31. The upper clamp keeps float32 rounding inside int32.
+        threshold = (p * 2.0**32 - 2.0**31).clamp(-(2.0**31), 2147483520.0).to(torch.int32)
+        scale = torch.where(p < 1, 1.0 / (1.0 - p), 0.0).to(x.dtype)
+        return x * ((self.bits(shape, x.device) >= threshold).to(x.dtype) * scale)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        handler = _HANDLERS.get(func)
+        return func(*args, **(kwargs or {})) if handler is None else handler(self, *args, **(kwargs or {}))
+
+
+def _dropout(
+    mode: KeyedRandom, input: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    if not training:
+        return input
+    out = mode.dropout(input, p, input.shape)
+    return input.copy_(out) if inplace else out
+
+
+def _feature_dropout(
+    mode: KeyedRandom, input: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    if not training:
+        return input
+    out = mode.dropout(input, p, (*input.shape[:2], *(1 for _ in input.shape[2:])))
+    return input.copy_(out) if inplace else out
+
+
+def _like(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def handler(mode: KeyedRandom, input: Tensor, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
+        return draw(mode, input.shape, dtype or input.dtype, device or input.device)
+
+    return handler
+
+
+def _sized(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def handler(mode: KeyedRandom, *size: Any, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
+        shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
+        return draw(mode, shape, dtype or torch.get_default_dtype(), torch.device(device or mode.keys.device))
+
+    return handler
+
+
+_HANDLERS: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.dropout: _dropout,
+    torch.dropout: lambda mode, input, p, train: _dropout(mode, input, p, train),
+    F.dropout1d: _feature_dropout,
+    F.dropout2d: _feature_dropout,
+    F.dropout3d: _feature_dropout,
+    torch.rand_like: _like(KeyedRandom.uniform),
+    torch.randn_like: _like(KeyedRandom.normal),
+    torch.rand: _sized(KeyedRandom.uniform),
+    torch.randn: _sized(KeyedRandom.normal),
+}

@@ -1,0 +1,106 @@
+"""The plain loop: one recipe, one trial, ordinary PyTorch. The reference that lanes are tested against, and the fallback.
+
+Two things tell it from the loop a user would write: the order of samples and the draws of dropout come from the trial's seed
+(``rng``), and results are reported as data.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.lanes.criteria import denominators, is_known
+from shoal.lanes.fleet import Work
+from shoal.lanes.lane import EVALUATION_CHUNK, EVALUATION_EPOCH, Measured
+from shoal.lanes.rng import KeyedRandom, derive, permutation, sample_keys
+from shoal.recipe import Batch, Recipe
+from shoal.records import TrialSpec
+
+
+class Solo:
+    """A trial that trains by itself."""
+
+    def __init__(self, spec: TrialSpec, recipe: Recipe, work: Work) -> None:
+        self.spec, self.recipe, self.work = spec, recipe, work
+        self.epoch = 0
+        recipe.model.to(work.device)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The recipe's own loss on a batch."""
+        if self.recipe.is_criterion:
+            return self.recipe.loss(self.recipe.model(*batch[:-1]), batch[-1])  # type: ignore[no-any-return]
+        return self.recipe.loss(self.recipe.model, batch)  # type: ignore[no-any-return]
+
+    def run_epoch(self) -> Measured:
+        """One epoch of training, then validation."""
+        recipe, data = self.recipe, self.work.data.train
+        n, device = data.n, self.work.device
+        recipe.train_mode()
+        order = torch.from_numpy(permutation(self.spec.seed, self.epoch, n)).to(device)
+        keys = torch.from_numpy(sample_keys(self.spec.seed, self.epoch, n)).to(device)
+        first, total = math.nan, torch.zeros((), dtype=torch.float64, device=device)
+        # Draws that have no keyed form (dropout inside attention) still repeat: torch's generator starts from the seed.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(self.spec.seed, self.epoch))
+            for at in range(0, n, recipe.batch_size):
+                rows = order[at : at + recipe.batch_size]
+                with KeyedRandom(keys[at : at + recipe.batch_size]):
+                    loss = self.loss(tuple(t[rows] for t in data.tensors))
+                recipe.optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                recipe.optimizer.step()
+                if recipe.schedule is not None and recipe.schedule_every == "step":
+                    recipe.step_schedule()
+                total += loss.detach().double() * (len(rows) / n)
+                if at == 0:
+                    first = float(loss.detach())
+        self.epoch += 1
+        valid_loss, outputs = self.measure(self.work.data.valid.tensors)
+        metrics: dict[str, float] = {}
+        if outputs is not None:
+            target = self.work.data.valid.tensors[-1]
+            metrics = {m.name: float(m.compute(outputs[None], target)[0]) for m in self.work.metrics}
+        finite = math.isfinite(float(total)) and math.isfinite(valid_loss)
+        return Measured(self.spec.number, self.epoch, float(total), valid_loss, metrics, first, finite)
+
+    def measure(self, data: Batch) -> tuple[float, Tensor | None]:
+        """(loss, outputs (n, ...)) on a split, in evaluation mode."""
+        return measure(self.recipe, data, self.spec.seed)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Parameters and buffers, copied to the CPU."""
+        tensors = {**dict(self.recipe.model.named_parameters()), **dict(self.recipe.model.named_buffers())}
+        return {name: t.detach().cpu().clone() for name, t in tensors.items()}
+
+
+def measure(recipe: Recipe, data: Batch, seed: int) -> tuple[float, Tensor | None]:
+    """Loss and outputs of a recipe's model on a split, in evaluation mode: (mean loss, outputs (n, ...) or None)."""
+    n = data[0].shape[0]
+    keys = torch.from_numpy(sample_keys(seed, EVALUATION_EPOCH, n)).to(data[0].device)
+    share = np.ones(n)
+    by_target = is_known(recipe.loss) and recipe.loss.reduction == "mean"  # type: ignore[union-attr]
+    if by_target:
+        share = denominators(recipe.loss, data[-1]).numpy()  # type: ignore[arg-type]
+    total, parts = 0.0, []
+    recipe.model.eval()
+    with torch.no_grad():
+        for at in range(0, n, EVALUATION_CHUNK):
+            batch = tuple(t[at : at + EVALUATION_CHUNK] for t in data)
+            size = batch[0].shape[0]
+            with KeyedRandom(keys[at : at + size]):
+                if recipe.is_criterion:
+                    out = recipe.model(*batch[:-1])
+                    loss = recipe.loss(out, batch[-1])
+                    parts.append(out if recipe.predict is None else recipe.predict(recipe.model, batch))
+                else:
+                    loss = recipe.loss(recipe.model, batch)
+                    if recipe.predict is not None:
+                        parts.append(recipe.predict(recipe.model, batch))
+            if is_known(recipe.loss) and not by_target:  # reduction="sum": per sample, so that sizes compare
+                total += float(loss) / n
+            else:
+                total += float(loss) * float(share[at : at + size].sum() / share.sum())
+    return total, (torch.cat(parts) if parts else None)

@@ -1,0 +1,284 @@
+"""Trace one trial's step once, for all lanes of a fleet: gradients while training, outputs and losses while evaluating.
+
+``functional_call`` + ``grad`` + ``vmap`` over stacked tensors, traced by ``make_fx`` to a flat ATen graph. The model is a template of
+the signature, rebuilt by replay and never the caller's own, with its lifted modules replaced by stand-ins.
+
+Glossary: ``lanes`` the fleet's width; ``q`` samples per micro-batch; every stacked tensor has lanes as its first axis.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from shoal.errors import FuseError
+from shoal.lanes import graph
+from shoal.lanes.criteria import criterion_values, is_known, numerators
+from shoal.lanes.lift import lift_template, lift_values
+from shoal.lanes.rng import KeyedRandom
+from shoal.recipe import Batch, Recipe
+
+ALIGN = 64  # elements: every parameter starts on a cache line, and no row of a flat buffer ends inside a vector
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each tensor of a trial lives. Trainable parameters share one flat row of ``size`` elements per lane."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    offsets: tuple[int, ...]
+    size: int
+    dtype: torch.dtype
+    frozen: tuple[str, ...]
+    buffers: tuple[str, ...]
+    lifted: tuple[str, ...]
+    values: tuple[str, ...]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Layout:
+        """The layout of a recipe; equal for all recipes of a signature.
+
+        Raises:
+            FuseError: If trainable parameters are of more than one dtype.
+        """
+        named = dict(recipe.model.named_parameters())
+        trainable = {name: p for name, p in named.items() if p.requires_grad}
+        dtypes = {p.dtype for p in trainable.values()}
+        if len(dtypes) > 1:
+            raise FuseError(f"its parameters have several dtypes ({', '.join(sorted(map(str, dtypes)))})")
+        offsets, size = [], 0
+        for p in trainable.values():
+            offsets.append(size)
+            size += -(-p.numel() // ALIGN) * ALIGN
+        values = criterion_values(recipe.loss) if is_known(recipe.loss) else {}  # type: ignore[arg-type]
+        return cls(
+            names=tuple(trainable),
+            shapes=tuple(p.shape for p in trainable.values()),
+            offsets=tuple(offsets),
+            size=size,
+            dtype=dtypes.pop(),
+            frozen=tuple(name for name in named if name not in trainable),
+            buffers=tuple(name for name, _ in recipe.model.named_buffers()),
+            lifted=tuple(lift_values(recipe.model)),
+            values=tuple(values),
+        )
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """The parameters inside a flat buffer (lanes, size): a list of (lanes, *shape) that share its memory."""
+        lanes = flat.shape[0]
+        return [
+            flat[:, o : o + s.numel()].view(lanes, *s) for o, s in zip(self.offsets, self.shapes, strict=True)
+        ]
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(s.numel() for s in self.shapes)
+
+
+class _Objective(nn.Module):
+    """A recipe's forward pass and loss as one module, so that ``functional_call`` reaches the model inside a callable loss."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.model = model
+        self._recipe = (recipe,)  # in a tuple: its loss may be a module, and must not become a child of this one
+
+    def outputs(self, batch: Batch) -> Tensor | None:
+        """What the metrics see."""
+        recipe = self._recipe[0]
+        if recipe.predict is not None:
+            return recipe.predict(self.model, batch)
+        return self.model(*batch[:-1]) if recipe.is_criterion else None
+
+    def forward(self, batch: Batch, weights: Tensor, values: dict[str, Tensor], evaluate: bool) -> tuple[Tensor, Any]:
+        """(weighted sum of numerators or the user's scalar, outputs if evaluating)."""
+        recipe = self._recipe[0]
+        if not recipe.is_criterion:
+            return recipe.loss(self.model, batch), (self.outputs(batch) if evaluate else None)
+        out = self.model(*batch[:-1])
+        if is_known(recipe.loss):
+            loss = (numerators(recipe.loss, out, batch[-1], values) * weights).sum()  # type: ignore[arg-type]
+        else:
+            loss = recipe.loss(out, batch[-1])
+        seen = None
+        if evaluate:
+            seen = recipe.predict(self.model, batch) if recipe.predict is not None else out
+        return loss, seen
+
+
+def _trace(f: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx  # imports sympy: half a second that `import shoal` need not pay
+
+    try:
+        with warnings.catch_warnings():
+            # vmap says where it loops over lanes; what that costs is measured, not guessed from a warning.
+            warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+            gm = make_fx(f)(*inputs)
+    except FuseError:
+        raise
+    except Exception as error:  # whatever the user's forward raises under tracing: it has no batched form
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FuseError(f"it cannot be traced over lanes ({type(error).__name__}: {reason[:200]})") from error
+    graph.check(gm)
+    return gm
+
+
+class Program:
+    """The traced steps of one signature at one width.
+
+    Args:
+        template: A recipe of the signature that nobody else uses; its model is changed in place.
+        layout: The signature's layout.
+        width: Lanes.
+        runs: ``runs(name)`` gives the current runs of equal activations at a lifted place.
+    """
+
+    def __init__(self, template: Recipe, layout: Layout, width: int, runs: Callable[[str], Any]) -> None:
+        self.layout, self.width = layout, width
+        self._recipe, self._runs = template, runs
+        self._objective = _Objective(template.model, template)
+        self.graphs: dict[tuple[str, int], torch.fx.GraphModule] = {}
+        self._functions: dict[tuple[str, int], Callable[..., Any]] = {}
+
+    @staticmethod
+    def prepare(template: Recipe) -> Recipe:
+        """Replace the template's lifted modules; call once, before any program is built on it."""
+        lift_template(template.model)
+        return template
+
+    def _lane(
+        self, tensors: Sequence[Tensor], n_data: int, *, evaluate: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], Batch, Tensor, Tensor]:
+        it = iter(tensors)
+        la = self.layout
+        params = {f"model.{name}": next(it) for name in la.names}
+        fixed = {f"model.{name}": next(it) for name in (*la.frozen, *la.lifted)}
+        buffers = {f"model.{name}": next(it) for name in la.buffers}
+        values = {name: next(it) for name in la.values}
+        batch = tuple(next(it) for _ in range(n_data))
+        return params, fixed, buffers, values, batch, next(it), next(it)
+
+    def train(self, state: Sequence[Tensor], data: Sequence[Tensor], idx: Tensor, weights: Tensor, keys: Tensor) -> Any:
+        """One tick: gradients and new buffers.
+
+        Args:
+            state: Parameters, frozen parameters, lifted values, buffers and criterion values, in the layout's order, stacked.
+            data: The training split's tensors, (n, ...) each.
+            idx, weights, keys: (lanes, q).
+
+        Returns:
+            ``[gradients..., new buffers..., loss (lanes,)]``.
+        """
+        key = ("train", idx.shape[1])
+        if key not in self._functions:
+            self._functions[key] = self._build(key, self._train_step(len(data)), [*state, *data, idx, weights, keys])
+        return self._functions[key](*state, *data, idx, weights, keys)
+
+    def evaluate(self, state: Sequence[Tensor], chunk: Sequence[Tensor], weights: Tensor, keys: Tensor) -> Any:
+        """A chunk of validation data: chunk tensors (q, ...), weights (q,), keys (lanes, q) -> ``[outputs?, loss (lanes,)]``."""
+        key = ("evaluate", weights.shape[0])
+        if key not in self._functions:
+            flags = {m: m.training for m in self._recipe.model.modules()}
+            self._recipe.model.eval()
+            try:
+                self._functions[key] = self._build(key, self._evaluate_step(len(chunk)), [*state, *chunk, weights, keys])
+            finally:
+                for module, flag in flags.items():
+                    module.training = flag
+        return self._functions[key](*state, *chunk, weights, keys)
+
+    def _build(self, key: tuple[str, int], f: Callable[..., Any], inputs: list[Tensor]) -> Callable[..., Any]:
+        with torch.no_grad():
+            gm = _trace(f, inputs)
+        graph.tidy(gm)
+        placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+        la = self.layout
+        first = len(la.names) + len(la.frozen)
+        graph.specialise(gm, self._runs, dict(zip(placeholders[first : first + len(la.lifted)], la.lifted, strict=True)))
+        self.graphs[key] = gm
+        return graph.flat_function(gm)
+
+    def _train_step(self, n_data: int) -> Callable[..., list[Tensor]]:
+        def lane(*tensors: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+            params, fixed, buffers, values, batch, weights, keys = self._lane(tensors, n_data, evaluate=False)
+
+            def objective(
+                params: dict[str, Tensor], buffers: dict[str, Tensor]
+            ) -> tuple[Tensor, dict[str, Tensor]]:
+                advanced = {name: t.clone() for name, t in buffers.items()}
+                with KeyedRandom(keys):
+                    loss, _ = functional_call(
+                        self._objective, {**params, **fixed, **advanced}, (batch, weights, values, False)
+                    )
+                if not isinstance(loss, Tensor) or loss.dim() != 0:
+                    raise FuseError(f"its loss is not a scalar tensor but {_shape(loss)}")
+                return loss, advanced
+
+            grads, (loss, advanced) = grad_and_value(objective, has_aux=True)(params, buffers)
+            return list(grads.values()), list(advanced.values()), loss
+
+        def step(*inputs: Tensor) -> list[Tensor]:
+            state, data, (idx, weights, keys) = inputs[: -3 - n_data], inputs[-3 - n_data : -3], inputs[-3:]
+            flat = idx.reshape(-1)
+            batch = [t.index_select(0, flat).reshape(*idx.shape, *t.shape[1:]) for t in data]
+            grads, buffers, loss = vmap(lane)(*state, *batch, weights, keys)
+            return [*grads, *buffers, loss]
+
+        return step
+
+    def _evaluate_step(self, n_data: int) -> Callable[..., list[Tensor]]:
+        def lane(*tensors: Tensor) -> tuple[Tensor, ...]:
+            params, fixed, buffers, values, batch, weights, keys = self._lane(tensors, n_data, evaluate=True)
+            scratch = {name: t.clone() for name, t in buffers.items()}
+            with KeyedRandom(keys):
+                loss, seen = functional_call(
+                    self._objective, {**params, **fixed, **scratch}, (batch, weights, values, True)
+                )
+            return (loss,) if seen is None else (seen, loss)
+
+        def step(*inputs: Tensor) -> list[Tensor]:
+            n_state = len(inputs) - n_data - 2
+            dims = (*(0 for _ in range(n_state)), *(None for _ in range(n_data + 1)), 0)
+            return list(vmap(lane, in_dims=dims)(*inputs))
+
+        return step
+
+
+def _shape(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def probe_samples(recipe: Recipe, layout: Layout, data: Sequence[Tensor], n: int) -> bool:
+    """Whether samples of a micro-batch are independent: changing one must not change what the others get.
+
+    Runs the template's own forward pass twice, in training mode, under the same keys. Layers that mix samples (batch norm,
+    contrastive losses, attention across the batch) and losses that are not sums over samples give False.
+    """
+    if not is_known(recipe.loss) or n < 3:
+        return False
+    q = min(8, n - 1)
+    named = {**dict(recipe.model.named_parameters()), **dict(recipe.model.named_buffers())}
+    keys = torch.arange(q, dtype=torch.int32, device=data[0].device)
+    rows = torch.arange(q, device=data[0].device)
+    swapped = rows.clone()
+    swapped[0] = q
+
+    def run(idx: Tensor) -> tuple[Tensor, bool]:
+        batch = tuple(t[idx] for t in data)
+        tensors = {name: t.detach().clone() for name, t in named.items()}
+        with torch.no_grad(), KeyedRandom(keys) as mode:
+            out = functional_call(recipe.model, tensors, batch[:-1])
+        return out, mode.whole
+
+    (first, whole), (second, _) = run(rows), run(swapped)
+    if not isinstance(first, Tensor) or whole or first.dim() == 0 or first.shape[0] != q:
+        return False
+    scale = first.abs().max().clamp(min=1e-12)
+    return bool(((first[1:] - second[1:]).abs().max() <= 1e-5 * scale).item())

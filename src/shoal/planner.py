@@ -1,0 +1,56 @@
+"""How many lanes, in which fleets: pure decisions from counts. Knows no torch, no clock and no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# Widths a fleet may have. Few of them, since every width is traced by itself; even ones from 2 on, so that parallel kernels split
+# a stacked tensor between lanes and not inside one.
+WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one signature asks for: lanes it holds now (``width``, 0 without a fleet), trials in them, trials waiting."""
+
+    width: int
+    active: int
+    waiting: int
+    max_width: int = WIDTHS[-1]
+
+
+def total_lanes(n_trials: int, *, learns: bool, limit: int = WIDTHS[-1]) -> int:
+    """Trials that run at once.
+
+    While a sampler learns from results, an eighth of the trials at most runs together (very wide waves turn a model-based search
+    into a random one), but not fewer than 32: below that a tick is mostly overhead.
+
+    >>> total_lanes(200, learns=True), total_lanes(1000, learns=True), total_lanes(1000, learns=False)
+    (32, 125, 128)
+    """
+    wanted = max(32, n_trials // 8) if learns else n_trials
+    return max(1, min(wanted, limit, n_trials))
+
+
+def snug(n: int, limit: int) -> int:
+    """The smallest width that holds ``n`` lanes, or the largest allowed."""
+    allowed = [w for w in WIDTHS if w <= limit] or [1]
+    return next((w for w in allowed if w >= n), allowed[-1])
+
+
+def widths(demands: Mapping[str, Demand]) -> dict[str, int]:
+    """The width each signature's fleet should have next: 0 closes it.
+
+    A fleet that is wide enough and not more than twice too wide stays as it is: changing the width means tracing again.
+    """
+    out: dict[str, int] = {}
+    for key, d in demands.items():
+        wanted = min(d.active + d.waiting, d.max_width)
+        if wanted == 0:
+            out[key] = 0
+        elif wanted <= d.width <= max(2 * snug(wanted, d.max_width), 4):
+            out[key] = d.width
+        else:
+            out[key] = max(snug(wanted, d.max_width), snug(d.active, d.max_width))
+    return out

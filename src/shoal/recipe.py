@@ -1,0 +1,156 @@
+"""What ``define(trial)`` returns: one trial as plain PyTorch objects, checked the moment it is made."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  (the field's own name for it)
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from shoal.errors import RecipeError
+
+Batch: TypeAlias = tuple[Tensor, ...]
+Loss: TypeAlias = nn.Module | Callable[..., Tensor]
+
+# ``torch.nn.functional`` losses are criteria on (output, target); the module of the same defaults stands for each.
+FUNCTIONAL_CRITERIA: dict[Callable[..., Any], Callable[[], nn.Module]] = {
+    F.cross_entropy: nn.CrossEntropyLoss,
+    F.nll_loss: nn.NLLLoss,
+    F.mse_loss: nn.MSELoss,
+    F.l1_loss: nn.L1Loss,
+    F.smooth_l1_loss: nn.SmoothL1Loss,
+    F.huber_loss: nn.HuberLoss,
+    F.binary_cross_entropy: nn.BCELoss,
+    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+}
+
+# Fields of the full recipe whose work has not been done yet: refused by name, so that none is silently ignored.
+_LATER = ("clip_norm", "clip_value", "l1", "transform", "extensions")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One trial as ordinary PyTorch objects.
+
+    Args:
+        model: The network. What its weights are when ``define`` returns is where training starts.
+        optimizer: A ``torch.optim`` optimizer over exactly the parameters of ``model`` that require a gradient.
+        loss: A criterion (an ``nn.Module`` or a loss of ``torch.nn.functional``), called as ``loss(model(*inputs), target)``
+            where the last tensor of the data is the target; or any other callable, called as ``loss(model, batch)`` with
+            ``batch`` the tuple of the data's tensors. Either returns a scalar.
+        batch_size: Samples per update, from 1 to the size of the training split. The last batch of an epoch may be smaller.
+        schedule: A scheduler of ``torch.optim.lr_scheduler`` on ``optimizer``. ``ReduceLROnPlateau`` is shown the validation
+            loss when its mode is "min", and the study's metric when it is "max".
+        schedule_every: Whether ``schedule`` steps after each epoch or after each update.
+        predict: ``predict(model, batch) -> outputs (n, ...)``: what metrics see. By default ``model(*inputs)`` for a
+            criterion; with a callable loss and no ``predict`` only the loss is measured.
+        clip_norm, clip_value, l1, transform, extensions: Reserved for later versions; anything but the default is refused.
+
+    Raises:
+        RecipeError: If the parts do not fit each other; the message says which and what to do.
+
+    Example:
+        >>> from torch import nn, optim
+        >>> model = nn.Linear(4, 2)
+        >>> Recipe(model, optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), batch_size=8).batch_size
+        8
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    batch_size: int
+    schedule: LRScheduler | ReduceLROnPlateau | None = None
+    schedule_every: Literal["epoch", "step"] = "epoch"
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    l1: float = 0.0
+    transform: Callable[..., Any] | None = None
+    predict: Callable[[nn.Module, Batch], Tensor] | None = None
+    extensions: Sequence[Any] = ()
+    # Per-submodule train/eval flags as ``define`` left them: a BatchNorm that the user froze stays frozen.
+    training: dict[str, bool] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise RecipeError(f"Recipe(model=...) must be an nn.Module, not {_kind(self.model)}.")
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise RecipeError(f"Recipe(optimizer=...) must be a torch.optim optimizer, not {_kind(self.optimizer)}.")
+        if not callable(self.loss):
+            raise RecipeError(f"Recipe(loss=...) must be a criterion or a callable, not {_kind(self.loss)}.")
+        if isinstance(self.loss, type):
+            raise RecipeError(f"Recipe(loss={self.loss.__name__}) is a class; pass an instance: {self.loss.__name__}().")
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise RecipeError(f"Recipe(batch_size=...) must be a whole number of at least 1, not {self.batch_size!r}.")
+        if self.schedule_every not in ("epoch", "step"):
+            raise RecipeError(f"Recipe(schedule_every=...) must be 'epoch' or 'step', not {self.schedule_every!r}.")
+        for name in _LATER:
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise RecipeError(f"Recipe({name}=...) is not available in this version; leave it out.")
+        self._check_optimizer()
+        if self.schedule is not None:
+            owner = getattr(self.schedule, "optimizer", None)
+            if owner is not self.optimizer:
+                raise RecipeError(
+                    "Recipe(schedule=...) must be a torch.optim.lr_scheduler over the recipe's own optimizer; build it as "
+                    f"Scheduler(optimizer, ...). Got {_kind(self.schedule)}."
+                )
+            if self.schedule_every == "step" and isinstance(self.schedule, ReduceLROnPlateau):
+                raise RecipeError("ReduceLROnPlateau needs a validation result; use schedule_every='epoch'.")
+        if type(self.loss).__name__ == "builtin_function_or_method" or self.loss in FUNCTIONAL_CRITERIA:
+            known = FUNCTIONAL_CRITERIA.get(self.loss)
+            if known is not None:
+                object.__setattr__(self, "loss", known())
+        object.__setattr__(self, "training", {name: m.training for name, m in self.model.named_modules()})
+
+    def _check_optimizer(self) -> None:
+        named = dict(self.model.named_parameters())
+        if not any(p.requires_grad for p in named.values()):
+            raise RecipeError("the model has no parameter that requires a gradient: there is nothing to train.")
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        foreign = held - {id(p) for p in named.values()}
+        if foreign:
+            raise RecipeError(
+                f"the optimizer holds {len(foreign)} tensor(s) that are not parameters of this model; build it from "
+                "model.parameters() of the model in the recipe."
+            )
+        missing = [name for name, p in named.items() if p.requires_grad and id(p) not in held]
+        if missing:
+            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise RecipeError(
+                f"the optimizer misses {len(missing)} parameter(s) of the model ({shown}); pass model.parameters(), or set "
+                "requires_grad=False on what should stay fixed."
+            )
+
+    @property
+    def is_criterion(self) -> bool:
+        """Whether ``loss`` is called on (output, target) rather than on (model, batch)."""
+        return isinstance(self.loss, nn.Module)
+
+    def train_mode(self) -> None:
+        """Put every submodule back into the mode that ``define`` left it in."""
+        for name, module in self.model.named_modules():
+            module.training = self.training.get(name, True)
+
+    def step_schedule(self, *, loss: float = float("nan"), value: float = float("nan")) -> None:
+        """Advance the schedule once (after an epoch, or after an update), as a plain loop would."""
+        if self.schedule is None:
+            return
+        # A fused trial never calls ``optimizer.step``; torch warns about the order of calls unless told that it was.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
+            if isinstance(self.schedule, ReduceLROnPlateau):
+                self.schedule.step(loss if self.schedule.mode == "min" else value)
+            else:
+                self.schedule.step()
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

@@ -1,0 +1,138 @@
+"""The data that crosses Shoal's seams: frozen, plain, free of torch, Optuna, clocks and files.
+
+Glossary: a *value* is the metric a study is judged by, in the user's own direction; an *epoch* is counted from 1
+(``epoch=3`` is what was measured after three epochs of training); ``time_s`` is seconds since the study was first
+opened, for figures only: no decision reads it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Direction: TypeAlias = Literal["minimize", "maximize"]
+ParamValue: TypeAlias = str | int | float | bool | None
+Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
+
+
+class TrialState(enum.StrEnum):
+    """Where a trial stands. ``stopped`` is early stopping or a loss that is not finite; ``failed`` is an error."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSpec:
+    """All that is needed to run a trial again anywhere: ``define`` is replayed from it.
+
+    ``distributions`` maps a parameter's name to its Optuna distribution as JSON (``distribution_to_json``).
+    """
+
+    number: int
+    seed: int
+    params: Mapping[str, ParamValue]
+    distributions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """One trial, one epoch. ``metrics`` are measured on the validation split and include ``loss``."""
+
+    trial: int
+    epoch: int
+    train_loss: float
+    value: float
+    metrics: Mapping[str, float]
+    time_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """How a trial ended. ``value`` is None for a failed trial; ``epoch`` is the epoch that ``value`` was measured at."""
+
+    number: int
+    state: TrialState
+    value: float | None
+    epoch: int
+    reason: str = ""
+    time_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the journal: what happened to the lanes, at which tick.
+
+    ``tick`` counts epochs that the engine has run (lanes change at epoch boundaries only). Kinds: ``fleet`` (opened:
+    width, signature, tier), ``admitted`` (trial, fleet, lane), ``left`` (trial, fleet, lane), ``solo`` (trial, reason).
+    """
+
+    tick: int
+    kind: str
+    trial: int | None = None
+    fleet: int | None = None
+    lane: int | None = None
+    data: Mapping[str, Json] = field(default_factory=dict)
+    time_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """A trial with all that is known of it."""
+
+    spec: TrialSpec
+    state: TrialState
+    value: float | None
+    epoch: int
+    reason: str
+    rows: tuple[EpochRow, ...]
+    time_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """A whole study as data: what the report, the command line and ``resume`` read.
+
+    ``meta`` holds JSON facts under these keys: ``metric`` (name), ``options`` (keywords of ``tune``), ``fingerprint``
+    (of ``define``'s code), ``space`` (name -> distribution JSON), ``test`` (metric name -> value on the test split, of
+    the winner), ``weights`` (trial number as str -> file), ``hardware``, ``elapsed_s``.
+    """
+
+    name: str
+    direction: Direction
+    trials: tuple[TrialRecord, ...]
+    events: tuple[Event, ...]
+    meta: Mapping[str, Json]
+
+    def best(self) -> TrialRecord | None:
+        """The finished trial with the best value (the lower number wins a tie), or None when nothing has finished."""
+        sign = 1.0 if self.direction == "minimize" else -1.0
+        finished = [t for t in self.trials if t.state is TrialState.FINISHED and t.value is not None]
+        return min(finished, key=lambda t: (sign * (t.value or 0.0), t.spec.number), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a live table shows; made by the engine once per round, never per tick."""
+
+    n_trials: int
+    running: int
+    finished: int
+    stopped: int
+    failed: int
+    lanes_busy: int
+    lanes_total: int
+    fleets: int
+    best_number: int | None
+    best_value: float | None
+    best_params: Mapping[str, ParamValue]
+    metric: str
+    epochs_done: int
+    epochs_per_s: float
+    elapsed_s: float
+    remaining_s: float | None
+    message: str = ""

@@ -1,0 +1,84 @@
+"""What every scheduler takes and gives: plain rows in, verdicts out.
+
+Schedulers are pure: no torch, no clock, no files, no randomness. Their whole state follows from the rows that they
+were given, so ``resume`` rebuilds a scheduler by feeding it the recorded rows again, and tests need no training.
+
+Glossary: a *value* is minimised here, whatever the user's direction (the engine flips it at the boundary); an *epoch*
+is counted from 1.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from shoal.errors import UsageError
+
+Rank: TypeAlias = "tuple[bool, float, int]"
+
+
+class Decision(enum.StrEnum):
+    """What happens to a trial next."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A decision and why; the reason is shown to the user, so it names no value (signs are flipped in here)."""
+
+    decision: Decision
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One trial's value after one epoch. The value is minimised; NaN counts as the worst there is."""
+
+    trial: int
+    epoch: int
+    value: float
+
+
+@runtime_checkable
+class Scheduler(Protocol):
+    """Decides who trains on."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it, as in ``tune(scheduler=...)``."""
+
+    def observe(self, rows: Sequence[Observation]) -> Mapping[int, Verdict]:
+        """Take the rows of one round and say which of their trials should stop.
+
+        Args:
+            rows: what arrived together; their order carries no meaning.
+
+        Returns:
+            Trial number -> verdict. A trial that is not named continues.
+        """
+
+
+def rank(row: Observation) -> Rank:
+    """A sort key, best first: NaN is worst, the lower trial number wins a tie."""
+    return (True, 0.0, row.trial) if math.isnan(row.value) else (False, row.value, row.trial)
+
+
+def in_order(rows: Sequence[Observation]) -> list[Observation]:
+    """The rows by epoch, then best first, so that no decision can depend on the order in which lanes reported."""
+    return sorted(rows, key=lambda row: (row.epoch, rank(row)))
+
+
+def check_whole(what: str, value: object, *, at_least: int) -> int:
+    """``value`` if it is a whole number not below ``at_least``.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise UsageError(f"{what} must be a whole number, {at_least} or more; got {value!r}.")
+    return value

@@ -1,0 +1,66 @@
+"""JSON that keeps every float, because a diverged trial is a result too.
+
+Strict JSON has no NaN and no infinity, and SQLite turns NaN into NULL. A float that is not finite becomes
+``{"$float": "nan"}``; a user's own key that begins with ``$`` gets a second one, so that nothing is ambiguous.
+Finite floats are written with ``repr``, which reads back to the same bits. Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from shoal.errors import StorageError
+from shoal.records import Json
+
+_KEY = "$float"
+
+
+def encode(value: object, what: str) -> str:
+    """``value`` as strict JSON text.
+
+    Args:
+        value: JSON data, tuples and mappings included, in which floats may be NaN or infinite.
+        what: its name in an error message.
+
+    Raises:
+        StorageError: something in it is not JSON data.
+    """
+    # The common case is a flat dict of finite floats, for which the C encoder is far faster than a walk in Python.
+    if type(value) is dict and all(_is_plain(key, item) for key, item in value.items()):
+        with contextlib.suppress(ValueError):
+            return json.dumps(value, allow_nan=False)
+    return json.dumps(_pack(value, what), allow_nan=False)
+
+
+def decode(text: str) -> Any:
+    """What `encode` was given; tuples come back as lists."""
+    return json.loads(text, object_hook=_unpack)
+
+
+def _is_plain(key: object, item: object) -> bool:
+    return type(key) is str and not key.startswith("$") and type(item) in (float, int, str)
+
+
+def _pack(value: object, what: str) -> Json:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {_KEY: repr(float(value))}
+    if isinstance(value, list | tuple):
+        return [_pack(item, what) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {f"${key}" if key.startswith("$") else key: _pack(item, what) for key, item in value.items()}
+    raise StorageError(
+        f"{what} must be JSON data (text, numbers, true, false, null, lists, and mappings with text as keys), "
+        f"got {type(value).__name__}: convert it first."
+    )
+
+
+def _unpack(value: dict[str, Any]) -> Any:
+    if len(value) == 1 and _KEY in value:
+        return float(value[_KEY])
+    return {key.removeprefix("$"): item for key, item in value.items()}

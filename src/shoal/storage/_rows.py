@@ -1,0 +1,229 @@
+"""Rows into tables: what a batch does to the file.
+
+Consecutive operations of one kind go out as one bulk statement. Each is an upsert or a delete and insert, so that a
+trial that is resumed or extended may say again what it said before.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import sqlalchemy as sa
+from optuna.storages._rdb import models
+from optuna.trial import TrialState as OptunaState
+from sqlalchemy.dialects.sqlite import insert
+
+from shoal.records import TrialResult, TrialState
+from shoal.storage import _codec
+from shoal.storage._tables import EPOCH, EVENT, META, TRIAL, explained, transaction
+
+# What a queued operation is: its kind, which is the name of a method of `RowWriter`, and its rows.
+Operation: TypeAlias = "tuple[str, Sequence[Any]]"
+
+_TRIALS = models.TrialModel.__table__
+_PARAMS = models.TrialParamModel.__table__
+_VALUES = models.TrialValueModel.__table__
+_ATTRS = models.TrialUserAttributeModel.__table__
+_STEPS = models.TrialIntermediateValueModel.__table__
+
+_STATES = {
+    TrialState.RUNNING: OptunaState.RUNNING,
+    TrialState.FINISHED: OptunaState.COMPLETE,
+    TrialState.STOPPED: OptunaState.PRUNED,
+    TrialState.FAILED: OptunaState.FAIL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AskedRow:
+    """A `TrialSpec` in the form of its rows; ``params`` are (name, Optuna's internal value, distribution as JSON)."""
+
+    number: int
+    seed: str
+    spec: str
+    params: tuple[tuple[str, float, str], ...]
+    start: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRow:
+    """A `TrialResult` and when it came."""
+
+    result: TrialResult
+    end: datetime.datetime
+
+
+def _upsert(table: Any, keys: Sequence[str]) -> Any:
+    statement = insert(table)
+    surrogate = {
+        column.name for column in table.primary_key if column.autoincrement is True or len(table.primary_key) == 1
+    }
+    changed = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in {*keys, *surrogate}}
+    return statement.on_conflict_do_update(index_elements=list(keys), set_=changed)
+
+
+class RowWriter:
+    """Writes operations of one study; used from the writer's thread only.
+
+    Args:
+        connection: to the study file, not used by anyone else.
+        path: the file, for messages.
+        study_id: the study's key in Optuna's tables.
+        trial_ids: Optuna's trial key by trial number, for the trials that are in the file already.
+    """
+
+    def __init__(self, connection: sa.Connection, path: Path, study_id: int, trial_ids: list[int]) -> None:
+        self._connection = connection
+        self._path = path
+        self._study_id = study_id
+        self._trial_ids = trial_ids
+        self._put_step = _upsert(_STEPS, ("trial_id", "step"))
+        self._put_value = _upsert(_VALUES, ("trial_id", "objective"))
+        self._put_attr = _upsert(_ATTRS, ("trial_id", "key"))
+        self._put_epoch = _upsert(EPOCH, ("study_id", "trial", "epoch"))
+        self._put_meta = _upsert(META, ("study_id", "key"))
+
+    def commit(self, batch: Sequence[Operation]) -> None:
+        """Make a batch durable: one transaction, and one wait for the disk.
+
+        Raises:
+            StorageError: the file could not be written; then nothing of the batch is in it.
+        """
+        with explained(self._path, "writing to"), transaction(self._connection):
+            for kind, operations in itertools.groupby(batch, key=lambda operation: operation[0]):
+                rows = list(itertools.chain.from_iterable(rows for _, rows in operations))
+                getattr(self, kind)(rows)
+
+    def asked(self, rows: Sequence[AskedRow]) -> None:
+        """New trials, running, with their parameters."""
+        # Explicit keys, so that nothing is read back; nobody else can take one inside an immediate transaction.
+        first = (self._connection.scalar(sa.select(sa.func.max(_TRIALS.c.trial_id))) or 0) + 1
+        ids = range(first, first + len(rows))
+        self._trial_ids.extend(ids)
+        self._many(
+            sa.insert(_TRIALS),
+            [
+                {
+                    "trial_id": trial_id,
+                    "number": row.number,
+                    "study_id": self._study_id,
+                    "state": OptunaState.RUNNING,
+                    "datetime_start": row.start,
+                }
+                for trial_id, row in zip(ids, rows, strict=True)
+            ],
+        )
+        self._many(
+            sa.insert(_PARAMS),
+            [
+                {"trial_id": trial_id, "param_name": name, "param_value": value, "distribution_json": distribution}
+                for trial_id, row in zip(ids, rows, strict=True)
+                for name, value, distribution in row.params
+            ],
+        )
+        fresh = {"study_id": self._study_id, "state": TrialState.RUNNING.value, "epoch": 0, "reason": "", "time_s": 0.0}
+        self._many(
+            sa.insert(TRIAL), [{**fresh, "number": row.number, "seed": row.seed, "spec": row.spec} for row in rows]
+        )
+
+    def recorded(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Epochs, as rows of shoal_epoch without the study."""
+        steps = []
+        for row in rows:
+            value, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(row["value"])
+            steps.append(
+                {
+                    "trial_id": self._trial_ids[row["trial"]],
+                    "step": row["epoch"],
+                    "intermediate_value": value,
+                    "intermediate_value_type": kind,
+                }
+            )
+        self._many(self._put_step, steps)
+        self._many(self._put_epoch, [{"study_id": self._study_id, **row} for row in rows])
+
+    def ended(self, rows: Sequence[EndedRow]) -> None:
+        """How trials ended, for the first time or again."""
+        self._close([row.result for row in rows], {row.result.number: row.end for row in rows})
+
+    def restart(self, numbers: Sequence[int]) -> None:
+        """Trials that run again from the start: as if they had only been asked."""
+        ids = [{"key_": self._trial_ids[number]} for number in numbers]
+        self._many(sa.delete(_STEPS).where(_STEPS.c.trial_id == sa.bindparam("key_")), ids)
+        mine = sa.and_(EPOCH.c.study_id == self._study_id, EPOCH.c.trial == sa.bindparam("number_"))
+        self._many(sa.delete(EPOCH).where(mine), [{"number_": number} for number in numbers])
+        self._close([TrialResult(number, TrialState.RUNNING, None, 0) for number in numbers], {})
+
+    def happened(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Events, as rows of shoal_event without the study."""
+        self._many(sa.insert(EVENT), [{"study_id": self._study_id, **row} for row in rows])
+
+    def set_meta(self, rows: Sequence[dict[str, str]]) -> None:
+        """Facts about the study, as rows of shoal_meta without the study."""
+        self._many(self._put_meta, [{"study_id": self._study_id, **row} for row in rows])
+
+    def _close(self, results: Sequence[TrialResult], ends: dict[int, datetime.datetime]) -> None:
+        latest = list({result.number: result for result in results}.values())  # the last word on each trial counts
+        states, values, attrs, own = [], [], [], []
+        for result in latest:
+            trial_id = self._trial_ids[result.number]
+            value = self._optuna_value(result)
+            state = _STATES[result.state]
+            if state is OptunaState.COMPLETE and value is None:
+                state = OptunaState.FAIL  # what Optuna itself makes of a value that is NaN
+            states.append({"key_": trial_id, "state_": state, "end_": ends.get(result.number)})
+            if value is not None:
+                stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+                values.append({"trial_id": trial_id, "objective": 0, "value": stored, "value_type": kind})
+            if result.state is not TrialState.RUNNING:
+                attrs.append({"trial_id": trial_id, "key": "epoch", "value_json": str(result.epoch)})
+                if result.reason:
+                    attrs.append(
+                        {"trial_id": trial_id, "key": "reason", "value_json": _codec.encode(result.reason, "reason")}
+                    )
+            own.append(
+                {
+                    "number_": result.number,
+                    "state_": result.state.value,
+                    "value_": None if result.value is None else _codec.encode(result.value, "value"),
+                    "epoch_": result.epoch,
+                    "reason_": result.reason,
+                    "time_": result.time_s,
+                }
+            )
+        keys = [{"key_": row["key_"]} for row in states]
+        is_mine = sa.or_(_ATTRS.c.key == "reason", _ATTRS.c.key == "epoch")
+        self._many(sa.delete(_VALUES).where(_VALUES.c.trial_id == sa.bindparam("key_")), keys)
+        self._many(sa.delete(_ATTRS).where(_ATTRS.c.trial_id == sa.bindparam("key_"), is_mine), keys)
+        changed: dict[str, Any] = {"state": sa.bindparam("state_"), "datetime_complete": sa.bindparam("end_")}
+        self._many(sa.update(_TRIALS).where(_TRIALS.c.trial_id == sa.bindparam("key_")).values(changed), states)
+        self._many(self._put_value, values)
+        self._many(self._put_attr, attrs)
+        fields: dict[str, Any] = {name: sa.bindparam(f"{name}_") for name in ("state", "value", "epoch", "reason")}
+        mine = sa.and_(TRIAL.c.study_id == self._study_id, TRIAL.c.number == sa.bindparam("number_"))
+        self._many(sa.update(TRIAL).where(mine).values(**fields, time_s=sa.bindparam("time_")), own)
+
+    def _optuna_value(self, result: TrialResult) -> float | None:
+        """The value that Optuna shows: none for a failed trial, the last finite one for a pruned trial."""
+        value = None if result.value is None or math.isnan(result.value) else result.value
+        if result.state is TrialState.FINISHED:
+            return value
+        if result.state is not TrialState.STOPPED:
+            return None
+        if value is not None and math.isfinite(value):
+            return value
+        finite = sa.and_(EPOCH.c.value > -math.inf, EPOCH.c.value < math.inf)
+        query = sa.select(EPOCH.c.value).where(
+            EPOCH.c.study_id == self._study_id, EPOCH.c.trial == result.number, finite
+        )
+        return self._connection.scalar(query.order_by(EPOCH.c.epoch.desc()).limit(1))
+
+    def _many(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
+        if rows:
+            self._connection.execute(statement, rows)

@@ -1,0 +1,325 @@
+"""The owner's side of a study file: queue now, commit soon, and know what is committed."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import datetime
+import functools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from shoal.errors import StorageError
+from shoal.records import (
+    Direction,
+    EpochRow,
+    Event,
+    Json,
+    ParamValue,
+    StudyRecord,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+)
+from shoal.storage import _codec
+from shoal.storage._lock import OwnerLock
+from shoal.storage._place import check_folder, study_path
+from shoal.storage._writer import BatchWriter
+
+# SQLAlchemy and Optuna take 0.4 s to import: only opening a study needs them, `import shoal` does not.
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+    from optuna.distributions import BaseDistribution
+
+    from shoal.storage._rows import Operation
+
+_COMMIT_PERIOD_S = 0.3
+
+
+def load_study(url: str, name: str | None = None) -> StudyRecord:
+    """Read a study without owning it, also while its owner is writing: what is committed at this moment.
+
+    Args:
+        url: ``sqlite:///study.db`` or a path that ends in .db, .sqlite or .sqlite3.
+        name: which study of the file; None is the only one.
+
+    Returns:
+        All trials, epochs and events. A running trial has no value; its ``epoch`` is the last one that was recorded.
+
+    Raises:
+        StorageError: no such file or study, several studies and no name, or a file that is not a study of Shoal's.
+    """
+    from shoal.storage._load import load
+
+    return load(study_path(url), name)
+
+
+class StudyStore:
+    """The one owner of a study in a file; made by `open`, used as a context manager or closed.
+
+    Methods that take data queue it and return at once; a background thread commits what has gathered every 0.3 s, in
+    the order of the calls, one transaction per batch. *Acknowledged* means that `flush` has returned: then the rows
+    survive a kill and a power cut (``synchronous=FULL``). On the development machine (two EPYC cores, virtual disk) a
+    small commit takes 0.4 ms (2.5 ms at worst), once per batch, and a trial with 20 epochs costs 1 ms in all.
+    A batch that cannot be written is reported by the next call, and by every call after it.
+    """
+
+    def __init__(
+        self, path: Path, name: str, lock: OwnerLock, connection: sa.Connection, study_id: int, trial_ids: list[int]
+    ) -> None:
+        """Use `open`: this takes over a lock and a connection that are ready."""
+        from shoal.storage import _rows
+
+        self.path = path
+        self.name = name
+        self._rows = _rows
+        self._lock = lock
+        self._connection = connection
+        self._pid = os.getpid()
+        self._closed = False
+        self._n_trials = len(trial_ids)
+        self._n_events = _next_seq(connection, study_id)
+        rows = _rows.RowWriter(connection, path, study_id, trial_ids)
+        self._writer: BatchWriter[Operation] = BatchWriter(rows.commit, period_s=_COMMIT_PERIOD_S)
+        atexit.register(self.close)  # an exception that ends the program must not cost the last 0.3 s
+
+    @classmethod
+    def open(cls, url: str, *, name: str, direction: Direction) -> StudyStore:
+        """Create a study or go on with one, and become its owner.
+
+        Args:
+            url: ``sqlite:///study.db`` or a path that ends in .db, .sqlite or .sqlite3.
+            name: of the study; a file may hold several, but has one owner at a time.
+            direction: ``"minimize"`` or ``"maximize"``; must be the study's own when it exists.
+
+        Raises:
+            StudyLockedError: another process, or another store of this process, owns the file.
+            StorageError: the place cannot be written, or the file or the study in it is not ours to continue.
+        """
+        from shoal.storage import _open, _tables
+
+        if not name:
+            raise StorageError("a study needs a name: the given one is empty.")
+        path = study_path(url)
+        check_folder(path)
+        lock = OwnerLock(path)
+        connection = None
+        try:
+            with _tables.explained(path, "opening"):
+                connection = _tables.connect(path, "mode=rwc")
+                study_id, trial_ids = _open.open_study(connection, path, name, direction)
+                return cls(path, name, lock, connection, study_id, trial_ids)
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            lock.release()
+            raise
+
+    def asked(self, specs: Sequence[TrialSpec]) -> None:
+        """Add trials that are about to run. Numbers count up from 0 without gaps, as Optuna's do.
+
+        Raises:
+            StorageError: a number that exists or is not the next, or a parameter that its distribution does not hold.
+        """
+        self._check_usable()
+        rows = []
+        start = _now()
+        for number, spec in enumerate(specs, start=self._n_trials):
+            if spec.number < number:
+                raise StorageError(
+                    f"trial {spec.number} exists already in the study {self.name!r}: ask for {number} next."
+                )
+            if spec.number > number:
+                raise StorageError(
+                    f"trial {spec.number} leaves a gap in the study {self.name!r}: ask for {number} next."
+                )
+            data = {"params": spec.params, "distributions": spec.distributions}
+            text = _codec.encode(data, f"trial {number}: params")
+            rows.append(self._rows.AskedRow(number, str(int(spec.seed)), text, _params(spec), start))
+        self._put("asked", rows)
+        self._n_trials += len(rows)
+
+    def recorded(self, rows: Sequence[EpochRow]) -> None:
+        """Add epochs of trials that were asked; an epoch that is there already is replaced."""
+        self._check_usable()
+        self._check_known(row.trial for row in rows)
+        data = [
+            {
+                "trial": int(row.trial),
+                "epoch": int(row.epoch),
+                "train_loss": float(row.train_loss),
+                "value": float(row.value),
+                "metrics": _codec.encode(row.metrics, f"trial {row.trial}, epoch {row.epoch}: metrics"),
+                "time_s": float(row.time_s),
+            }
+            for row in rows
+        ]
+        self._put("recorded", data)
+
+    def ended(self, results: Sequence[TrialResult]) -> None:
+        """Say how trials ended; may be said again of a trial that was continued, and then replaces what was said.
+
+        For Optuna, FINISHED is COMPLETE (FAIL when the value is NaN, as Optuna itself has it), FAILED is FAIL, and
+        STOPPED is PRUNED with its value, or with its last finite one when that is not finite.
+        """
+        self._check_usable()
+        self._check_known(result.number for result in results)
+        for result in results:
+            if result.state is TrialState.RUNNING:
+                raise StorageError(
+                    f"trial {result.number} cannot end in the state 'running': call restart to run it again."
+                )
+            if result.state is TrialState.FINISHED and result.value is None:
+                raise StorageError(f"trial {result.number} finished without a value: give one, or end it as failed.")
+        end = _now()
+        self._put("ended", [self._rows.EndedRow(_plain(result), end) for result in results])
+
+    def restart(self, numbers: Sequence[int]) -> None:
+        """Make trials as if they had only been asked: running, without epochs and without a value."""
+        self._check_usable()
+        self._check_known(numbers)
+        self._put("restart", [int(number) for number in numbers])
+
+    def happened(self, events: Sequence[Event]) -> None:
+        """Append events to the journal, in this order."""
+        self._check_usable()
+        data = [
+            {
+                "seq": seq,
+                "tick": int(event.tick),
+                "kind": event.kind,
+                "trial": _int(event.trial),
+                "fleet": _int(event.fleet),
+                "lane": _int(event.lane),
+                "data": _codec.encode(event.data, f"event {event.kind!r}: data"),
+                "time_s": float(event.time_s),
+            }
+            for seq, event in enumerate(events, start=self._n_events)
+        ]
+        self._put("happened", data)
+        self._n_events += len(data)
+
+    def set_meta(self, values: Mapping[str, Json]) -> None:
+        """Set facts about the study; others stay. A key must not begin with an underscore."""
+        self._check_usable()
+        for key in values:
+            if key.startswith("_"):
+                raise StorageError(f"meta {key!r}: keys that begin with an underscore are Shoal's own, choose another.")
+        self._put(
+            "set_meta", [{"key": key, "json": _codec.encode(item, f"meta {key!r}")} for key, item in values.items()]
+        )
+
+    def flush(self) -> None:
+        """Return when everything queued before is committed. Raises `StorageError` when it could not be written."""
+        self._check_usable()
+        self._writer.flush()
+
+    def load(self) -> StudyRecord:
+        """The study as it is with everything queued before; see `load_study`."""
+        from shoal.storage._load import load
+
+        self.flush()
+        return load(self.path, self.name)
+
+    def close(self) -> None:
+        """Flush and give the ownership back, which happens even when the flush fails. A second call does nothing."""
+        if self._closed or os.getpid() != self._pid:  # in a forked child there is no thread, and nothing is ours
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        try:
+            self._writer.stop()
+        finally:
+            self._connection.close()
+            self._lock.release()
+
+    def __enter__(self) -> StudyStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _put(self, kind: str, rows: Sequence[Any]) -> None:
+        if rows:
+            self._writer.put((kind, rows))
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise StorageError(f"the study {self.name!r} was opened by process {self._pid}: write to it from there.")
+        if self._closed:
+            raise StorageError(f"the study {self.name!r} is closed: open it again to write to it.")
+        self._writer.check()
+
+    def _check_known(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if not 0 <= number < self._n_trials:
+                raise StorageError(f"trial {number} is not in the study {self.name!r}: it must be asked first.")
+
+
+def _next_seq(connection: sa.Connection, study_id: int) -> int:
+    import sqlalchemy as sa
+
+    from shoal.storage._tables import EVENT
+
+    last: int | None = connection.scalar(sa.select(sa.func.max(EVENT.c.seq)).where(EVENT.c.study_id == study_id))
+    return 0 if last is None else last + 1
+
+
+def _now() -> datetime.datetime:
+    # Optuna's columns hold naive UTC.
+    return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+
+
+def _int(number: int | None) -> int | None:
+    # NumPy's integers pass for int everywhere but in SQLite, which would refuse the batch.
+    return None if number is None else int(number)
+
+
+def _plain(result: TrialResult) -> TrialResult:
+    return dataclasses.replace(
+        result,
+        number=int(result.number),
+        value=None if result.value is None else float(result.value),
+        epoch=int(result.epoch),
+        # The text of an exception may hold undecodable bytes of a file name, which SQLite would refuse.
+        reason=result.reason.encode("utf-8", "backslashreplace").decode(),
+        time_s=float(result.time_s),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _distribution(text: str) -> BaseDistribution:
+    from optuna.distributions import json_to_distribution
+
+    return json_to_distribution(text)
+
+
+def _params(spec: TrialSpec) -> tuple[tuple[str, float, str], ...]:
+    if set(spec.params) != set(spec.distributions):
+        raise StorageError(
+            f"trial {spec.number}: every parameter needs a distribution and the other way round, got parameters "
+            f"{sorted(spec.params)} and distributions {sorted(spec.distributions)}."
+        )
+    rows = []
+    for name, value in spec.params.items():
+        text = spec.distributions[name]
+        try:
+            rows.append((name, _internal(_distribution(text), value), text))
+        except (ValueError, TypeError, KeyError) as error:
+            raise StorageError(
+                f"trial {spec.number}: parameter {name!r} does not fit its distribution: {error}"
+            ) from error
+    return tuple(rows)
+
+
+def _internal(distribution: BaseDistribution, value: ParamValue) -> float:
+    # Optuna takes the first choice that is *equal*: True for 1, 1 for 1.0. A study file must tell them apart.
+    for index, choice in enumerate(getattr(distribution, "choices", ())):
+        if type(choice) is type(value) and choice == value:
+            return float(index)
+    return float(distribution.to_internal_repr(value))

@@ -1,0 +1,117 @@
+"""The command line as a person uses it: processes, files, and the real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FILE = """
+import torch
+from torch import nn, optim
+from torch.utils.data import TensorDataset
+
+import shoal
+
+
+def define(trial):
+    width = trial.suggest_categorical("width", [8, 16])
+    model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
+    optimizer = optim.Adam(model.parameters(), lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True))
+    return shoal.Recipe(model=model, optimizer=optimizer, loss=nn.CrossEntropyLoss(), batch_size=32)
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(384, 4, generator=generator)
+    targets = inputs[:, :3].argmax(dim=1)
+    return tuple(TensorDataset(inputs[k : k + 128], targets[k : k + 128]) for k in (0, 128, 256))
+
+
+options = {"metric": "accuracy", "max_epochs": 3, "n_trials": 100}
+"""
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "shoal", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "small_study.py").write_text(FILE, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_study_from_start_to_report(folder: Path) -> None:
+    done = run(folder, "tune", "small_study.py", "--n-trials", "6", "--report", "r.html")
+    assert done.returncode == 0, done.stderr
+    assert "best trial" in done.stdout and "validation  accuracy" in done.stdout and "test        " in done.stdout
+    assert "small_study.db" in done.stdout and (folder / "small_study.db").is_file()
+    assert "Best configuration" in (folder / "r.html").read_text(encoding="utf-8")
+
+    best = run(folder, "best", "small_study.db", "--json")
+    assert best.returncode == 0, best.stderr
+    facts = json.loads(best.stdout)
+    assert set(facts["params"]) == {"width", "lr"} and 0 <= facts["value"] <= 1 and 0 <= facts["test"]["accuracy"] <= 1
+    assert (folder / facts["weights"]).is_file()
+
+    more = run(folder, "resume", "small_study.db", "small_study.py", "--n-trials", "9", "--json")
+    assert more.returncode == 0, more.stderr
+    lines = [json.loads(line) for line in more.stdout.splitlines()]
+    assert lines[-1]["event"] == "result" and lines[-1]["value"] >= facts["value"]
+    last = [line for line in lines if line["event"] == "progress"][-1]
+    assert last["n_trials"] == last["finished"] + last["stopped"] == 9
+
+    report = run(folder, "report", "small_study.db")
+    assert report.returncode == 0, report.stderr
+    assert report.stdout.strip() == "small_study.html" and (folder / "small_study.html").is_file()
+
+
+def test_explain(folder: Path) -> None:
+    done = run(folder, "explain", "small_study.py", "--n-trials", "4")
+    assert done.returncode == 0, done.stderr
+    assert "fleet" in done.stdout and not (folder / "small_study.db").exists()
+
+
+def test_errors_are_one_message_and_no_traceback(folder: Path) -> None:
+    for words, code in (
+        (["tune", "small_study.py", "--metric", "acuracy"], 2),
+        (["best", "nowhere.db"], 1),
+        (["report", "nowhere.db"], 1),
+        (["resume", "nowhere.db", "small_study.py"], 1),
+    ):
+        done = run(folder, *words)
+        assert done.returncode == code, (words, done.stderr)
+        assert done.stderr.startswith("shoal: error: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_and_resume(folder: Path) -> None:
+    words = ["tune", "small_study.py", "--n-trials", "5000", "--max-epochs", "20", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shoal", *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    deadline_s = time.monotonic() + 120
+    for line in process.stdout:
+        facts = json.loads(line)
+        assert time.monotonic() < deadline_s and facts["event"] != "result"
+        if facts["event"] == "progress" and facts["finished"] >= 1:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "go on with: shoal resume small_study.db small_study.py" in err
+    assert json.loads(out.splitlines()[-1])["interrupted"] is True
+
+    done = run(folder, "resume", "small_study.db", "small_study.py", "--timeout", "3", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "best trial" in done.stdout
