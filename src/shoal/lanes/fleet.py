@@ -124,6 +124,7 @@ class Fleet:
                 lane = other.lanes.index(None)
                 other.state.restore(lane, self.state.take(i))
                 other.lanes[lane] = trial
+                self.lanes[i] = None
         other.arrange()
 
     def run_epoch(self) -> list[Measured]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ class _Group:
     max_width: int
     fleet: Fleet | None = None
     solo_reason: str = ""
+    by_width: dict[int, Fleet] = field(default_factory=dict)  # fleets that were open once: tracing again would cost more
 
 
 class Pool:
@@ -146,9 +147,12 @@ class Pool:
         return _Group(Program.prepare(template), layout, like, c.quantum, c.exact, limit)
 
     def _fleet(self, g: _Group, width: int) -> Fleet:
-        fleet = Fleet(self._fleets, g.template, g.layout, width, g.quantum, g.exact, self.work, g.like)
-        self._fleets += 1
-        return fleet
+        if width not in g.by_width:
+            g.by_width[width] = Fleet(
+                self._fleets, g.template, g.layout, width, g.quantum, g.exact, self.work, g.like
+            )
+            self._fleets += 1
+        return g.by_width[width]
 
     def _resize(self, key: str, g: _Group, width: int) -> None:
         old = g.fleet
