@@ -19,6 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from cores import cores_at_work, hold_to_cores
+
 HERE = Path(__file__).resolve().parent
 PROCESSES = 2
 
@@ -77,15 +79,6 @@ def table(runs: list[Run]) -> str:
     return "\n".join([*lines, "", f"Shoal takes 1/{ratio:.2f} of the time (median over median)."])
 
 
-def hold_to_cores(n_cores: int) -> str:
-    """Keep this process and its children on ``n_cores`` cores; return in words what was done."""
-    if not hasattr(os, "sched_setaffinity"):
-        return f"{os.cpu_count()} cores (this system cannot hold a process to some of them)"
-    cores = sorted(os.sched_getaffinity(0))[:n_cores]
-    os.sched_setaffinity(0, cores)
-    return f"{len(cores)} cores"
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,7 +90,8 @@ def main() -> None:
     if args.n < PROCESSES or args.n % PROCESSES:
         parser.error(f"--n must be a positive multiple of {PROCESSES}, the baseline's processes; got {args.n}")
     where = f"{hold_to_cores(PROCESSES)}, {platform.machine()}, Python {platform.python_version()}"
-    print(f"{args.n} trials of {args.epochs} epochs, no early stopping; {where}\n", flush=True)
+    print(f"{args.n} trials of {args.epochs} epochs, no early stopping; {where}")
+    before = cores_at_work(PROCESSES)
     runs: list[Run] = []
     for seed in args.seeds:
         for repeat in range(args.repeats):
@@ -105,6 +99,8 @@ def main() -> None:
             for who in ("optuna", "shoal") if repeat % 2 == 0 else ("shoal", "optuna"):
                 runs.append(measure(who, args.n, args.epochs, seed))
                 print(f"{who} seed {seed}: {runs[-1].wall_s:.1f} s", file=sys.stderr, flush=True)
+    after = cores_at_work(PROCESSES)
+    print(f"{PROCESSES} busy processes did {before:.1f} (before) and {after:.1f} (after) times the work of one\n")
     print(table(runs))
 
 

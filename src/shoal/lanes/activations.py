@@ -24,7 +24,10 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """An element-wise function: ``forward(x, *args)`` and its gradient ``backward(grad, x, *args)``."""
+    """An element-wise function y: ``forward(x, *args)``, and its gradient ``backward(grad, x, y, *args)``.
+
+    Where the gradient follows from y alone, x is not looked at: tanh is the dearest kernel in a small network.
+    """
 
     name: str
     forward: Forward
@@ -32,7 +35,7 @@ class Activation:
     args: tuple[float | str | bool, ...]
 
 
-def _elu_grad(g: Tensor, x: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:
+def _elu_grad(g: Tensor, x: Tensor, y: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:
     return _aten.elu_backward(g, alpha, scale, input_scale, False, x)
 
 
@@ -40,14 +43,18 @@ _SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1
 
 # class -> (attributes that make up its arguments, forward, backward). Only classes whose forward is exactly this call.
 _CLASSES: dict[type[nn.Module], tuple[Callable[[Any], tuple[Any, ...]], Forward, Backward]] = {
-    nn.Identity: (lambda m: (), lambda x: x.clone(), lambda g, x: g.clone()),
-    nn.ReLU: (lambda m: (), torch.relu, lambda g, x: _aten.threshold_backward(g, x, 0)),
-    nn.ReLU6: (lambda m: (), lambda x: _aten.hardtanh(x, 0, 6), lambda g, x: _aten.hardtanh_backward(g, x, 0, 6)),
-    nn.Hardtanh: (lambda m: (m.min_val, m.max_val), _aten.hardtanh, _aten.hardtanh_backward),
+    nn.Identity: (lambda m: (), lambda x: x.clone(), lambda g, x, y: g.clone()),
+    nn.ReLU: (lambda m: (), torch.relu, lambda g, x, y: _aten.threshold_backward(g, y, 0)),
+    nn.ReLU6: (lambda m: (), lambda x: _aten.hardtanh(x, 0, 6), lambda g, x, y: _aten.hardtanh_backward(g, x, 0, 6)),
+    nn.Hardtanh: (
+        lambda m: (m.min_val, m.max_val),
+        _aten.hardtanh,
+        lambda g, x, y, low, high: _aten.hardtanh_backward(g, x, low, high),
+    ),
     nn.LeakyReLU: (
         lambda m: (m.negative_slope,),
         _aten.leaky_relu,
-        lambda g, x, slope: _aten.leaky_relu_backward(g, x, slope, False),
+        lambda g, x, y, slope: _aten.leaky_relu_backward(g, x, slope, False),
     ),
     nn.ELU: (lambda m: (m.alpha, 1.0, 1.0), _aten.elu, _elu_grad),
     nn.CELU: (lambda m: (m.alpha, 1.0, 1.0 / m.alpha), _aten.elu, _elu_grad),
@@ -55,18 +62,22 @@ _CLASSES: dict[type[nn.Module], tuple[Callable[[Any], tuple[Any, ...]], Forward,
     nn.GELU: (
         lambda m: (m.approximate,),
         lambda x, approximate: _aten.gelu(x, approximate=approximate),
-        lambda g, x, approximate: _aten.gelu_backward(g, x, approximate=approximate),
+        lambda g, x, y, approximate: _aten.gelu_backward(g, x, approximate=approximate),
     ),
-    nn.SiLU: (lambda m: (), _aten.silu, _aten.silu_backward),
-    nn.Mish: (lambda m: (), _aten.mish, _aten.mish_backward),
-    nn.Tanh: (lambda m: (), torch.tanh, lambda g, x: _aten.tanh_backward(g, torch.tanh(x))),
-    nn.Sigmoid: (lambda m: (), torch.sigmoid, lambda g, x: _aten.sigmoid_backward(g, torch.sigmoid(x))),
-    nn.Softplus: (lambda m: (m.beta, m.threshold), _aten.softplus, _aten.softplus_backward),
-    nn.Hardswish: (lambda m: (), _aten.hardswish, _aten.hardswish_backward),
-    nn.Hardsigmoid: (lambda m: (), _aten.hardsigmoid, _aten.hardsigmoid_backward),
-    nn.Softsign: (lambda m: (), lambda x: x / (1 + x.abs()), lambda g, x: g / (1 + x.abs()).square()),
-    nn.Tanhshrink: (lambda m: (), lambda x: x - torch.tanh(x), lambda g, x: g * torch.tanh(x).square()),
-    nn.LogSigmoid: (lambda m: (), lambda x: -_aten.softplus(-x), lambda g, x: g * torch.sigmoid(-x)),
+    nn.SiLU: (lambda m: (), _aten.silu, lambda g, x, y: _aten.silu_backward(g, x)),
+    nn.Mish: (lambda m: (), _aten.mish, lambda g, x, y: _aten.mish_backward(g, x)),
+    nn.Tanh: (lambda m: (), torch.tanh, lambda g, x, y: _aten.tanh_backward(g, y)),
+    nn.Sigmoid: (lambda m: (), torch.sigmoid, lambda g, x, y: _aten.sigmoid_backward(g, y)),
+    nn.Softplus: (
+        lambda m: (m.beta, m.threshold),
+        _aten.softplus,
+        lambda g, x, y, beta, threshold: _aten.softplus_backward(g, x, beta, threshold),
+    ),
+    nn.Hardswish: (lambda m: (), _aten.hardswish, lambda g, x, y: _aten.hardswish_backward(g, x)),
+    nn.Hardsigmoid: (lambda m: (), _aten.hardsigmoid, lambda g, x, y: _aten.hardsigmoid_backward(g, x)),
+    nn.Softsign: (lambda m: (), lambda x: x / (1 + x.abs()), lambda g, x, y: g / (1 + x.abs()).square()),
+    nn.Tanhshrink: (lambda m: (), lambda x: x - torch.tanh(x), lambda g, x, y: g * (x - y).square()),
+    nn.LogSigmoid: (lambda m: (), lambda x: -_aten.softplus(-x), lambda g, x, y: g * torch.sigmoid(-x)),
 }
 
 # Process-wide and append-only: an index never changes its meaning, so graphs and lanes may keep it.
@@ -125,21 +136,21 @@ def apply_runs(x: Tensor, runs: Sequence[tuple[int, int, int]]) -> Tensor:
     return torch.cat(parts)
 
 
-def apply_runs_backward(grad: Tensor, x: Tensor, runs: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Gradient over lanes, run by run: grad, x (lanes, ...) -> (lanes, ...)."""
+def apply_runs_backward(grad: Tensor, x: Tensor, y: Tensor, runs: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Gradient over lanes, run by run: grad, x, y (lanes, ...) -> (lanes, ...)."""
     if len(runs) == 1:
         a = TABLE[runs[0][0]]
-        return a.backward(grad, x, *a.args)
-    parts = [TABLE[kind].backward(grad[i:j], x[i:j], *TABLE[kind].args) for kind, i, j in runs]
+        return a.backward(grad, x, y, *a.args)
+    parts = [TABLE[kind].backward(grad[i:j], x[i:j], y[i:j], *TABLE[kind].args) for kind, i, j in runs]
     return torch.cat(parts)
 
 
 # Operators without an autograd rule of their own (``_Apply`` gives it): ``custom_op`` would add one that ``torch.func`` refuses.
 _SCHEMAS = {
     "lane_activation": "(Tensor x, Tensor kind) -> Tensor",
-    "lane_activation_backward": "(Tensor grad, Tensor x, Tensor kind) -> Tensor",
+    "lane_activation_backward": "(Tensor grad, Tensor x, Tensor y, Tensor kind) -> Tensor",
     "activation": "(Tensor x, Tensor kind) -> Tensor",
-    "activation_backward": "(Tensor grad, Tensor x, Tensor kind) -> Tensor",
+    "activation_backward": "(Tensor grad, Tensor x, Tensor y, Tensor kind) -> Tensor",
 }
 for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"shoal::{_name}", _schema)
@@ -152,9 +163,9 @@ def _lane_activation(x: Tensor, kind: Tensor) -> Tensor:
 
 
 @torch.library.impl("shoal::lane_activation_backward", "CompositeExplicitAutograd")
-def _lane_activation_backward(grad: Tensor, x: Tensor, kind: Tensor) -> Tensor:
-    """grad, x (lanes, ...), kind (lanes,) -> (lanes, ...)."""
-    return apply_runs_backward(grad, x, runs_of(kind.tolist()))
+def _lane_activation_backward(grad: Tensor, x: Tensor, y: Tensor, kind: Tensor) -> Tensor:
+    """grad, x, y (lanes, ...), kind (lanes,) -> (lanes, ...)."""
+    return apply_runs_backward(grad, x, y, runs_of(kind.tolist()))
 
 
 @torch.library.impl("shoal::activation", "CompositeExplicitAutograd")
@@ -165,10 +176,10 @@ def _activation(x: Tensor, kind: Tensor) -> Tensor:
 
 
 @torch.library.impl("shoal::activation_backward", "CompositeExplicitAutograd")
-def _activation_backward(grad: Tensor, x: Tensor, kind: Tensor) -> Tensor:
-    """One lane: grad, x (...), kind () -> (...)."""
+def _activation_backward(grad: Tensor, x: Tensor, y: Tensor, kind: Tensor) -> Tensor:
+    """One lane: grad, x, y (...), kind () -> (...)."""
     a = TABLE[int(kind)]
-    return a.backward(grad, x, *a.args)
+    return a.backward(grad, x, y, *a.args)
 
 
 for _name in _SCHEMAS:
@@ -186,8 +197,8 @@ def _(info: Any, in_dims: tuple[int | None, ...], x: Tensor, kind: Tensor) -> tu
 
 
 @torch.library.register_vmap("shoal::activation_backward")
-def _(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, x: Tensor, kind: Tensor) -> tuple[Tensor, int]:
-    lanes = [_lanes_first(info, d, t) for d, t in zip(in_dims, (grad, x, kind), strict=True)]
+def _(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, x: Tensor, y: Tensor, kind: Tensor) -> tuple[Tensor, int]:
+    lanes = [_lanes_first(info, d, t) for d, t in zip(in_dims, (grad, x, y, kind), strict=True)]
     return torch.ops.shoal.lane_activation_backward(*lanes), 0
 
 
@@ -202,12 +213,13 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        x, kind = inputs
+        ctx.save_for_backward(x, output, kind)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        x, kind = ctx.saved_tensors
-        return torch.ops.shoal.activation_backward(grad, x, kind), None
+        x, y, kind = ctx.saved_tensors
+        return torch.ops.shoal.activation_backward(grad, x, y, kind), None
 
 
 def activation(x: Tensor, kind: Tensor) -> Tensor:

@@ -116,6 +116,7 @@ class Fleet:
             self.lanes = [self.lanes[i] for i in wanted]
         for name in self._kind_names:
             self._runs[name] = runs_of(self.state.extra[name].tolist())
+        self.program.refresh()
 
     def move_to(self, other: Fleet) -> None:
         """Hand every trial over to a fleet of the same signature and another width."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from shoal.errors import FuseError
+from shoal.lanes.activations import apply_runs, apply_runs_backward
 
 _aten = torch.ops.aten
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.default}
@@ -99,25 +100,145 @@ def check(gm: fx.GraphModule) -> None:
 
 def specialise(gm: fx.GraphModule, runs: Callable[[str], Any], kind_names: dict[fx.Node, str]) -> None:
     """Point lane activations at the fleet's own table of runs, so that no tick asks a tensor for its values."""
-    from shoal.lanes.activations import apply_runs, apply_runs_backward
 
     def forward(x: Tensor, name: str) -> Tensor:
         return apply_runs(x, runs(name))
 
-    def backward(grad: Tensor, x: Tensor, name: str) -> Tensor:
-        return apply_runs_backward(grad, x, runs(name))
+    def backward(grad: Tensor, x: Tensor, y: Tensor, name: str) -> Tensor:
+        return apply_runs_backward(grad, x, y, runs(name))
 
-    for node in list(gm.graph.nodes):
+    for node in gm.graph.nodes:
         if node.target is torch.ops.shoal.lane_activation.default:
             node.args = (node.args[0], kind_names[node.args[1]])
             node.target = forward
         elif node.target is torch.ops.shoal.lane_activation_backward.default:
-            node.args = (*node.args[:2], kind_names[node.args[2]])
+            node.args = (*node.args[:3], kind_names[node.args[3]])
             node.target = backward
 
 
-def flat_function(gm: fx.GraphModule) -> Callable[..., Any]:
-    """The graph as a plain Python function of positional tensors."""
-    gm.graph.set_codegen(fx.graph.CodeGen())
-    gm.recompile()
-    return gm.forward
+class Tick:
+    """A traced graph as two plain Python functions: what stays the same from tick to tick, and the rest.
+
+    ``setup`` is everything that follows from constants and from the placeholders named fixed (dropout thresholds, the counters of the
+    random numbers): it runs when lanes change. Calling the object runs the rest.
+
+    Args:
+        gm: The tidied graph.
+        fixed: Which placeholders keep their values between calls of ``refresh``.
+    """
+
+    def __init__(self, gm: fx.GraphModule, fixed: set[fx.Node]) -> None:
+        self.nodes = [n for n in gm.graph.nodes if n.op != "placeholder"]
+        placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+        still = _unchanging(gm.graph, fixed)
+        early = [n for n in self.nodes if n in still]
+        late = [n for n in self.nodes if n not in still]
+        kept = [n for n in early if any(u not in still for u in n.users)]
+        self._setup = _function(gm, "setup", placeholders, early, kept)
+        self._tick = _function(gm, "tick", [*placeholders, *kept], late, None)
+        self._kept: list[Tensor] | None = None
+
+    def refresh(self) -> None:
+        """Forget what was computed ahead: a lane has changed."""
+        self._kept = None
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        if self._kept is None:
+            self._kept = self._setup(*inputs)
+        return self._tick(*inputs, *self._kept)
+
+
+def _unchanging(graph: fx.Graph, fixed: set[fx.Node]) -> set[fx.Node]:
+    """Nodes that depend on nothing but constants and fixed placeholders, and that no operation writes to."""
+    written: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        if node in written or (schema is not None and schema.is_mutable):
+            written.update(node.all_input_nodes)  # what a view shows is written to through it
+    still = set(fixed)
+    for node in graph.nodes:
+        if node.op == "get_attr" or (
+            node.op == "call_function" and node not in written and all(a in still for a in node.all_input_nodes)
+        ):
+            still.add(node)
+    return still - fixed
+
+
+# The same kernels by their Python bindings, which cost half as much to call as an operator of ``torch.ops``.
+_BINDINGS: dict[Any, Callable[..., Any]] = {
+    _aten.bmm.default: torch.bmm,
+    _aten.baddbmm.default: torch.baddbmm,
+    _aten.mul.Tensor: torch.mul,
+    _aten.add.Tensor: torch.add,
+    _aten.sub.Tensor: torch.sub,
+    _aten.div.Tensor: torch.div,
+    _aten.neg.default: torch.neg,
+    _aten.view.default: Tensor.view,
+    _aten.expand.default: Tensor.expand,
+    _aten.transpose.int: torch.transpose,
+    _aten.permute.default: torch.permute,
+    _aten.unsqueeze.default: torch.unsqueeze,
+    _aten.squeeze.dims: torch.squeeze,
+    _aten.sum.dim_IntList: torch.sum,
+    _aten.index_select.default: torch.index_select,
+    _aten._log_softmax.default: torch._log_softmax,
+    _aten._log_softmax_backward_data.default: torch._log_softmax_backward_data,
+    _aten.bitwise_xor.Tensor: torch.bitwise_xor,
+    _aten.__rshift__.Scalar: torch.bitwise_right_shift,
+    _aten.ge.Tensor: torch.ge,
+    _aten.eq.Tensor: torch.eq,
+    _aten.where.self: torch.where,
+}
+
+
+def _function(
+    gm: fx.GraphModule, name: str, inputs: list[fx.Node], nodes: list[fx.Node], outputs: list[fx.Node] | None
+) -> Callable[..., Any]:
+    """Write nodes as one Python function; a value is dropped after its last use, so that its memory serves the next."""
+    names = {n: f"v{i}" for i, n in enumerate(dict.fromkeys([*inputs, *nodes]))}
+    space: dict[str, Any] = {}
+    last: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        for a in node.all_input_nodes:
+            last[a] = node
+    kept = set(outputs or ())
+    lines = [f"def {name}({', '.join(names[n] for n in inputs)}):"]
+
+    def write(value: Any) -> str:
+        if isinstance(value, fx.Node):
+            return names[value]
+        if isinstance(value, tuple | list):
+            inner = ", ".join(write(v) for v in value)
+            return f"[{inner}]" if isinstance(value, list) else f"({inner},)"
+        if value is None or isinstance(value, bool | int | str):
+            return repr(value)
+        constant = f"c{len(space)}"
+        space[constant] = value
+        return constant
+
+    for node in nodes:
+        if node.op == "output":
+            lines.append(f"    return {write(node.args[0])}")
+            continue
+        if node.op == "get_attr":
+            space[f"a{names[node]}"] = _attribute(gm, str(node.target))
+            lines.append(f"    {names[node]} = a{names[node]}")
+            continue
+        f = f"f{names[node]}"
+        space[f] = _BINDINGS.get(node.target, node.target)
+        arguments = [*(write(a) for a in node.args), *(f"{k}={write(v)}" for k, v in node.kwargs.items())]
+        lines.append(f"    {names[node]} = {f}({', '.join(arguments)})")
+        dead = [names[a] for a in node.all_input_nodes if last.get(a) is node and a not in kept and a.op != "placeholder"]
+        if dead:
+            lines.append(f"    {' = '.join(dead)} = None")
+    if outputs is not None:
+        lines.append(f"    return [{', '.join(names[n] for n in outputs)}]")
+    exec(compile("\n".join(lines), f"<shoal {name}>", "exec"), space)  # noqa: S102  (source we wrote one line above)
+    return space[name]  # type: ignore[no-any-return]
+
+
+def _attribute(gm: fx.GraphModule, target: str) -> Any:
+    value: Any = gm
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value

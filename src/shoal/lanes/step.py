@@ -145,7 +145,7 @@ class Program:
         self._recipe, self._runs = template, runs
         self._objective = _Objective(template.model, template)
         self.graphs: dict[tuple[str, int], torch.fx.GraphModule] = {}
-        self._functions: dict[tuple[str, int], Callable[..., Any]] = {}
+        self._functions: dict[tuple[str, int], graph.Tick] = {}
 
     @staticmethod
     def prepare(template: Recipe) -> Recipe:
@@ -194,16 +194,25 @@ class Program:
                     module.training = flag
         return self._functions[key](*state, *chunk, weights, keys)
 
-    def _build(self, key: tuple[str, int], f: Callable[..., Any], inputs: list[Tensor]) -> Callable[..., Any]:
+    def refresh(self) -> None:
+        """Lanes have changed: what the steps computed ahead from lane hyperparameters no longer holds."""
+        for tick in self._functions.values():
+            tick.refresh()
+
+    def _build(self, key: tuple[str, int], f: Callable[..., Any], inputs: list[Tensor]) -> graph.Tick:
         with torch.no_grad():
             gm = _trace(f, inputs)
         graph.tidy(gm)
         placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
         la = self.layout
-        first = len(la.names) + len(la.frozen)
-        graph.specialise(gm, self._runs, dict(zip(placeholders[first : first + len(la.lifted)], la.lifted, strict=True)))
+        frozen, lifted = len(la.names), len(la.names) + len(la.frozen)
+        buffers = lifted + len(la.lifted)
+        values = buffers + len(la.buffers)
+        kinds = dict(zip(placeholders[lifted:buffers], la.lifted, strict=True))
+        graph.specialise(gm, self._runs, kinds)
         self.graphs[key] = gm
-        return graph.flat_function(gm)
+        fixed = {*placeholders[frozen:buffers], *placeholders[values : values + len(la.values)]}
+        return graph.Tick(gm, fixed)
 
     def _train_step(self, n_data: int) -> Callable[..., list[Tensor]]:
         def lane(*tensors: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
