@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from shoal.lanes.lane import Measured
-from shoal.lanes.pool import Candidate, Pool
+from shoal.lanes.pool import Candidate
+from shoal.lanes.workers import Trainer
 from shoal.records import EpochRow, Event, Progress, TrialResult, TrialState
 from shoal.schedulers import Decision, Observation, Scheduler
 
@@ -22,11 +23,11 @@ class Ledger(Protocol):
 
     def record(self, rows: Sequence[EpochRow], results: Sequence[TrialResult], events: Sequence[Event]) -> None: ...
 
-    def keep_weights(self, result: TrialResult, pool: Pool) -> None:
+    def keep_weights(self, result: TrialResult, pool: Trainer) -> None:
         """Called for every trial that finished, while its weights are still in the pool."""
         ...
 
-    def progress(self, pool: Pool, epochs_per_s: float, elapsed_s: float) -> Progress: ...
+    def progress(self, pool: Trainer, epochs_per_s: float, elapsed_s: float) -> Progress: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Rules:
 class Engine:
     """Runs a study's trials on one device until there are none left, time is up, or someone says stop."""
 
-    def __init__(self, ledger: Ledger, pool: Pool, scheduler: Scheduler, rules: Rules, lanes: int, tick: int = 0) -> None:
+    def __init__(self, ledger: Ledger, pool: Trainer, scheduler: Scheduler, rules: Rules, lanes: int, tick: int = 0) -> None:
         self.ledger, self.pool, self.scheduler, self.rules = ledger, pool, scheduler, rules
         self.lanes, self.tick = lanes, tick
         self.epochs_done = 0
@@ -90,7 +91,9 @@ class Engine:
             best = self._best.get(m.trial)
             if best is None or rules.sign * value < rules.sign * best[0]:
                 self._best[m.trial] = (value, m.epoch)
-            self.pool.epoch_done(m.trial, loss=m.valid_loss, value=value)
+                if rules.best_epoch:
+                    self.pool.remember(m.trial)
+            self.pool.epoch_done(m.trial, m.valid_loss, value)
             if m.epoch >= rules.max_epochs:
                 results.append(TrialResult(m.trial, TrialState.FINISHED, *self._judged_by(m.trial), time_s=now))
             seen.append(Observation(m.trial, m.epoch, rules.sign * value))

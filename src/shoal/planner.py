@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # Widths a fleet may have. Few of them, since every width is traced by itself; even ones from 2 on, so that parallel kernels split
@@ -54,3 +54,30 @@ def widths(demands: Mapping[str, Demand]) -> dict[str, int]:
         else:
             out[key] = max(snug(wanted, d.max_width), snug(d.active, d.max_width))
     return out
+
+
+# What a tick costs, in the units of ``cost`` (parameters x samples): so much per fleet whatever its width, and per lane a part that
+# does not shrink with the model. Measured once on small networks (docs/benchmarks.md); only ratios matter.
+_PER_FLEET, _PER_LANE = 4_000_000.0, 130_000.0
+
+
+def load(running: Sequence[tuple[str, float]]) -> float:
+    """How long one tick of a pool takes, given (signature, cost) of its trials; an empty signature trains solo."""
+    fleets = {signature for signature, _ in running if signature}
+    solos = sum(1 for signature, _ in running if not signature)
+    return _PER_FLEET * (len(fleets) + solos) + sum(_PER_LANE + cost for _, cost in running)
+
+
+def lightest(pools: Sequence[Sequence[tuple[str, float]]], trial: tuple[str, float]) -> int:
+    """The pool that a trial should join so that the slowest pool is as fast as can be; the first of equals.
+
+    >>> lightest([[("a", 1e5)] * 9, []], ("a", 1e5)), lightest([[("a", 1e5)] * 40, []], ("a", 1e5))
+    (0, 1)
+    """
+    loads = [load(p) for p in pools]
+
+    def after(k: int) -> tuple[float, float, int]:
+        mine = load([*pools[k], trial])
+        return max([mine, *(x for i, x in enumerate(loads) if i != k)]), mine - loads[k], k
+
+    return min(range(len(pools)), key=after)

@@ -24,6 +24,7 @@ from shoal.lanes.fleet import Work
 from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate, Pool
 from shoal.lanes.solo import measure
+from shoal.lanes.workers import Trainer, n_workers, pools
 from shoal.metrics import Metric, resolve, standard_metrics
 from shoal.planner import total_lanes
 from shoal.progress import ProgressMode, make_progress
@@ -159,7 +160,6 @@ class Study:
             return self._asker.study
         import optuna
 
-        self._store.flush()
         return optuna.load_study(study_name=self._name, storage=f"sqlite:///{self._store.path}")
 
     def report(self, path: str | Path) -> Path:
@@ -182,15 +182,14 @@ class _Session:
     """One run of the engine over a study: the engine's ledger."""
 
     def __init__(
-        self, study: Study, signer: Signer, n_trials: int, pending: Sequence[TrialSpec], started: float, metric_name: str,
-        best_epoch: bool, sign: float,
+        self, study: Study, signer: Signer, n_trials: int, pending: Sequence[TrialSpec], metric_name: str, best_epoch: bool
     ) -> None:
         self.study, self.signer, self.n_trials = study, signer, n_trials
         self.pending = list(pending)
-        self.started, self.metric_name = started, metric_name
-        self._best_epoch, self._sign = best_epoch, sign
-        self._best_states: dict[int, tuple[float, dict[str, torch.Tensor]]] = {}
-        self._failed_first = not study._results and not study._specs
+        self.metric_name, self._best_epoch = metric_name, best_epoch
+        self._sign = 1.0 if study._direction == "minimize" else -1.0
+        spent = study._meta.get("elapsed_s")
+        self.started = time.time() - (float(spent) if isinstance(spent, int | float) else 0.0)
         self._failures: list[str] = []
 
     def clock(self) -> float:
@@ -243,12 +242,7 @@ class _Session:
             raise StudyError(f"the first {_HOPELESS} trials all failed, so the study was stopped. The first one: {reason}")
 
     def _candidate(self, spec: TrialSpec, recipe: Recipe) -> Candidate:
-        try:
-            signature = self.signer.sign(recipe)
-        except FuseError as e:
-            return Candidate(spec, recipe, None, reason=str(e))
-        trial = lane_trial(spec, recipe, self.study._data.train.tensors[-1])
-        return Candidate(spec, recipe, trial, signature.key, signature.quantum, signature.exact)
+        return candidate(spec, recipe, self.signer, self.study._data.train.tensors[-1])
 
     def record(self, rows: Sequence[EpochRow], results: Sequence[TrialResult], events: Sequence[Event]) -> None:
         study = self.study
@@ -257,7 +251,6 @@ class _Session:
         for result in results:
             study._results[result.number] = result
             study._asker.tell(result)
-            self._best_states.pop(result.number, None)
         study._events.extend(events)
         if study._store is not None:
             study._store.recorded(rows)
@@ -266,22 +259,12 @@ class _Session:
         if results:
             self._check_hopeless()
 
-    def note_epoch(self, pool: Pool, trial: int, value: float) -> None:
-        """With ``value="best"``: keep the weights of a trial's best epoch so far."""
-        best = self._best_states.get(trial)
-        if best is None or self._sign * value < self._sign * best[0]:
-            self._best_states[trial] = (value, pool.state_dict(trial))
-
-    def keep_weights(self, result: TrialResult, pool: Pool) -> None:
+    def keep_weights(self, result: TrialResult, pool: Trainer) -> None:
         assert result.value is not None
         number = result.number
-        if self._best_epoch and number in self._best_states:
-            state = self._best_states[number][1]
-            self.study._weights.offer(number, result.value, lambda: state)
-        else:
-            self.study._weights.offer(number, result.value, lambda: pool.state_dict(number))
+        self.study._weights.offer(number, result.value, lambda: pool.state_dict(number, remembered=self._best_epoch))
 
-    def progress(self, pool: Pool, epochs_per_s: float, elapsed_s: float) -> Progress:
+    def progress(self, pool: Trainer, epochs_per_s: float, elapsed_s: float) -> Progress:
         study = self.study
         states = [r.state for r in study._results.values()]
         finished = [r for r in study._results.values() if r.state is TrialState.FINISHED and r.value is not None]
@@ -395,14 +378,31 @@ def tune(
         "sampler": asker.name,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {where}",
     }
-    with _opened(storage, way) as (store, previous):
+    work = Work(_to(data, where), _metrics(chosen, target), where)
+    lanes = total_lanes(n_trials, learns=asker.learns)
+    signer = Signer(work.data.train.tensors)
+
+    def rebuild(spec: TrialSpec) -> Recipe:
+        return replay(define, spec, data.train.n)
+
+    def admission(spec: TrialSpec) -> Candidate:
+        return candidate(spec, rebuild(spec), signer, data.train.tensors[-1])
+
+    def make_pool() -> Pool:
+        return Pool(work, rebuild, measure=not reproducible)
+
+    count = n_workers(lanes, device=where, reproducible=reproducible)
+    # Workers are forked before the study file is opened: its writer is a thread, and a fork is simplest without.
+    with pools(make_pool, admission, count) as pool, _opened(storage, way) as (store, previous):
         if previous is not None:
             _check_same(previous, facts)
         study, pending = _restore(define, data, asker, store, previous, facts, max_epochs, way, storage)
         if previous is not None:
             _replay_rows(scheme, study, 1.0 if way == "minimize" else -1.0)
-        work = Work(_to(data, where), _metrics(chosen, target), where)
-        _run(study, work, scheme, chosen, pending, n_trials, max_epochs, value == "best", way, reproducible, timeout_s, progress)
+        session = _Session(study, signer, n_trials, pending, metric_name, value == "best")
+        rules = Rules(max_epochs, 1.0 if way == "minimize" else -1.0, _value_of(chosen), value == "best")
+        tick = max((e.tick for e in study._events), default=0)
+        _run(session, Engine(session, pool, scheme, rules, lanes, tick), timeout_s, progress)
         _finish(study, work)
     return study
 
@@ -466,32 +466,30 @@ def resume(
 # -- the steps of a run -------------------------------------------------------------------------------------------------------
 
 
-def _run(
-    study: Study, work: Work, scheme: Scheduler, chosen: Metric | None, pending: Sequence[TrialSpec], n_trials: int,
-    max_epochs: int, best_epoch: bool, way: Direction, reproducible: bool, timeout_s: float | None, progress: ProgressMode,
-) -> None:
-    sign = 1.0 if way == "minimize" else -1.0
-    spent = study._meta.get("elapsed_s")
-    started = time.time() - (float(spent) if isinstance(spent, int | float) else 0.0)
-    session = _Session(
-        study, Signer(work.data.train.tensors), n_trials, pending, started, chosen.name if chosen else "loss", best_epoch, sign
-    )
-    pool = Pool(work, lambda spec: replay(study._define, spec, work.data.train.n), measure=not reproducible)
+def candidate(spec: TrialSpec, recipe: Recipe, signer: Signer, target: torch.Tensor) -> Candidate:
+    """A trial that is ready to start, in a lane or, when it has no lane form, solo."""
+    try:
+        signature = signer.sign(recipe)
+    except FuseError as error:
+        return Candidate(spec, recipe, None, reason=str(error))
+    trial = lane_trial(spec, recipe, target)
+    return Candidate(spec, recipe, trial, signature.key, signature.quantum, signature.exact)
 
-    def value_of(m: Measured) -> float:
-        value = m.valid_loss if chosen is None else m.metrics.get(chosen.name, float("nan"))
-        if best_epoch and m.finite and value == value:
-            session.note_epoch(pool, m.trial, value)
-        return value
 
-    lanes = total_lanes(n_trials, learns=study._asker.learns)
-    tick = max((e.tick for e in study._events), default=0)
-    engine = Engine(session, pool, scheme, Rules(max_epochs, sign, value_of, best_epoch), lanes, tick)
+def _value_of(chosen: Metric | None) -> Callable[[Measured], float]:
+    if chosen is None:
+        return lambda m: m.valid_loss
+    name = chosen.name
+    return lambda m: m.metrics.get(name, float("nan"))
+
+
+def _run(session: _Session, engine: Engine, timeout_s: float | None, progress: ProgressMode) -> None:
+    study = session.study
     sink = make_progress(progress)
     try:
         with _interruptible() as asked_to_stop:
             engine.run(clock=session.clock, stop=asked_to_stop, report=sink.update, timeout_s=timeout_s)
-            study.interrupted = len(study._results) < n_trials
+            study.interrupted = len(study._results) < session.n_trials
     finally:
         sink.close()
         study._meta["elapsed_s"] = session.clock()

@@ -131,6 +131,8 @@ class Fleet:
     def run_epoch(self) -> list[Measured]:
         """Train every lane for one epoch, then measure it on the validation split."""
         active = [(i, t) for i, t in enumerate(self.lanes) if t is not None]
+        if not active:
+            return []
         losses, train_loss = self._train(active)
         for _, t in active:
             t.epoch += 1

@@ -6,7 +6,6 @@ The engine speaks to this class only: admit, run an epoch, apply decisions. What
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -70,7 +69,7 @@ class Pool:
         self._groups: dict[str, _Group] = {}
         self._solos: dict[int, Solo] = {}
         self._fleets = 0
-        self._warned: set[str] = set()
+        self._remembered: dict[int, dict[str, Tensor]] = {}
         self._events: list[Event] = []
 
     # -- what is going on -------------------------------------------------------------------------------------------------
@@ -261,9 +260,6 @@ class Pool:
     def _start_solo(self, spec: TrialSpec, recipe: Recipe, reason: str) -> None:
         self._solos[spec.number] = Solo(spec, recipe, self.work)
         self._events.append(Event(0, "solo", spec.number, None, None, {"reason": reason}))
-        if reason and reason not in self._warned and not reason.startswith("faster"):
-            self._warned.add(reason)
-            warnings.warn(f"trial {spec.number} trains solo: {reason}.", RuntimeWarning, stacklevel=2)
 
     # -- training ---------------------------------------------------------------------------------------------------------
 
@@ -306,17 +302,22 @@ class Pool:
         """The recipe of a running trial."""
         if trial in self._solos:
             return self._solos[trial].recipe
-        found = self._lane(trial)[1].recipe
-        return found
+        return self._lane(trial)[1].recipe
 
-    def epoch_done(self, trial: int, *, loss: float, value: float) -> None:
+    def epoch_done(self, trial: int, loss: float, value: float) -> None:
         """Step the schedules that step per epoch."""
         recipe = self.recipe(trial)
         if recipe.schedule_every == "epoch":
             recipe.step_schedule(loss=loss, value=value)
 
-    def state_dict(self, trial: int) -> dict[str, Tensor]:
-        """A running trial's weights, on the CPU."""
+    def remember(self, trial: int) -> None:
+        """Keep a copy of a trial's weights as they are now."""
+        self._remembered[trial] = self.state_dict(trial)
+
+    def state_dict(self, trial: int, *, remembered: bool = False) -> dict[str, Tensor]:
+        """A running trial's weights, on the CPU; as they are, or as they were when last remembered."""
+        if remembered:
+            return self._remembered[trial]
         if trial in self._solos:
             return self._solos[trial].state_dict()
         fleet, t = self._lane(trial)
@@ -331,6 +332,7 @@ class Pool:
 
     def remove(self, trial: int) -> None:
         """Take a trial out; its lane is free for the next one."""
+        self._remembered.pop(trial, None)
         if trial in self._solos:
             del self._solos[trial]
             self._events.append(Event(0, "left", trial, None, None))

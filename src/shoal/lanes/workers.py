@@ -1,0 +1,277 @@
+"""Several pools, one per core: fleets and solo trials of a study spread over forked processes.
+
+Two single-threaded processes beat one with two threads as long as a kernel takes microseconds: threads spend that long meeting each
+other. A worker is told (number, seed, params) and replays ``define`` itself, so no recipe and no code ever crosses a pipe; what comes
+back is data. Forking needs no import and shares the data set; where it is not to be had, one pool in this process does all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from shoal import planner
+from shoal.errors import StudyError
+from shoal.lanes.lane import Measured
+from shoal.lanes.pool import Candidate, Pool
+from shoal.records import Event, TrialSpec
+
+Admission = Callable[[TrialSpec], Candidate]
+
+
+class Trainer(Protocol):
+    """What the engine needs of whatever trains."""
+
+    @property
+    def n_running(self) -> int: ...
+    @property
+    def n_lanes(self) -> int: ...
+    @property
+    def n_fleets(self) -> int: ...
+    def admit(self, candidates: Sequence[Candidate]) -> None: ...
+    def run_epoch(self) -> list[Measured]: ...
+    def epoch_done(self, trial: int, loss: float, value: float) -> None: ...
+    def remember(self, trial: int) -> None: ...
+    def state_dict(self, trial: int, *, remembered: bool = False) -> dict[str, Tensor]: ...
+    def remove(self, trial: int) -> None: ...
+    def drain_events(self) -> list[Event]: ...
+
+
+class _Remote:
+    """A pool in a worker process. Commands that need no answer are gathered and sent with the next one that does."""
+
+    def __init__(self, connection: Connection, process: Any) -> None:
+        self.connection, self.process = connection, process
+        self._queue: list[tuple[str, tuple[Any, ...]]] = []
+        self.n_lanes = self.n_fleets = 0
+
+    def later(self, method: str, *args: Any) -> None:
+        self._queue.append((method, args))
+
+    def send(self, method: str, *args: Any) -> None:
+        queue, self._queue = [*self._queue, (method, args)], []
+        try:
+            self.connection.send(queue)
+        except OSError as error:
+            raise self._died() from error
+
+    def receive(self) -> Any:
+        try:
+            kind, value, self.n_lanes, self.n_fleets = self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+        if kind == "error":
+            raise value
+        return value
+
+    def _died(self) -> StudyError:
+        self.process.join(1.0)
+        return StudyError(
+            f"a worker process died (exit code {self.process.exitcode}; -9 means killed, often for want of memory). Finished trials "
+            "are safe; resume the study to go on."
+        )
+
+
+class PoolSet:
+    """This process's own pool and those of its workers, as one.
+
+    Args:
+        local: The pool of this process.
+        remotes: The others.
+    """
+
+    def __init__(self, local: Pool, remotes: Sequence[_Remote]) -> None:
+        self._local, self._remotes = local, list(remotes)
+        self._where: dict[int, int] = {}  # running trial -> pool; 0 is the local one
+        self._signature: dict[int, tuple[str, float]] = {}
+        self._warned: set[str] = set()
+        self._events: list[Event] = []
+
+    @property
+    def n_running(self) -> int:
+        return len(self._where)
+
+    @property
+    def n_lanes(self) -> int:
+        return self._local.n_lanes + sum(r.n_lanes for r in self._remotes)
+
+    @property
+    def n_fleets(self) -> int:
+        return self._local.n_fleets + sum(r.n_fleets for r in self._remotes)
+
+    def admit(self, candidates: Sequence[Candidate]) -> None:
+        """Start trials, each in the pool where it delays the epoch least."""
+        parts: list[list[Candidate]] = [[] for _ in range(1 + len(self._remotes))]
+        running = [[] for _ in parts]  # type: list[list[tuple[str, float]]]
+        for trial, k in self._where.items():
+            running[k].append(self._signature[trial])
+        for c in candidates:
+            cost = sum(p.numel() for p in c.recipe.model.parameters()) * max(1, min(c.recipe.batch_size, 32))
+            mine = (c.signature if c.lane is not None else "", float(cost))
+            k = planner.lightest(running, mine)
+            running[k].append(mine)
+            parts[k].append(c)
+            self._where[c.spec.number], self._signature[c.spec.number] = k, mine
+        for remote, part in zip(self._remotes, parts[1:], strict=True):
+            remote.later("admit", [c.spec for c in part])  # also when empty: a fleet whose queue has dried up narrows
+        self._local.admit(parts[0])
+
+    def run_epoch(self) -> list[Measured]:
+        """One epoch of every running trial, all pools at once, in the order of the trials' numbers."""
+        for remote in self._remotes:
+            remote.send("run_epoch")
+        out = self._local.run_epoch()
+        self._note(self._local.drain_events(), 0)
+        for k, remote in enumerate(self._remotes, 1):
+            measured, events = remote.receive()
+            out += measured
+            self._note(events, k)
+        return sorted(out, key=lambda m: m.trial)
+
+    def _note(self, events: Sequence[Event], pool: int) -> None:
+        """Number fleets apart by pool, and say aloud, once per reason, what trains solo."""
+        for e in events:
+            fleet = None if e.fleet is None else e.fleet * (1 + len(self._remotes)) + pool
+            data = {k: (v * (1 + len(self._remotes)) + pool if k == "to" and isinstance(v, int) else v) for k, v in e.data.items()}
+            self._events.append(Event(e.tick, e.kind, e.trial, fleet, e.lane, data, e.time_s))
+            reason = str(e.data.get("reason", ""))
+            if e.kind == "solo" and reason and not reason.startswith("faster") and reason not in self._warned:
+                self._warned.add(reason)
+                warnings.warn(f"trial {e.trial} trains solo: {reason}.", RuntimeWarning, stacklevel=4)
+
+    def _tell(self, trial: int, method: str, *args: Any) -> None:
+        k = self._where[trial]
+        if k == 0:
+            getattr(self._local, method)(trial, *args)
+        else:
+            self._remotes[k - 1].later(method, trial, *args)
+
+    def epoch_done(self, trial: int, loss: float, value: float) -> None:
+        """Step the schedules that step per epoch."""
+        self._tell(trial, "epoch_done", loss, value)
+
+    def remember(self, trial: int) -> None:
+        """Keep a copy of a trial's weights as they are now: its best epoch so far."""
+        self._tell(trial, "remember")
+
+    def state_dict(self, trial: int, *, remembered: bool = False) -> dict[str, Tensor]:
+        """A running trial's weights, on the CPU; as they are, or as they were when last remembered."""
+        k = self._where[trial]
+        if k == 0:
+            return self._local.state_dict(trial, remembered=remembered)
+        self._remotes[k - 1].send("state_arrays", trial, remembered)
+        return {name: torch.from_numpy(a) for name, a in self._remotes[k - 1].receive().items()}
+
+    def remove(self, trial: int) -> None:
+        """Take a trial out."""
+        self._tell(trial, "remove")
+        del self._where[trial], self._signature[trial]
+
+    def drain_events(self) -> list[Event]:
+        """What happened since the last call."""
+        self._note(self._local.drain_events(), 0)
+        out, self._events = self._events, []
+        return out
+
+
+def n_workers(lanes: int, *, device: torch.device, reproducible: bool) -> int:
+    """Processes worth having: one per core on a CPU, as long as each has eight lanes to fill."""
+    if reproducible or device.type != "cpu" or "fork" not in multiprocessing.get_all_start_methods():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min(cores, torch.get_num_threads(), lanes // 8, 16))
+
+
+@contextmanager
+def pools(make_pool: Callable[[], Pool], admission: Admission, count: int) -> Iterator[PoolSet]:
+    """Open ``count`` pools: one here, the others in forked workers that end with this context or with this process.
+
+    Args:
+        make_pool: Makes the pool, in the process where it will live.
+        admission: Replays and signs a trial.
+        count: Pools in all. Kernels use one thread each when there is more than one.
+    """
+    threads = torch.get_num_threads()
+    remotes: list[_Remote] = []
+    if count > 1:
+        torch.set_num_threads(1)  # before the fork: a child has no use for the parent's team of threads
+    try:
+        context: Any = multiprocessing.get_context("fork") if count > 1 else None
+        for _ in range(count - 1):
+            ours, theirs = context.Pipe()
+            others = [r.connection for r in remotes]
+            with warnings.catch_warnings():
+                # Python 3.12 warns that forking beside threads may deadlock; the child takes none of their locks.
+                warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+                process = context.Process(target=_serve, args=(theirs, [ours, *others], make_pool, admission), daemon=True)
+                process.start()
+            theirs.close()
+            remotes.append(_Remote(ours, process))
+        yield PoolSet(make_pool(), remotes)
+    finally:
+        for remote in remotes:
+            with contextlib.suppress(OSError):
+                remote.connection.close()
+        for remote in remotes:
+            remote.process.join(0.2)
+            if remote.process.is_alive():
+                remote.process.kill()
+                remote.process.join()
+        torch.set_num_threads(threads)
+
+
+def _serve(connection: Connection, others: Sequence[Connection], make_pool: Callable[[], Pool], admission: Admission) -> None:
+    """A worker's life: carry out commands in order until the other end of the pipe is closed."""
+    for other in others:
+        other.close()  # or this process would keep its own pipe open, and never see the parent go
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    pool = make_pool()
+
+    def run_epoch() -> tuple[list[Measured], list[Event]]:
+        return pool.run_epoch(), pool.drain_events()
+
+    def state_arrays(trial: int, remembered: bool) -> dict[str, Any]:
+        return {name: t.numpy() for name, t in pool.state_dict(trial, remembered=remembered).items()}
+
+    commands: dict[str, Callable[..., Any]] = {
+        "admit": lambda specs: pool.admit([admission(s) for s in specs]),
+        "run_epoch": run_epoch,
+        "epoch_done": pool.epoch_done,
+        "remember": pool.remember,
+        "remove": pool.remove,
+        "state_arrays": state_arrays,
+    }
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            answer: tuple[str, Any] = ("value", None)
+            try:
+                for method, args in connection.recv():
+                    answer = ("value", commands[method](*args))
+            except EOFError:
+                break
+            except Exception as error:  # carried to the parent, which raises it where the caller stands
+                answer = ("error", _portable(error))
+            connection.send((*answer, pool.n_lanes, pool.n_fleets))
+    os._exit(0)  # not the interpreter's exit: what the parent registered to run at exit is not this process's to run
+
+
+def _portable(error: Exception) -> Exception:
+    import pickle
+
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return StudyError(f"{type(error).__name__} in a worker: {error}")
+    return error
