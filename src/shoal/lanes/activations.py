@@ -36,7 +36,7 @@ class Activation:
 
 
 def _elu_grad(g: Tensor, x: Tensor, y: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:
-    return _aten.elu_backward(g, alpha, scale, input_scale, False, x)
+    return _aten.elu_backward.default(g, alpha, scale, input_scale, False, x)
 
 
 _SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
@@ -44,17 +44,17 @@ _SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1
 # class -> (attributes that make up its arguments, forward, backward). Only classes whose forward is exactly this call.
 _CLASSES: dict[type[nn.Module], tuple[Callable[[Any], tuple[Any, ...]], Forward, Backward]] = {
     nn.Identity: (lambda m: (), lambda x: x.clone(), lambda g, x, y: g.clone()),
-    nn.ReLU: (lambda m: (), torch.relu, lambda g, x, y: _aten.threshold_backward(g, y, 0)),
-    nn.ReLU6: (lambda m: (), lambda x: _aten.hardtanh(x, 0, 6), lambda g, x, y: _aten.hardtanh_backward(g, x, 0, 6)),
+    nn.ReLU: (lambda m: (), torch.relu, lambda g, x, y: _aten.threshold_backward.default(g, y, 0)),
+    nn.ReLU6: (lambda m: (), lambda x: _aten.hardtanh(x, 0, 6), lambda g, x, y: _aten.hardtanh_backward.default(g, x, 0, 6)),
     nn.Hardtanh: (
         lambda m: (m.min_val, m.max_val),
         _aten.hardtanh,
-        lambda g, x, y, low, high: _aten.hardtanh_backward(g, x, low, high),
+        lambda g, x, y, low, high: _aten.hardtanh_backward.default(g, x, low, high),
     ),
     nn.LeakyReLU: (
         lambda m: (m.negative_slope,),
         _aten.leaky_relu,
-        lambda g, x, y, slope: _aten.leaky_relu_backward(g, x, slope, False),
+        lambda g, x, y, slope: _aten.leaky_relu_backward.default(g, x, slope, False),
     ),
     nn.ELU: (lambda m: (m.alpha, 1.0, 1.0), _aten.elu, _elu_grad),
     nn.CELU: (lambda m: (m.alpha, 1.0, 1.0 / m.alpha), _aten.elu, _elu_grad),
@@ -62,19 +62,19 @@ _CLASSES: dict[type[nn.Module], tuple[Callable[[Any], tuple[Any, ...]], Forward,
     nn.GELU: (
         lambda m: (m.approximate,),
         lambda x, approximate: _aten.gelu(x, approximate=approximate),
-        lambda g, x, y, approximate: _aten.gelu_backward(g, x, approximate=approximate),
+        lambda g, x, y, approximate: _aten.gelu_backward.default(g, x, approximate=approximate),
     ),
-    nn.SiLU: (lambda m: (), _aten.silu, lambda g, x, y: _aten.silu_backward(g, x)),
-    nn.Mish: (lambda m: (), _aten.mish, lambda g, x, y: _aten.mish_backward(g, x)),
-    nn.Tanh: (lambda m: (), torch.tanh, lambda g, x, y: _aten.tanh_backward(g, y)),
-    nn.Sigmoid: (lambda m: (), torch.sigmoid, lambda g, x, y: _aten.sigmoid_backward(g, y)),
+    nn.SiLU: (lambda m: (), _aten.silu, lambda g, x, y: _aten.silu_backward.default(g, x)),
+    nn.Mish: (lambda m: (), _aten.mish, lambda g, x, y: _aten.mish_backward.default(g, x)),
+    nn.Tanh: (lambda m: (), torch.tanh, lambda g, x, y: _aten.tanh_backward.default(g, y)),
+    nn.Sigmoid: (lambda m: (), torch.sigmoid, lambda g, x, y: _aten.sigmoid_backward.default(g, y)),
     nn.Softplus: (
         lambda m: (m.beta, m.threshold),
         _aten.softplus,
-        lambda g, x, y, beta, threshold: _aten.softplus_backward(g, x, beta, threshold),
+        lambda g, x, y, beta, threshold: _aten.softplus_backward.default(g, x, beta, threshold),
     ),
-    nn.Hardswish: (lambda m: (), _aten.hardswish, lambda g, x, y: _aten.hardswish_backward(g, x)),
-    nn.Hardsigmoid: (lambda m: (), _aten.hardsigmoid, lambda g, x, y: _aten.hardsigmoid_backward(g, x)),
+    nn.Hardswish: (lambda m: (), _aten.hardswish, lambda g, x, y: _aten.hardswish_backward.default(g, x)),
+    nn.Hardsigmoid: (lambda m: (), _aten.hardsigmoid, lambda g, x, y: _aten.hardsigmoid_backward.default(g, x)),
     nn.Softsign: (lambda m: (), lambda x: x / (1 + x.abs()), lambda g, x, y: g / (1 + x.abs()).square()),
     nn.Tanhshrink: (lambda m: (), lambda x: x - torch.tanh(x), lambda g, x, y: g * (x - y).square()),
     nn.LogSigmoid: (lambda m: (), lambda x: -_aten.softplus(-x), lambda g, x, y: g * torch.sigmoid(-x)),
@@ -132,8 +132,8 @@ def apply_runs(x: Tensor, runs: Sequence[tuple[int, int, int]]) -> Tensor:
     if len(runs) == 1:
         a = TABLE[runs[0][0]]
         return a.forward(x, *a.args)
-    parts = [TABLE[kind].forward(x[i:j], *TABLE[kind].args) for kind, i, j in runs]
-    return torch.cat(parts)
+    parts = x.split([j - i for _, i, j in runs])
+    return torch.cat([TABLE[r[0]].forward(part, *TABLE[r[0]].args) for r, part in zip(runs, parts, strict=True)])
 
 
 def apply_runs_backward(grad: Tensor, x: Tensor, y: Tensor, runs: Sequence[tuple[int, int, int]]) -> Tensor:
@@ -141,8 +141,9 @@ def apply_runs_backward(grad: Tensor, x: Tensor, y: Tensor, runs: Sequence[tuple
     if len(runs) == 1:
         a = TABLE[runs[0][0]]
         return a.backward(grad, x, y, *a.args)
-    parts = [TABLE[kind].backward(grad[i:j], x[i:j], y[i:j], *TABLE[kind].args) for kind, i, j in runs]
-    return torch.cat(parts)
+    sizes = [j - i for _, i, j in runs]
+    parts = zip(runs, grad.split(sizes), x.split(sizes), y.split(sizes), strict=True)
+    return torch.cat([TABLE[r[0]].backward(g, a, b, *TABLE[r[0]].args) for r, g, a, b in parts])
 
 
 # Operators without an autograd rule of their own (``_Apply`` gives it): ``custom_op`` would add one that ``torch.func`` refuses.

@@ -40,6 +40,28 @@ class Work:
     device: torch.device
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """The updates of neighbouring lanes of one family over an epoch.
+
+    ``coefficients`` are T x K tensors (rows, G), tick by tick; ``due`` says at which ticks any lane's batch is full; ``owner`` (P,)
+    maps elements to parameters when groups are told apart.
+    """
+
+    family: optim.Family
+    buffers: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    coefficients: tuple[Tensor, ...]
+    due: list[bool]
+    uses: frozenset[int]
+    owner: Tensor | None
+
+    def update(self, t: int) -> None:
+        c: Sequence[Tensor] = self.coefficients[t * optim.K : (t + 1) * optim.K]
+        if self.owner is not None:
+            c = [x.index_select(-1, self.owner) for x in c]  # (rows, P) each
+        optim.UPDATES[self.family](*self.buffers, c, self.uses)
+
+
 def tensors_of(recipe: Recipe) -> dict[str, Tensor]:
     """Everything of a recipe that a lane holds, by name."""
     out: dict[str, Tensor] = {**dict(recipe.model.named_parameters()), **dict(recipe.model.named_buffers())}
@@ -108,7 +130,11 @@ class Fleet:
         """Put lanes that share an update family and activations side by side. No lane's result depends on where it stands."""
         def rank(i: int) -> tuple[object, ...]:
             t = self.lanes[i]
-            return (1,) if t is None else (0, int(t.family), t.kinds, i)
+            if t is None:
+                return (1, i)
+            # Kinds run up in one family and down in the next, so that a run goes on across the border.
+            turn = 1 if t.family % 2 == 0 else -1
+            return (0, int(t.family), tuple(turn * k for k in t.kinds), i)
 
         wanted = sorted(range(self.width), key=rank)
         if wanted != list(range(self.width)):
@@ -133,10 +159,11 @@ class Fleet:
         active = [(i, t) for i, t in enumerate(self.lanes) if t is not None]
         if not active:
             return []
-        losses, train_loss = self._train(active)
-        for _, t in active:
-            t.epoch += 1
-        valid_loss, metrics = self._validate()
+        with torch.no_grad(), self.program.kernels():
+            losses, train_loss = self._train(active)
+            for _, t in active:
+                t.epoch += 1
+            valid_loss, metrics = self._validate()
         out = []
         for i, t in active:
             named = {m.name: float(metrics[m.name][i]) for m in self.work.metrics} if metrics else {}
@@ -155,16 +182,17 @@ class Fleet:
         ticks = max(s.n_ticks for s in shapes.values())
         orders = {i: t.order(n) for i, t in active}
         keys = {i: t.keys(n) for i, t in active}
-        coefficients, blocks, needs = self._coefficients(active, ticks)
-        accumulate = any(not s.starts.all() for s in shapes.values())
+        blocks = self._blocks(active, ticks)
         tail = n % q if self.exact and n % q else q
         share = torch.zeros(ticks, self.width, dtype=torch.float64)  # of the epoch's samples, per tick
-        keep = torch.zeros(ticks, self.width, 1, dtype=dtype)
+        goes_on = np.zeros((ticks, self.width), dtype=bool)  # the tick adds to a batch that an earlier one opened
         for i, s in shapes.items():
             share[: s.n_ticks, i] = torch.from_numpy(s.sizes[s.batch] / n)
-            keep[: s.n_ticks, i, 0] = torch.from_numpy((~s.starts).astype(np.float64))
+            goes_on[: s.n_ticks, i] = ~s.starts
+        adds = goes_on.any(1).tolist()
+        keep = torch.from_numpy(goes_on).to(device, dtype)[:, :, None].unbind(0)
         losses = torch.empty(ticks, self.width, dtype=dtype, device=device)
-        keep = keep.to(device)
+        loss_rows = losses.unbind(0)
         data = self.work.data.train.tensors
         state, program = self.state, self.program
         n_grads = len(state.grad_views)
@@ -190,58 +218,48 @@ class Fleet:
                 if self.exact and t == ticks - 1 and tail != q:  # the last batch is smaller, and may not be padded
                     slots = tuple(x[:, :tail].contiguous() for x in slots)  # type: ignore[assignment]
                 outputs = program.train(state.inputs, data, *slots)
-                if accumulate:
+                if adds[t]:
                     state.grads.mul_(keep[t])
                     torch._foreach_add_(state.grad_views, outputs[:n_grads])
                 else:
                     torch._foreach_copy_(state.grad_views, outputs[:n_grads])
                 if state.buffers:
                     torch._foreach_copy_(state.buffers, outputs[n_grads:-1])
-                losses[t].copy_(outputs[-1])
-                self._update(t, coefficients, blocks, needs)
+                loss_rows[t].copy_(outputs[-1])
+                for block in blocks:
+                    if block.due[t]:
+                        block.update(t)
         for i, t in active:
             t.updates += shapes[i].n_updates
         host = losses.double().cpu()
         # Ticks after a lane's epoch is over hold whatever padding gave; their share is zero, and zero times NaN is not.
         return host[0], torch.where(share > 0, host * share, 0.0).sum(0)
 
-    def _coefficients(
-        self, active: Sequence[tuple[int, LaneTrial]], ticks: int
-    ) -> tuple[list[tuple[Tensor, ...]], list[tuple[optim.Family, int, int]], list[frozenset[int]]]:
-        """Tables per block of neighbouring lanes of one family: T tensors (K, rows, G) each."""
+    def _blocks(self, active: Sequence[tuple[int, LaneTrial]], ticks: int) -> list[_Block]:
+        """This epoch's updates: one block per stretch of neighbouring lanes of one family."""
         n, q = self.work.data.train.n, self.quantum
         families = [optim.Family.SGD if t is None else t.family for t in self.lanes]
-        blocks = [(optim.Family(f), i, j) for f, i, j in runs_of([int(f) for f in families])]
-        wide = any(t.groups > 1 for _, t in active)
-        n_groups = len(self.layout.names) if wide else 1
+        n_groups = len(self.layout.names) if any(t.groups > 1 for _, t in active) else 1
         table = np.empty((ticks, optim.K, self.width, n_groups))
+        due = np.zeros((ticks, self.width), dtype=bool)
         for i, family in enumerate(families):
             table[:, :, i] = optim.idle(family)[:, None]
         for i, t in active:
             s = t.shape(n, q)
             c = t.coefficients(s.n_updates)  # (updates, K, groups)
-            if wide:
+            if n_groups > 1:
                 c = c[:, :, t.group_of] if t.group_of is not None else np.repeat(c, n_groups, axis=2)
+            due[: s.n_ticks, i] = s.due
             table[np.flatnonzero(s.due), :, i] = c
-        tensors, needs = [], []
-        for _, i, j in blocks:
+        state, out = self.state, []
+        for f, i, j in runs_of([int(f) for f in families]):
             part = table[:, :, i:j]
-            needs.append(optim.uses(np.moveaxis(part, 1, -1)))
-            tensors.append(torch.from_numpy(np.ascontiguousarray(part)).to(self.work.device, self.layout.dtype).unbind(0))
-        return tensors, blocks, needs
-
-    def _update(
-        self, t: int, tables: list[tuple[Tensor, ...]], blocks: list[tuple[optim.Family, int, int]],
-        needs: list[frozenset[int]],
-    ) -> None:
-        s = self.state
-        for table, (family, i, j), uses in zip(tables, blocks, needs, strict=True):
-            c = table[t]
-            if c.shape[-1] > 1:
-                c = c.index_select(-1, self._owner)  # (K, rows, P)
-            optim.UPDATES[family](
-                s.params[i:j], s.first[i:j], s.second[i:j], s.mean[i:j], s.grads[i:j], c.unbind(0), uses
-            )
+            rows = torch.from_numpy(np.ascontiguousarray(part)).to(self.work.device, self.layout.dtype)
+            buffers = (state.params[i:j], state.first[i:j], state.second[i:j], state.mean[i:j], state.grads[i:j])
+            owner = self._owner if n_groups > 1 else None
+            uses = optim.uses(np.moveaxis(part, 1, -1))
+            out.append(_Block(optim.Family(f), buffers, rows.flatten(0, 1).unbind(0), due[:, i:j].any(1).tolist(), uses, owner))
+        return out
 
     def _validate(self) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss (lanes,), metric name -> (lanes,)), on the host."""

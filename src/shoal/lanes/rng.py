@@ -101,10 +101,12 @@ class KeyedRandom(TorchFunctionMode):
     def dropout(self, x: Tensor, p: float | Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
         """``x * keep / (1 - p)``, the mask broadcast from ``shape``; ``p`` may be one lane's number as a tensor."""
         p = torch.as_tensor(p, dtype=torch.float32, device=x.device)
-        # Integer threshold: keep where bits >= p * 2^32 - 2^31. The upper clamp keeps float32 rounding inside int32.
-        threshold = (p * 2.0**32 - 2.0**31).clamp(-(2.0**31), 2147483520.0).to(torch.int32)
+        # Keep where bits / 2 >= p * 2^31 - 2^30, by the sign of the difference: comparisons to bool are slow on a CPU. The upper
+        # clamp keeps the rounding of float32 inside the range.
+        threshold = (p * 2.0**31 - 2.0**30).clamp(-(2.0**30), 2.0**30 - 64).to(torch.int32)
         scale = torch.where(p < 1, 1.0 / (1.0 - p), 0.0).to(x.dtype)
-        return x * ((self.bits(shape, x.device) >= threshold).to(x.dtype) * scale)
+        kept = ((threshold - 1) - (self.bits(shape, x.device) >> 1)) >> 31  # -1 where kept, else 0
+        return x * (kept.to(x.dtype) * -scale)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -9,7 +9,8 @@ Glossary: ``lanes`` the fleet's width; ``q`` samples per micro-batch; every stac
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +147,7 @@ class Program:
         self._objective = _Objective(template.model, template)
         self.graphs: dict[tuple[str, int], torch.fx.GraphModule] = {}
         self._functions: dict[tuple[str, int], graph.Tick] = {}
+        self._convolves = any(isinstance(m, nn.modules.conv._ConvNd | nn.RNNBase) for m in template.model.modules())
 
     @staticmethod
     def prepare(template: Recipe) -> Recipe:
@@ -193,6 +195,17 @@ class Program:
                 for module, flag in flags.items():
                     module.training = flag
         return self._functions[key](*state, *chunk, weights, keys)
+
+    @contextmanager
+    def kernels(self) -> Iterator[None]:
+        """Run small element-wise kernels without oneDNN, whose set-up costs more than they do; convolutions keep it."""
+        # Not torch.backends.mkldnn.flags: it also sets TF32 for Intel GPUs, and warns where there is none.
+        before = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(before and self._convolves)
+        try:
+            yield
+        finally:
+            torch._C._set_mkldnn_enabled(before)
 
     def refresh(self) -> None:
         """Lanes have changed: what the steps computed ahead from lane hyperparameters no longer holds."""

@@ -1,0 +1,151 @@
+"""What the tests of lanes share: small data, fleets built by hand, and the plain loop to compare them with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from shoal.data import Datasets, Split
+from shoal.lanes.fleet import Fleet, Work, tensors_of
+from shoal.lanes.lane import LaneTrial, Measured
+from shoal.lanes.solo import Solo
+from shoal.lanes.step import Layout, Program
+from shoal.metrics import resolve
+from shoal.records import ParamValue, TrialSpec
+from shoal.recipe import Recipe
+from shoal.replay import Define, replay
+from shoal.signature import Signature, Signer, lane_trial
+
+
+def specs_of(params: Sequence[Mapping[str, ParamValue]]) -> list[TrialSpec]:
+    """Trials 0, 1, ... with seeds of their own."""
+    return [TrialSpec(i, 1000 + 7 * i, p, {}) for i, p in enumerate(params)]
+
+
+def made(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def labels(n: int, classes: int, seed: int = 1) -> Tensor:
+    return torch.randint(0, classes, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def datasets(train: Sequence[Tensor], valid: Sequence[Tensor]) -> Datasets:
+    return Datasets(Split(tuple(train)), Split(tuple(valid)), None, "")
+
+
+def class_data(
+    n: int = 50, features: tuple[int, ...] = (10,), classes: int = 4, dtype: torch.dtype = torch.float64, valid: int = 23
+) -> Datasets:
+    """Random inputs (n, *features) and classes (n,): nothing to learn, everything to compare."""
+    x, y = made(n + valid, *features, dtype=dtype), labels(n + valid, classes)
+    return datasets((x[:n], y[:n]), (x[n:], y[n:]))
+
+
+def work_of(data: Datasets, metric: str | None = None) -> Work:
+    found = None if metric is None else resolve(metric, targets=data.train.tensors[-1])
+    return Work(data, () if found is None else (found,), torch.device("cpu"))
+
+
+def rebuild(define: Define, spec: TrialSpec, work: Work) -> Recipe:
+    return replay(define, spec, work.data.train.n)
+
+
+def sign(define: Define, spec: TrialSpec, work: Work) -> Signature:
+    return Signer(work.data.train.tensors).sign(rebuild(define, spec, work))
+
+
+def open_fleet(define: Define, spec: TrialSpec, width: int, work: Work) -> Fleet:
+    """An empty fleet of the signature of ``spec``."""
+    signature = sign(define, spec, work)
+    template = rebuild(define, spec, work)
+    layout = Layout.of(template)
+    like = {name: t.detach().clone() for name, t in tensors_of(template).items()}
+    return Fleet(0, Program.prepare(template), layout, width, signature.quantum, signature.exact, work, like)
+
+
+def ready(define: Define, spec: TrialSpec, work: Work) -> LaneTrial:
+    return lane_trial(spec, rebuild(define, spec, work), work.data.train.tensors[-1])
+
+
+@dataclass
+class Trail:
+    """What became of one trial: a row per epoch, and its tensors at the end of each."""
+
+    rows: list[Measured] = field(default_factory=list)
+    states: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+def step_schedule(recipe: Recipe, row: Measured) -> None:
+    if recipe.schedule_every == "epoch":
+        recipe.step_schedule(loss=row.valid_loss, value=0.0)
+
+
+def train_fused(
+    define: Define,
+    specs: Sequence[TrialSpec],
+    work: Work,
+    epochs: int,
+    *,
+    width: int | None = None,
+    stops: Mapping[int, int] | None = None,
+) -> dict[int, Trail]:
+    """Train trials in one fleet, in the order given, refilling lanes as they become free.
+
+    Args:
+        epochs: Of each trial, but for those in ``stops``.
+        width: Lanes; by default as many as trials.
+        stops: trial -> epochs after which it leaves.
+    """
+    fleet = open_fleet(define, specs[0], width or len(specs), work)
+    waiting, trails = list(specs), {s.number: Trail() for s in specs}
+    while waiting or fleet.n_active:
+        while waiting and fleet.n_active < fleet.width:
+            fleet.admit(ready(define, waiting.pop(0), work))
+        fleet.arrange()
+        for row in fleet.run_epoch():
+            lane = fleet.lane_of(row.trial)
+            trial = fleet.lanes[lane]
+            assert trial is not None
+            trails[row.trial].rows.append(row)
+            trails[row.trial].states.append(fleet.state.state_dict(lane))
+            step_schedule(trial.recipe, row)
+            if row.epoch == (stops or {}).get(row.trial, epochs):
+                fleet.leave(lane)
+    return trails
+
+
+def train_solo(define: Define, spec: TrialSpec, work: Work, epochs: int) -> Trail:
+    solo, trail = Solo(spec, rebuild(define, spec, work), work), Trail()
+    for _ in range(epochs):
+        row = solo.run_epoch()
+        trail.rows.append(row)
+        trail.states.append(solo.state_dict())
+        step_schedule(solo.recipe, row)
+    return trail
+
+
+def assert_close(lane: float, solo: float, tolerance: float, what: str) -> None:
+    assert abs(lane - solo) <= tolerance * max(1.0, abs(solo)), f"{what}: {lane!r} in a lane, {solo!r} alone"
+
+
+def assert_same_trail(lane: Trail, solo: Trail, tolerance: float, *, loose: Sequence[str] = ()) -> None:
+    """Rows and tensors agree; parameters in ``loose`` have a gradient that is rounding noise, and may wander a little."""
+    assert len(lane.rows) == len(lane.states) and 0 < len(lane.rows) <= len(solo.rows)
+    for a, b, state, expected in zip(lane.rows, solo.rows, lane.states, solo.states, strict=False):
+        where = f"trial {a.trial}, epoch {a.epoch}"
+        assert (a.trial, a.epoch, a.finite) == (b.trial, b.epoch, b.finite), where
+        assert_close(a.first_loss, b.first_loss, tolerance, f"first loss, {where}") if a.epoch == 1 else None
+        assert_close(a.train_loss, b.train_loss, tolerance, f"train loss, {where}")
+        assert_close(a.valid_loss, b.valid_loss, tolerance, f"validation loss, {where}")
+        assert a.metrics.keys() == b.metrics.keys()
+        for name, value in a.metrics.items():
+            assert_close(value, b.metrics[name], tolerance, f"{name}, {where}")
+        assert state.keys() == expected.keys(), where
+        for name, tensor in state.items():
+            error = (tensor.double() - expected[name].double()).abs().max().item()
+            limit = (1e-5 if name in loose else tolerance) * max(1.0, expected[name].abs().max().item())
+            assert error <= limit, f"{name} differs by {error:.2e}, {where}"
