@@ -138,7 +138,6 @@ def assert_same_trail(lane: Trail, solo: Trail, tolerance: float, *, loose: Sequ
     for a, b, state, expected in zip(lane.rows, solo.rows, lane.states, solo.states, strict=False):
         where = f"trial {a.trial}, epoch {a.epoch}"
         assert (a.trial, a.epoch, a.finite) == (b.trial, b.epoch, b.finite), where
-        assert_close(a.first_loss, b.first_loss, tolerance, f"first loss, {where}") if a.epoch == 1 else None
         assert_close(a.train_loss, b.train_loss, tolerance, f"train loss, {where}")
         assert_close(a.valid_loss, b.valid_loss, tolerance, f"validation loss, {where}")
         assert a.metrics.keys() == b.metrics.keys()

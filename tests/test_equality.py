@@ -368,6 +368,7 @@ def test_from_the_same_gradient_updates_agree(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("family", lane_optim.Family)
 def test_idle_coefficients_change_nothing(family: lane_optim.Family) -> None:
     state = [made(2, 64, seed=i, dtype=torch.float32).abs() for i in range(4)]
+    state[3].mul_(0.01)  # the square of a mean is never above the mean of squares
     before = [t.clone() for t in state]
     c = [torch.full((2, 1), float(x)) for x in lane_optim.idle(family)]
     everything = frozenset({lane_optim.SIGN, lane_optim.L2, lane_optim.DECAY, lane_optim.C5})
@@ -450,7 +451,7 @@ def test_batch_sizes_within_one_fleet(name: str, batches: tuple[int, ...]) -> No
 def test_widths_with_refills_and_stops(width: int) -> None:
     n = {1: 3, 2: 5, 7: 12, 32: 36}[width]
     params = [{**p, "batch": (20, 40)[i % 2]} for i, p in enumerate(mixed(n))]
-    check(KINDS["mlp dropout"], params, width=width, stops={0: 1, 2: 1, 3: 2, 5: 1, 8: 2})
+    check(KINDS["mlp dropout"], params, epochs=2, width=width, stops={0: 1, 2: 1, 5: 1, 8: 1})
 
 
 @pytest.mark.parametrize("width", [2, 7])

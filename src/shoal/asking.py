@@ -7,7 +7,7 @@ Each ask gets a fresh sampler seeded by (study seed, trial number): a study that
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -57,7 +57,9 @@ class Asker:
         if sampler is None or isinstance(sampler, str):
             name, factories = sampler or "tpe", _factories()
             if name not in factories:
-                raise UsageError(f"sampler={name!r} is not known.{did_you_mean(name, factories)} Or pass an Optuna sampler object.")
+                raise UsageError(
+                    f"sampler={name!r} is not known.{did_you_mean(name, factories)} Or pass an Optuna sampler object."
+                )
             self.name, self._factory = name, factories[name]
             first = self._factory(seed)
         elif isinstance(sampler, optuna.samplers.BaseSampler):
@@ -86,12 +88,16 @@ class Asker:
         from optuna.distributions import distribution_to_json
 
         frozen = self.study._storage.get_trial(trial._trial_id)
-        return TrialSpec(
-            trial.number,
-            self.trial_seed(trial.number),
-            dict(frozen.params),
-            {name: distribution_to_json(d) for name, d in frozen.distributions.items()},
-        )
+        distributions: dict[str, str] = {}
+        for name, d in frozen.distributions.items():
+            try:
+                distributions[name] = distribution_to_json(d)
+            except TypeError as error:
+                raise UsageError(
+                    f"trial {trial.number}: the choices of {name!r} cannot be stored ({error}); suggest names and look the objects "
+                    f"up: {{'relu': nn.ReLU}}[trial.suggest_categorical({name!r}, ['relu'])]."
+                ) from error
+        return TrialSpec(trial.number, self.trial_seed(trial.number), dict(frozen.params), distributions)
 
     def tell(self, result: TrialResult) -> None:
         """Let samplers see how a trial ended. A stopped trial is PRUNED at the epoch it reached."""
@@ -102,7 +108,9 @@ class Asker:
                 self.study.tell(result.number, result.value)
                 return
             if result.state is TrialState.STOPPED and result.value is not None:
-                trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, result.number)
+                trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(
+                    self.study._study_id, result.number
+                )
                 self.study._storage.set_trial_intermediate_value(trial_id, result.epoch, result.value)
             pruned = result.state is TrialState.STOPPED
             self.study.tell(result.number, state=OptunaState.PRUNED if pruned else OptunaState.FAIL)
@@ -145,12 +153,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(level)
-
-
-def same_space(stored: Mapping[str, str], specs: Sequence[TrialSpec]) -> str | None:
-    """The first parameter whose distribution is not what the study has, or None."""
-    for spec in specs:
-        for name, distribution in spec.distributions.items():
-            if name in stored and stored[name] != distribution:
-                return name
-    return None

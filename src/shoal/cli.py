@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn
 
 from shoal._text import format_number, format_param, json_ready
 from shoal._user_file import UserFile, load_user_file
-from shoal.errors import ShoalError, StudyError, UsageError
+from shoal.errors import ShoalError, StudyError, UsageError, did_you_mean
 from shoal.records import Json, StudyRecord
 
 EXIT_FAILED: Final = 1
@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     try:
-        arguments = parser.parse_args(argv)
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}.{_hint(parser, arguments, unknown)}")
     except SystemExit as stop:  # argparse has printed its help or its complaint
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     try:
@@ -90,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
             {"choices": ["minimize", "maximize"], "help": "minimize or maximize the metric"},
         ),
         (["--sampler"], {"metavar": "S", "help": "how to choose parameters, such as tpe or random"}),
-        (["--scheduler"], {"metavar": "S", "help": "which trials to stop early, such as asha or fifo"}),
+        (["--scheduler"], {"metavar": "S", "help": "which trials to stop early: asha, median, patience or none"}),
         (
             ["--storage"],
             {"metavar": "URL_OR_PATH", "help": "study file (default: FILE's name with .db, in this folder)"},
@@ -129,6 +131,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     explain.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the trials looked at (default: 0)")
     return parser
+
+
+def _hint(parser: argparse.ArgumentParser, arguments: argparse.Namespace, unknown: Sequence[str]) -> str:
+    """``" Did you mean '--metric'?"`` for an option that is nearly one of the command's own."""
+    flags: list[str] = []
+    for action in parser._actions:
+        for command in (action.choices or {}).values() if isinstance(action.choices, Mapping) else ():
+            if command.get_default("run") is arguments.run:
+                flags = [flag for a in command._actions for flag in a.option_strings if flag.startswith("--")]
+    word = unknown[0].split("=", 1)[0]
+    return did_you_mean(word, flags) if word.startswith("--") else ""
 
 
 class _Version(argparse.Action):
@@ -297,12 +310,14 @@ def _finish(study: Any, storage: object, arguments: argparse.Namespace) -> int:
         print("\n".join(lines))
     if not study.interrupted:
         return 0
+    stopped = "out of time" if getattr(study, "timed_out", False) else "interrupted"
     if storage is None:
-        print("shoal: interrupted; without a study file it cannot go on.", file=sys.stderr)
+        print(f"shoal: {stopped}; without a study file it cannot go on.", file=sys.stderr)
     else:
         command = shlex.join(["shoal", "resume", str(storage), arguments.file])
-        print(f"shoal: interrupted; go on with: {command}", file=sys.stderr)
-    return EXIT_INTERRUPTED
+        print(f"shoal: {stopped}; go on with: {command}", file=sys.stderr)
+    # A time limit is what the user asked for: running into it is no failure.
+    return 0 if stopped == "out of time" else EXIT_INTERRUPTED
 
 
 def _where(storage: object) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from shoal.errors import RecipeError
 from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate
 from shoal.lanes.workers import Trainer
@@ -43,7 +44,9 @@ class Rules:
 class Engine:
     """Runs a study's trials on one device until there are none left, time is up, or someone says stop."""
 
-    def __init__(self, ledger: Ledger, pool: Trainer, scheduler: Scheduler, rules: Rules, lanes: int, tick: int = 0) -> None:
+    def __init__(
+        self, ledger: Ledger, pool: Trainer, scheduler: Scheduler, rules: Rules, lanes: int, tick: int = 0
+    ) -> None:
         self.ledger, self.pool, self.scheduler, self.rules = ledger, pool, scheduler, rules
         self.lanes, self.tick = lanes, tick
         self.epochs_done = 0
@@ -51,7 +54,11 @@ class Engine:
         self._last_finite: dict[int, tuple[float, int]] = {}
 
     def run(
-        self, *, clock: Callable[[], float], stop: Callable[[], bool], report: Callable[[Progress], None],
+        self,
+        *,
+        clock: Callable[[], float],
+        stop: Callable[[], bool],
+        report: Callable[[Progress], None],
         timeout_s: float | None = None,
     ) -> None:
         """The loop. Trials that still run when it is told to stop stay unfinished in the study, for ``resume``."""
@@ -81,7 +88,14 @@ class Engine:
         rules = self.rules
         rows, results, seen = [], [], []
         for m in measured:
-            value = rules.value_of(m)
+            if m.error:
+                results.append(TrialResult(m.trial, TrialState.FAILED, None, m.epoch, m.error, now))
+                continue
+            try:
+                value = rules.value_of(m)
+            except RecipeError as error:
+                results.append(TrialResult(m.trial, TrialState.FAILED, None, m.epoch, str(error), now))
+                continue
             row = EpochRow(m.trial, m.epoch, m.train_loss, value, {"loss": m.valid_loss, **m.metrics}, now)
             rows.append(row)
             if not m.finite or value != value:
@@ -113,10 +127,14 @@ class Engine:
     def _diverged(self, m: Measured, now: float) -> TrialResult:
         if m.trial in self._last_finite:
             value, epoch = self._judged_by(m.trial)
-            reason = f"its loss was not finite in epoch {m.epoch}"
+            reason = f"its {'value' if m.finite else 'loss'} was not finite in epoch {m.epoch}"
             return TrialResult(m.trial, TrialState.STOPPED, value, epoch, reason, now)
-        if m.first_loss != m.first_loss or m.first_loss in (float("inf"), float("-inf")):
-            reason = "its loss was not finite from the first step: check the loss and the targets' range"
+        if m.finite:
+            reason = f"trial {m.trial}: its value was not a number though its loss was finite: check the metric"
+        elif m.first_loss != m.first_loss or m.first_loss in (float("inf"), float("-inf")):
+            reason = (
+                f"trial {m.trial}: its loss was not finite from the first step: check the loss and the targets' range"
+            )
         else:
-            reason = "its loss was not finite in its first epoch: the learning rate may be too high"
+            reason = f"trial {m.trial}: its loss was not finite in its first epoch: the learning rate may be too high"
         return TrialResult(m.trial, TrialState.FAILED, None, m.epoch, reason, now)

@@ -6,7 +6,11 @@ Every message says what must hold, what came instead, which trial and lane it co
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+
+_HERE = str(Path(__file__).parent)
 
 
 class ShoalError(Exception):
@@ -54,3 +58,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(names)}."
+
+
+def blame(error: BaseException) -> str:
+    """``"ValueError: bad width (model.py, line 12)"``: an error of the user's code, and the last line of it that was running."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith((_HERE, "<")) and "site-packages" not in f.filename]
+    last = next(iter(reversed(own or frames)), None)
+    place = f" ({Path(last.filename).name}, line {last.lineno})" if last is not None else ""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:500]}{place}"

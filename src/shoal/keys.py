@@ -76,7 +76,13 @@ def object_key(value: object, _seen: frozenset[int] = frozenset()) -> object:
 def function_key(f: types.FunctionType, _seen: frozenset[int] = frozenset()) -> object:
     """Code, defaults, and what the closure holds."""
     cells = tuple(object_key(_cell(c), _seen | {id(f)}) for c in (f.__closure__ or ()))
-    return ("function", code_key(f.__code__), object_key(f.__defaults__, _seen), object_key(f.__kwdefaults__, _seen), cells)
+    return (
+        "function",
+        code_key(f.__code__),
+        object_key(f.__defaults__, _seen),
+        object_key(f.__kwdefaults__, _seen),
+        cells,
+    )
 
 
 def code_key(code: types.CodeType) -> tuple[object, ...]:
@@ -117,7 +123,11 @@ def module_key(module: nn.Module, _seen: frozenset[int] = frozenset(), *, skip: 
         for name, v in sorted(vars(module).items())
         if name not in _MODULE_INTERNALS and name not in skipped
     )
-    hooks = tuple((name, object_key(list(getattr(module, name, {}).values()), seen)) for name in _HOOKS if getattr(module, name, None))
+    hooks = tuple(
+        (name, object_key(list(getattr(module, name, {}).values()), seen))
+        for name in _HOOKS
+        if getattr(module, name, None)
+    )
     children = tuple((name, type(child).__qualname__) for name, child in module._modules.items())
     return ("module", class_key(type(module), seen), module.training, tensors, attributes, hooks, children)
 

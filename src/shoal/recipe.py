@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (the field's own name for it)
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from shoal.errors import RecipeError
@@ -84,7 +84,9 @@ class Recipe:
         if not callable(self.loss):
             raise RecipeError(f"Recipe(loss=...) must be a criterion or a callable, not {_kind(self.loss)}.")
         if isinstance(self.loss, type):
-            raise RecipeError(f"Recipe(loss={self.loss.__name__}) is a class; pass an instance: {self.loss.__name__}().")
+            raise RecipeError(
+                f"Recipe(loss={self.loss.__name__}) is a class; pass an instance: {self.loss.__name__}()."
+            )
         if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise RecipeError(f"Recipe(batch_size=...) must be a whole number of at least 1, not {self.batch_size!r}.")
         if self.schedule_every not in ("epoch", "step"):

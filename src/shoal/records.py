@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 ParamValue: TypeAlias = str | int | float | bool | None
-Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 
 class TrialState(enum.StrEnum):

@@ -31,8 +31,9 @@ class ReplayTrial:
         ReplayError: If a parameter is asked for that the trial never had, or whose value is no longer allowed.
     """
 
-    def __init__(self, spec: TrialSpec) -> None:
+    def __init__(self, spec: TrialSpec, *, exact: bool = False) -> None:
         self.number = spec.number
+        self._distributions = dict(spec.distributions) if exact else {}
         self.params: Mapping[str, ParamValue] = dict(spec.params)
         self.user_attrs: dict[str, Any] = {}
 
@@ -56,13 +57,16 @@ class ReplayTrial:
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
+        self._check(name, "FloatDistribution", low=low, high=high, step=step, log=log)
         return float(self._within(name, low, high))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        self._check(name, "IntDistribution", low=low, high=high, step=step, log=log)
         return int(self._within(name, low, high))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         value = self._known(name)
+        self._check(name, "CategoricalDistribution", choices=choices)
         if not any(c is value or c == value for c in choices):
             raise ReplayError(
                 f"trial {self.number} had {name}={value!r}, which is not among {list(choices)!r} any more. Use the code that made "
@@ -72,6 +76,25 @@ class ReplayTrial:
 
     def set_user_attr(self, key: str, value: Any) -> None:
         self.user_attrs[key] = value
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"define(trial) uses trial.{name}, which is not there when a trial is run again; use number, params, the "
+            "suggest_float, suggest_int and suggest_categorical methods, and set_user_attr."
+        )
+
+    def _check(self, name: str, kind: str, **arguments: Any) -> None:
+        """With ``exact``: what is suggested now must be what was suggested then, not only allow the same value."""
+        if name not in self._distributions:
+            return
+        import optuna.distributions as d
+
+        now, then = getattr(d, kind)(**arguments), d.json_to_distribution(self._distributions[name])
+        if d.json_to_distribution(d.distribution_to_json(now)) != then:
+            raise ReplayError(
+                f"the search space has changed: define() now suggests {name!r} from {now}, trial {self.number} had {then}. Use "
+                "the code that made the study, or start a new one."
+            )
 
 
 @contextmanager
@@ -142,6 +165,16 @@ def replay(define: Define, spec: TrialSpec, n_train: int) -> Recipe:
         ReplayError: If ``define`` no longer asks for the trial's parameters.
     """
     return run_define(define, ReplayTrial(spec), spec.seed, n_train)
+
+
+def check_space(define: Define, specs: Sequence[TrialSpec], n_train: int) -> None:
+    """See that ``define`` still has the search space of earlier trials, helpers and globals that it uses included.
+
+    Raises:
+        ReplayError: If it has not.
+    """
+    for spec in specs:
+        run_define(define, ReplayTrial(spec, exact=True), spec.seed, n_train)
 
 
 def fingerprint(define: Define) -> str:

@@ -67,7 +67,9 @@ class Signer:
         if structure not in self._independent:
             try:
                 self._independent[structure] = probe_samples(recipe, layout, self._data, self._data[0].shape[0])
-            except Exception:  # the forward pass raises on this data: the plain loop will say so, with the user's traceback
+            except (
+                Exception
+            ):  # the forward pass raises on this data: the plain loop will say so, with the user's traceback
                 self._independent[structure] = False
         exact = not self._independent[structure]
         q = recipe.batch_size if exact else quantum(recipe.batch_size)
@@ -79,7 +81,7 @@ def lane_trial(spec: TrialSpec, recipe: Recipe, target: torch.Tensor) -> LaneTri
     """A signed recipe as a trial ready for a lane."""
     per_sample = None
     if is_known(recipe.loss) and recipe.loss.reduction == "mean":  # type: ignore[union-attr]
-        per_sample = denominators(recipe.loss, target).numpy()  # type: ignore[arg-type]
+        per_sample = denominators(recipe.loss, target).numpy()
     groups = recipe.optimizer.param_groups
     group_of = None
     if len(groups) > 1:

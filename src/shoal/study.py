@@ -7,7 +7,6 @@ import platform
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import nn
 from shoal.asking import Asker, SamplerArgument
 from shoal.data import Datasets, load
 from shoal.engine import Engine, Rules
-from shoal.errors import FuseError, RecipeError, ReplayError, ShoalError, StorageError, StudyError, UsageError
+from shoal.errors import FuseError, RecipeError, ReplayError, ShoalError, StorageError, StudyError, UsageError, blame
 from shoal.lanes.fleet import Work
 from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate, Pool
@@ -41,11 +40,11 @@ from shoal.records import (
     TrialSpec,
     TrialState,
 )
-from shoal.replay import Define, fingerprint, replay, run_define
+from shoal.replay import Define, check_space, fingerprint, replay, run_define
 from shoal.schedulers import Scheduler
 from shoal.schedulers import resolve as resolve_scheduler
 from shoal.signature import Signer, lane_trial
-from shoal.weights import WeightStore
+from shoal.weights import WeightStore, weights_file
 
 if TYPE_CHECKING:
     import optuna
@@ -63,11 +62,21 @@ class Study:
     Attributes:
         record: Everything as plain data (see ``shoal.records``).
         interrupted: Whether the last run was stopped by Ctrl-C or its time limit before all trials had ended.
+        timed_out: Whether it was its time limit.
     """
 
     def __init__(
-        self, *, name: str, direction: Direction, define: Define, data: Datasets, asker: Asker, store: StudyStore | None,
-        weights: WeightStore, meta: dict[str, Json], previous: StudyRecord | None,
+        self,
+        *,
+        name: str,
+        direction: Direction,
+        define: Define,
+        data: Datasets,
+        asker: Asker,
+        store: StudyStore | None,
+        weights: WeightStore,
+        meta: dict[str, Json],
+        previous: StudyRecord | None,
     ) -> None:
         self._name, self._direction, self._define, self._data = name, direction, define, data
         self._asker, self._store, self._weights, self._meta = asker, store, weights, meta
@@ -75,7 +84,7 @@ class Study:
         self._rows: dict[int, list[EpochRow]] = {}
         self._results: dict[int, TrialResult] = {}
         self._events: list[Event] = []
-        self.interrupted = False
+        self.interrupted = self.timed_out = False
         if previous is not None:
             for t in previous.trials:
                 self._specs[t.spec.number] = t.spec
@@ -106,7 +115,9 @@ class Study:
         best = self.record.best()
         if best is None:
             counts = ", ".join(f"{s}: {sum(r.state is s for r in self._results.values())}" for s in TrialState)
-            raise StudyError(f"no trial of study {self._name!r} has finished yet ({counts}); run more trials or epochs.")
+            raise StudyError(
+                f"no trial of study {self._name!r} has finished yet ({counts}); run more trials or epochs."
+            )
         return best
 
     @property
@@ -150,7 +161,15 @@ class Study:
         return recipe
 
     def trials_dataframe(self) -> pd.DataFrame:
-        """All trials as a pandas data frame, with Optuna's column names."""
+        """All trials as a pandas data frame, with Optuna's column names.
+
+        Raises:
+            StudyError: If pandas is not installed.
+        """
+        try:
+            import pandas  # noqa: F401  (Optuna needs it)
+        except ImportError as error:
+            raise StudyError("trials_dataframe() needs pandas: run `pip install pandas`.") from error
         return self.optuna_study.trials_dataframe()
 
     @property
@@ -182,7 +201,13 @@ class _Session:
     """One run of the engine over a study: the engine's ledger."""
 
     def __init__(
-        self, study: Study, signer: Signer, n_trials: int, pending: Sequence[TrialSpec], metric_name: str, best_epoch: bool
+        self,
+        study: Study,
+        signer: Signer,
+        n_trials: int,
+        pending: Sequence[TrialSpec],
+        metric_name: str,
+        best_epoch: bool,
     ) -> None:
         self.study, self.signer, self.n_trials = study, signer, n_trials
         self.pending = list(pending)
@@ -199,25 +224,24 @@ class _Session:
     def ask(self, n: int) -> list[Candidate]:
         out: list[Candidate] = []
         asked: list[TrialSpec] = []
+        failed: list[TrialResult] = []
         study = self.study
         while len(out) < n and self.pending:
             spec = self.pending.pop(0)
-            recipe = replay(study._define, spec, study._data.train.n)
-            out.append(self._candidate(spec, recipe))
-        failed: list[TrialResult] = []
+            try:
+                out.append(self._candidate(spec, replay(study._define, spec, study._data.train.n)))
+            except ReplayError:
+                raise  # not this trial's fault: the code is not what made the study
+            except Exception as e:
+                failed.append(TrialResult(spec.number, TrialState.FAILED, None, 0, _said(spec.number, e), self.clock()))
         while len(out) < n and len(study._specs) < self.n_trials:
             trial = study._asker.ask()
             seed = study._asker.trial_seed(trial.number)
             error: str | None = None
             try:
                 recipe = run_define(study._define, trial, seed, study._data.train.n)
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except RecipeError as e:
-                error = str(e)
             except Exception as e:  # whatever the user's code raises fails this trial, and no other
-                last = traceback.extract_tb(e.__traceback__)[-1]
-                error = f"trial {trial.number}: define raised {type(e).__name__}: {e} ({Path(last.filename).name}, line {last.lineno})"
+                error = _said(trial.number, e)
             spec = study._asker.spec(trial)
             study._specs[spec.number] = spec
             asked.append(spec)
@@ -239,7 +263,11 @@ class _Session:
         first = [results.get(i) for i in range(_HOPELESS)]
         if all(r is not None and r.state is TrialState.FAILED for r in first):
             reason = first[0].reason if first[0] is not None else ""
-            raise StudyError(f"the first {_HOPELESS} trials all failed, so the study was stopped. The first one: {reason}")
+            if self.study._store is not None:
+                self.study._store.flush()
+            raise StudyError(
+                f"the first {_HOPELESS} trials all failed, so the study was stopped. The first one: {reason}"
+            )
 
     def _candidate(self, spec: TrialSpec, recipe: Recipe) -> Candidate:
         return candidate(spec, recipe, self.signer, self.study._data.train.tensors[-1])
@@ -256,7 +284,7 @@ class _Session:
             study._store.recorded(rows)
             study._store.ended(results)
             study._store.happened(events)
-        if results:
+        if any(r.number < _HOPELESS for r in results):
             self._check_hopeless()
 
     def keep_weights(self, result: TrialResult, pool: Trainer) -> None:
@@ -396,6 +424,7 @@ def tune(
     with pools(make_pool, admission, count) as pool, _opened(storage, way) as (store, previous):
         if previous is not None:
             _check_same(previous, facts)
+            check_space(define, [t.spec for t in previous.trials if t.state is not TrialState.FAILED][:1], data.train.n)
         study, pending = _restore(define, data, asker, store, previous, facts, max_epochs, way, storage)
         if previous is not None:
             _replay_rows(scheme, study, 1.0 if way == "minimize" else -1.0)
@@ -463,16 +492,23 @@ def resume(
     )
 
 
-# -- the steps of a run -------------------------------------------------------------------------------------------------------
+def _said(number: int, error: Exception) -> str:
+    """What ``define`` raised, or what is wrong with what it returned, naming the trial."""
+    return str(error) if isinstance(error, RecipeError) else f"trial {number}: define raised {blame(error)}"
+
+
+# -- the steps of a run -------------------------------------------------------------------------------------
 
 
 def candidate(spec: TrialSpec, recipe: Recipe, signer: Signer, target: torch.Tensor) -> Candidate:
     """A trial that is ready to start, in a lane or, when it has no lane form, solo."""
     try:
         signature = signer.sign(recipe)
+        trial = lane_trial(spec, recipe, target)
     except FuseError as error:
         return Candidate(spec, recipe, None, reason=str(error))
-    trial = lane_trial(spec, recipe, target)
+    except Exception as error:  # alone, the trial either trains or fails with the user's own error
+        return Candidate(spec, recipe, None, reason=f"it cannot be prepared for a lane ({blame(error)})")
     return Candidate(spec, recipe, trial, signature.key, signature.quantum, signature.exact)
 
 
@@ -480,7 +516,19 @@ def _value_of(chosen: Metric | None) -> Callable[[Measured], float]:
     if chosen is None:
         return lambda m: m.valid_loss
     name = chosen.name
-    return lambda m: m.metrics.get(name, float("nan"))
+
+    def value_of(m: Measured) -> float:
+        if name == "loss":
+            return m.metrics.get(name, m.valid_loss)
+        if name not in m.metrics:
+            raise RecipeError(
+                f"the metric {name!r} is measured on outputs, and a callable loss shows none: add "
+                "predict=lambda model, batch: ... to the recipe, or use metric='loss'.",
+                trial=m.trial,
+            )
+        return m.metrics[name]
+
+    return value_of
 
 
 def _run(session: _Session, engine: Engine, timeout_s: float | None, progress: ProgressMode) -> None:
@@ -490,6 +538,7 @@ def _run(session: _Session, engine: Engine, timeout_s: float | None, progress: P
         with _interruptible() as asked_to_stop:
             engine.run(clock=session.clock, stop=asked_to_stop, report=sink.update, timeout_s=timeout_s)
             study.interrupted = len(study._results) < session.n_trials
+            study.timed_out = study.interrupted and not asked_to_stop()
     finally:
         sink.close()
         study._meta["elapsed_s"] = session.clock()
@@ -499,7 +548,12 @@ def _finish(study: Study, work: Work) -> None:
     """Score the winner on the test split, once, and write down where everything lies."""
     best = study.record.best()
     meta = study._meta
-    if best is not None and work.data.test is not None and meta.get("test_trial") != best.spec.number and not study.interrupted:
+    if (
+        best is not None
+        and work.data.test is not None
+        and meta.get("test_trial") != best.spec.number
+        and not study.interrupted
+    ):
         recipe = study._rebuild(best)
         recipe.model.to(work.device)
         split = work.data.test
@@ -516,8 +570,15 @@ def _finish(study: Study, work: Work) -> None:
 
 
 def _restore(
-    define: Define, data: Datasets, asker: Asker, store: StudyStore | None, previous: StudyRecord | None,
-    facts: dict[str, Json], max_epochs: int, way: Direction, storage: str | Path | None,
+    define: Define,
+    data: Datasets,
+    asker: Asker,
+    store: StudyStore | None,
+    previous: StudyRecord | None,
+    facts: dict[str, Json],
+    max_epochs: int,
+    way: Direction,
+    storage: str | Path | None,
 ) -> tuple[Study, list[TrialSpec]]:
     meta: dict[str, Json] = {**(previous.meta if previous else {}), **facts}
     kept: dict[int, tuple[float, str]] = {}
@@ -529,21 +590,19 @@ def _restore(
         again = [t.spec.number for t in previous.trials if t.state is TrialState.RUNNING]
         if max_epochs > old_epochs:
             again += [t.spec.number for t in finished]
-        files = previous.meta.get("weights")
-        if isinstance(files, dict):
-            values = {t.spec.number: t.value for t in finished if t.spec.number not in again}
-            kept = {
-                int(n): (cast(float, values[int(n)]), str(f)) for n, f in files.items() if values.get(int(n)) is not None
-            }
-        elif finished:  # killed before it could write down where weights are: they lie beside the file
-            folder = _weights_folder(store)
-            for t in finished:
-                path = folder / f"trial_{t.spec.number:06d}.safetensors" if folder else None
-                if path is not None and path.exists() and t.value is not None and t.spec.number not in again:
-                    kept[t.spec.number] = (t.value, str(path))
+        # The folder and not the list in the file: a study that was killed had no time to bring that up to date.
+        folder = _weights_folder(store)
+        for t in previous.trials if folder is not None else ():
+            path = weights_file(folder, t.spec.number) if folder is not None else Path()
+            if t.spec.number in again:
+                path.unlink(missing_ok=True)
+            elif t.state is TrialState.FINISHED and t.value is not None and path.exists():
+                kept[t.spec.number] = (t.value, str(path))
         reopened = {n: TrialState.RUNNING for n in again}
         trials = [
-            TrialRecord(t.spec, reopened.get(t.spec.number, t.state), None, 0, "", ()) if t.spec.number in reopened else t
+            TrialRecord(t.spec, reopened.get(t.spec.number, t.state), None, 0, "", ())
+            if t.spec.number in reopened
+            else t
             for t in previous.trials
         ]
         previous = StudyRecord(previous.name, previous.direction, tuple(trials), previous.events, previous.meta)
@@ -553,7 +612,15 @@ def _restore(
     weights = WeightStore(_weights_folder(store), 1.0 if way == "minimize" else -1.0, kept)
     name = store.name if store is not None else "shoal"
     study = Study(
-        name=name, direction=way, define=define, data=data, asker=asker, store=store, weights=weights, meta=meta, previous=previous
+        name=name,
+        direction=way,
+        define=define,
+        data=data,
+        asker=asker,
+        store=store,
+        weights=weights,
+        meta=meta,
+        previous=previous,
     )
     if store is not None:
         store.set_meta(meta)
@@ -564,7 +631,9 @@ def _replay_rows(scheme: Scheduler, study: Study, sign: float) -> None:
     """Show the scheduler what earlier sessions saw, epoch by epoch."""
     from shoal.schedulers import Observation
 
-    rows = sorted((r for rs in study._rows.values() for r in rs if r.value == r.value), key=lambda r: (r.time_s, r.epoch))
+    rows = sorted(
+        (r for rs in study._rows.values() for r in rs if r.value == r.value), key=lambda r: (r.time_s, r.epoch)
+    )
     for row in rows:
         scheme.observe([Observation(row.trial, row.epoch, sign * row.value)])
 
@@ -573,7 +642,9 @@ def _check_same(previous: StudyRecord, facts: Mapping[str, Json]) -> None:
     """Refuse to mix trials of other code, data or metric into a study."""
     advice = "Use the file that the study was started with, or another storage."
     if previous.meta.get("fingerprint") not in (None, facts["fingerprint"]):
-        raise StorageError(f"study {previous.name!r} belongs to other code: define() has changed since it was started. {advice}")
+        raise StorageError(
+            f"study {previous.name!r} belongs to other code: define() has changed since it was started. {advice}"
+        )
     if previous.meta.get("data") not in (None, facts["data"]):
         raise StorageError(f"study {previous.name!r} was started with other data (its fingerprint differs). {advice}")
     if previous.meta.get("metric") not in (None, facts["metric"]):
@@ -584,9 +655,13 @@ def _check_same(previous: StudyRecord, facts: Mapping[str, Json]) -> None:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in ("seed", "value"):
             if before.get(key) != now.get(key):
-                raise StorageError(f"study {previous.name!r} has {key}={before.get(key)!r}, not {now.get(key)!r}. {advice}")
+                raise StorageError(
+                    f"study {previous.name!r} has {key}={before.get(key)!r}, not {now.get(key)!r}. {advice}"
+                )
         if cast(int, now["max_epochs"]) < cast(int, before.get("max_epochs", 0)):
-            raise UsageError(f"study {previous.name!r} trains up to {before['max_epochs']} epochs; it cannot go on with fewer.")
+            raise UsageError(
+                f"study {previous.name!r} trains up to {before['max_epochs']} epochs; it cannot go on with fewer."
+            )
 
 
 @contextmanager

@@ -14,6 +14,11 @@ from shoal.errors import StorageError
 KEPT = 5
 
 
+def weights_file(folder: Path, trial: int) -> Path:
+    """Where the weights of a trial lie."""
+    return folder / f"trial_{trial:06d}.safetensors"
+
+
 class WeightStore:
     """Keeps the state dicts of the best few trials.
 
@@ -52,7 +57,7 @@ class WeightStore:
         from safetensors.torch import save_file
 
         assert self.folder is not None
-        path = self.folder / f"trial_{trial:06d}.safetensors"
+        path = weights_file(self.folder, trial)
         part = path.with_suffix(".part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,4 +83,6 @@ class WeightStore:
         try:
             return load_file(self.files[trial])
         except (OSError, SafetensorError) as error:
-            raise StorageError(f"the weights of trial {trial} cannot be read from {self.files[trial]}: {error}") from error
+            raise StorageError(
+                f"the weights of trial {trial} cannot be read from {self.files[trial]}: {error}"
+            ) from error

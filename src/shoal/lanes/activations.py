@@ -36,7 +36,8 @@ class Activation:
 
 
 def _elu_grad(g: Tensor, x: Tensor, y: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:
-    return _aten.elu_backward.default(g, alpha, scale, input_scale, False, x)
+    out: Tensor = _aten.elu_backward.default(g, alpha, scale, input_scale, False, x)
+    return out
 
 
 _SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
@@ -45,7 +46,11 @@ _SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1
 _CLASSES: dict[type[nn.Module], tuple[Callable[[Any], tuple[Any, ...]], Forward, Backward]] = {
     nn.Identity: (lambda m: (), lambda x: x.clone(), lambda g, x, y: g.clone()),
     nn.ReLU: (lambda m: (), torch.relu, lambda g, x, y: _aten.threshold_backward.default(g, y, 0)),
-    nn.ReLU6: (lambda m: (), lambda x: _aten.hardtanh(x, 0, 6), lambda g, x, y: _aten.hardtanh_backward.default(g, x, 0, 6)),
+    nn.ReLU6: (
+        lambda m: (),
+        lambda x: _aten.hardtanh(x, 0, 6),
+        lambda g, x, y: _aten.hardtanh_backward.default(g, x, 0, 6),
+    ),
     nn.Hardtanh: (
         lambda m: (m.min_val, m.max_val),
         _aten.hardtanh,
@@ -114,7 +119,7 @@ class LaneActivation(nn.Module):
         self.register_buffer("kind", torch.tensor(kind))
 
     def forward(self, input: Tensor) -> Tensor:
-        return activation(input, self.kind)  # type: ignore[no-any-return]
+        return activation(input, self.kind)
 
 
 def runs_of(kinds: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -132,7 +137,7 @@ def apply_runs(x: Tensor, runs: Sequence[tuple[int, int, int]]) -> Tensor:
     if len(runs) == 1:
         a = TABLE[runs[0][0]]
         return a.forward(x, *a.args)
-    parts = x.split([j - i for _, i, j in runs])
+    parts = torch.split(x, [j - i for _, i, j in runs])
     return torch.cat([TABLE[r[0]].forward(part, *TABLE[r[0]].args) for r, part in zip(runs, parts, strict=True)])
 
 
@@ -142,7 +147,7 @@ def apply_runs_backward(grad: Tensor, x: Tensor, y: Tensor, runs: Sequence[tuple
         a = TABLE[runs[0][0]]
         return a.backward(grad, x, y, *a.args)
     sizes = [j - i for _, i, j in runs]
-    parts = zip(runs, grad.split(sizes), x.split(sizes), y.split(sizes), strict=True)
+    parts = zip(runs, torch.split(grad, sizes), torch.split(x, sizes), torch.split(y, sizes), strict=True)
     return torch.cat([TABLE[r[0]].backward(g, a, b, *TABLE[r[0]].args) for r, g, a, b in parts])
 
 
@@ -191,14 +196,16 @@ def _lanes_first(info: Any, dim: int | None, t: Tensor) -> Tensor:
     return t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
 
 
-@torch.library.register_vmap("shoal::activation")
+@torch.library.register_vmap("shoal::activation")  # type: ignore[untyped-decorator]
 def _(info: Any, in_dims: tuple[int | None, ...], x: Tensor, kind: Tensor) -> tuple[Tensor, int]:
     lanes = [_lanes_first(info, d, t) for d, t in zip(in_dims, (x, kind), strict=True)]
     return torch.ops.shoal.lane_activation(*lanes), 0
 
 
-@torch.library.register_vmap("shoal::activation_backward")
-def _(info: Any, in_dims: tuple[int | None, ...], grad: Tensor, x: Tensor, y: Tensor, kind: Tensor) -> tuple[Tensor, int]:
+@torch.library.register_vmap("shoal::activation_backward")  # type: ignore[untyped-decorator]
+def _(
+    info: Any, in_dims: tuple[int | None, ...], grad: Tensor, x: Tensor, y: Tensor, kind: Tensor
+) -> tuple[Tensor, int]:
     lanes = [_lanes_first(info, d, t) for d, t in zip(in_dims, (grad, x, y, kind), strict=True)]
     return torch.ops.shoal.lane_activation_backward(*lanes), 0
 
@@ -218,7 +225,7 @@ class _Apply(torch.autograd.Function):
         ctx.save_for_backward(x, output, kind)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, y, kind = ctx.saved_tensors
         return torch.ops.shoal.activation_backward(grad, x, y, kind), None
 

@@ -9,13 +9,16 @@ Glossary: ``n`` samples; ``q`` samples in a micro-batch; ``C`` classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from shoal.keys import module_key
 
-_ELEMENTWISE = {
+_ELEMENTWISE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
     nn.MSELoss: lambda c, out, y: F.mse_loss(out, y, reduction="none"),
     nn.L1Loss: lambda c, out, y: F.l1_loss(out, y, reduction="none"),
     nn.SmoothL1Loss: lambda c, out, y: F.smooth_l1_loss(out, y, reduction="none", beta=c.beta),
@@ -45,70 +48,76 @@ def criterion_key(criterion: nn.Module) -> object:
     return module_key(criterion, skip=skip)
 
 
-def criterion_values(criterion: nn.Module) -> dict[str, Tensor]:
+def criterion_values(criterion: Any) -> dict[str, Tensor]:
     """Numbers of a known criterion that may differ between lanes."""
     out: dict[str, Tensor] = {}
-    if type(criterion) in _CLASS:
-        weight = criterion.weight
-        if weight is not None:
-            out["loss.weight"] = weight.detach()  # type: ignore[union-attr, operator]
+    if type(criterion) in _CLASS and criterion.weight is not None:
+        out["loss.weight"] = criterion.weight.detach()
     if type(criterion) is nn.CrossEntropyLoss and criterion.label_smoothing > 0.0:
         out["loss.label_smoothing"] = torch.tensor(criterion.label_smoothing)
     return out
 
 
-def numerators(criterion: nn.Module, out: Tensor, target: Tensor, values: dict[str, Tensor]) -> Tensor:
-    """Per sample: out (q, ...), target (q, ...) -> (q,)."""
+def numerators(criterion: Any, out: Tensor, target: Tensor, values: dict[str, Tensor]) -> Tensor:
+    """Per sample: out (q, ...), target (q, ...) -> (q,).
+
+    Raises:
+        ValueError: If an element-wise criterion gets outputs and targets of different shapes. torch would broadcast, with a
+            warning, and hide the mistake: (q, 1) against (q,) becomes (q, q).
+    """
     if type(criterion) in _CLASS:
         return _class_numerators(criterion, out, target, values)
     if out.shape != target.shape:
-        # torch broadcasts here with a warning, which hides mistakes: (q, 1) against (q,) becomes (q, q).
         raise ValueError(
             f"{type(criterion).__name__} got outputs of shape {tuple(out.shape)} and targets of shape "
             f"{tuple(target.shape)}; they must be equal (squeeze the output or unsqueeze the target)."
         )
-    return _ELEMENTWISE[type(criterion)](criterion, out, target).flatten(1).sum(1) if out.dim() > 1 else (  # type: ignore[index]
-        _ELEMENTWISE[type(criterion)](criterion, out, target)  # type: ignore[index]
-    )
+    losses: Tensor = _ELEMENTWISE[type(criterion)](criterion, out, target)
+    return losses.flatten(1).sum(1) if losses.dim() > 1 else losses
 
 
-def _class_numerators(criterion: nn.Module, out: Tensor, target: Tensor, values: dict[str, Tensor]) -> Tensor:
+def _class_numerators(criterion: Any, out: Tensor, target: Tensor, values: dict[str, Tensor]) -> Tensor:
     # Classes first, (C, q, ...): along a short last axis, torch's softmax kernels are 15 times slower on a CPU.
     scores = out.movedim(1, 0).contiguous()
     log_p = torch.log_softmax(scores, 0) if type(criterion) is nn.CrossEntropyLoss else scores
     classes = log_p.shape[0]
-    weight = values.get("loss.weight")
-    smoothing = values.get("loss.label_smoothing")
     shape = (classes,) + (1,) * (log_p.dim() - 1)
+    weight, smoothing = values.get("loss.weight"), values.get("loss.label_smoothing")
+    weighted = log_p if weight is None else log_p * weight.view(shape)
     if target.is_floating_point():  # class probabilities, (q, C, ...)
         p = target.movedim(1, 0)
-    else:
-        # One-hot: an ignored target matches no class, so its whole column is zero.
-        p = (target.unsqueeze(0) == torch.arange(classes, device=out.device).view(shape)).to(log_p.dtype)
-        p = p if 0 > criterion.ignore_index or criterion.ignore_index >= classes else (  # type: ignore[operator]
-            p * (target != criterion.ignore_index).to(p.dtype)
-        )
+        p = p if smoothing is None else p * (1.0 - smoothing) + smoothing / classes
+        return _per_sample(-(weighted * p).sum(0))
+    hot = target.unsqueeze(0) == torch.arange(classes, device=out.device).view(
+        shape
+    )  # an ignored target matches no class
+    if 0 <= criterion.ignore_index < classes:
+        hot = hot & (target != criterion.ignore_index)
+    # Chosen, not multiplied: a class that is impossible (log p = -inf) must not make 0 x inf of a sample it is not the class of.
+    loss = -torch.where(hot, weighted, 0.0).sum(0)
     if smoothing is not None:
-        spread = 1.0 if target.is_floating_point() else p.sum(0, keepdim=True)  # 0 where the target is ignored
-        p = p * (1.0 - smoothing) + spread * (smoothing / classes)
-    if weight is not None:
-        p = p * weight.view(shape)
-    return -(log_p * p).sum(0).flatten(1).sum(1) if log_p.dim() > 2 else -(log_p * p).sum(0)
+        spread = torch.where(hot.any(0), -weighted.sum(0), 0.0)
+        loss = (1.0 - smoothing) * loss + (smoothing / classes) * spread
+    return _per_sample(loss)
 
 
-def denominators(criterion: nn.Module, target: Tensor) -> Tensor:
+def _per_sample(loss: Tensor) -> Tensor:
+    return loss.flatten(1).sum(1) if loss.dim() > 1 else loss
+
+
+def denominators(criterion: Any, target: Tensor) -> Tensor:
     """Per sample, from the targets alone: target (n, ...) -> (n,) float64, zero for an ignored sample."""
     n = target.shape[0]
     if criterion.reduction == "sum":
-        return torch.zeros(n, dtype=torch.float64)  # a sum has no denominator; see ``batch_weight``
+        return torch.zeros(n, dtype=torch.float64)  # a sum has no denominator
     if type(criterion) in _CLASS and not target.is_floating_point():
-        kept = target != criterion.ignore_index
-        weight = criterion.weight
-        if weight is None:
-            per = kept.to(torch.float64)
-        else:
-            per = weight.double().cpu()[target.clamp(min=0).cpu()] * kept.cpu()  # type: ignore[union-attr, operator]
-        return per.reshape(n, -1).sum(1).cpu()
+        kept = (target != criterion.ignore_index).cpu()
+        per = kept.to(torch.float64)
+        if criterion.weight is not None:
+            # Where an ignored target stands, any class will do: its weight is multiplied by zero.
+            per = criterion.weight.double().cpu()[torch.where(kept, target.cpu(), 0)] * kept
+        total: Tensor = per.reshape(n, -1).sum(1)
+        return total
     if type(criterion) in _CLASS:  # probabilities (n, C, ...): one per position
         return torch.full((n,), float(target[0, 0].numel()), dtype=torch.float64)
     return torch.full((n,), float(target[0].numel()), dtype=torch.float64)

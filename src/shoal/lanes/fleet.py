@@ -67,7 +67,7 @@ def tensors_of(recipe: Recipe) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {**dict(recipe.model.named_parameters()), **dict(recipe.model.named_buffers())}
     out.update(lift_values(recipe.model))
     if is_known(recipe.loss):
-        out.update(criterion_values(recipe.loss))  # type: ignore[arg-type]
+        out.update(criterion_values(recipe.loss))
     return out
 
 
@@ -84,7 +84,14 @@ class Fleet:
     """
 
     def __init__(
-        self, number: int, template: Recipe, layout: Layout, width: int, quantum: int, exact: bool, work: Work,
+        self,
+        number: int,
+        template: Recipe,
+        layout: Layout,
+        width: int,
+        quantum: int,
+        exact: bool,
+        work: Work,
         like: Mapping[str, Tensor],
     ) -> None:
         self.number, self.width, self.quantum, self.exact, self.work = number, width, quantum, exact, work
@@ -128,6 +135,7 @@ class Fleet:
 
     def arrange(self) -> None:
         """Put lanes that share an update family and activations side by side. No lane's result depends on where it stands."""
+
         def rank(i: int) -> tuple[object, ...]:
             t = self.lanes[i]
             if t is None:
@@ -180,7 +188,7 @@ class Fleet:
         n, q, device, dtype = self.work.data.train.n, self.quantum, self.work.device, self.layout.dtype
         shapes = {i: t.shape(n, q) for i, t in active}
         ticks = max(s.n_ticks for s in shapes.values())
-        orders = {i: t.order(n) for i, t in active}
+        orders = {i: t.sample_order(n) for i, t in active}
         keys = {i: t.keys(n) for i, t in active}
         blocks = self._blocks(active, ticks)
         tail = n % q if self.exact and n % q else q
@@ -189,7 +197,7 @@ class Fleet:
         for i, s in shapes.items():
             share[: s.n_ticks, i] = torch.from_numpy(s.sizes[s.batch] / n)
             goes_on[: s.n_ticks, i] = ~s.starts
-        adds = goes_on.any(1).tolist()
+        adds = [bool(row.any()) for row in goes_on]
         keep = torch.from_numpy(goes_on).to(device, dtype)[:, :, None].unbind(0)
         losses = torch.empty(ticks, self.width, dtype=dtype, device=device)
         loss_rows = losses.unbind(0)
@@ -200,7 +208,9 @@ class Fleet:
         weights_of = {i: slot_weights(shapes[i], orders[i], t.denominators) for i, t in active}
         for first in range(0, ticks, segment):
             last = min(first + segment, ticks)
-            idx, weights, key = (np.zeros((last - first, self.width, q), dtype=d) for d in (np.int64, np.float64, np.int32))
+            idx, weights, key = (
+                np.zeros((last - first, self.width, q), dtype=d) for d in (np.int64, np.float64, np.int32)
+            )
             for i, _ in active:
                 s = shapes[i]
                 stop = min(last, s.n_ticks)
@@ -229,8 +239,8 @@ class Fleet:
                 for block in blocks:
                     if block.due[t]:
                         block.update(t)
-        for i, t in active:
-            t.updates += shapes[i].n_updates
+        for i, trial in active:
+            trial.updates += shapes[i].n_updates
         host = losses.double().cpu()
         # Ticks after a lane's epoch is over hold whatever padding gave; their share is zero, and zero times NaN is not.
         return host[0], torch.where(share > 0, host * share, 0.0).sum(0)
@@ -258,7 +268,8 @@ class Fleet:
             buffers = (state.params[i:j], state.first[i:j], state.second[i:j], state.mean[i:j], state.grads[i:j])
             owner = self._owner if n_groups > 1 else None
             uses = optim.uses(np.moveaxis(part, 1, -1))
-            out.append(_Block(optim.Family(f), buffers, rows.flatten(0, 1).unbind(0), due[:, i:j].any(1).tolist(), uses, owner))
+            full = [bool(row.any()) for row in due[:, i:j]]
+            out.append(_Block(optim.Family(f), buffers, rows.flatten(0, 1).unbind(0), full, uses, owner))
         return out
 
     def _validate(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -303,7 +314,7 @@ def evaluation_weights(recipe: Recipe, data: Sequence[Tensor]) -> Tensor:
         return torch.ones(n, dtype=torch.float64)
     if recipe.loss.reduction == "sum":  # type: ignore[union-attr]
         return torch.full((n,), 1.0 / n, dtype=torch.float64)
-    return torch.full((n,), 1.0, dtype=torch.float64) / denominators(recipe.loss, data[-1]).sum()  # type: ignore[arg-type]
+    return torch.full((n,), 1.0, dtype=torch.float64) / denominators(recipe.loss, data[-1]).sum()
 
 
 FleetFactory = Callable[[int, int], Fleet]

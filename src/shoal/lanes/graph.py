@@ -17,7 +17,13 @@ from shoal.lanes.activations import apply_runs, apply_runs_backward
 
 _aten = torch.ops.aten
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.default}
-_VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten.expand.default, _aten.reshape.default, _aten.permute.default}
+_VIEWS = {
+    _aten.view.default,
+    _aten._unsafe_view.default,
+    _aten.expand.default,
+    _aten.reshape.default,
+    _aten.permute.default,
+}
 
 
 def tidy(gm: fx.GraphModule) -> None:
@@ -119,7 +125,7 @@ def specialise(gm: fx.GraphModule, runs: Callable[[str], Any], kind_names: dict[
 class Tick:
     """A traced graph as two plain Python functions: what stays the same from tick to tick, and the rest.
 
-    ``setup`` is everything that follows from constants and from the placeholders named fixed (dropout thresholds, the counters of the
+    ``setup`` is everything that follows from constants and from the placeholders named fixed (dropout thresholds, counters of
     random numbers): it runs when lanes change. Calling the object runs the rest.
 
     Args:
@@ -228,12 +234,14 @@ def _function(
         space[f] = _BINDINGS.get(node.target, node.target)
         arguments = [*(write(a) for a in node.args), *(f"{k}={write(v)}" for k, v in node.kwargs.items())]
         lines.append(f"    {names[node]} = {f}({', '.join(arguments)})")
-        dead = [names[a] for a in node.all_input_nodes if last.get(a) is node and a not in kept and a.op != "placeholder"]
+        dead = [
+            names[a] for a in node.all_input_nodes if last.get(a) is node and a not in kept and a.op != "placeholder"
+        ]
         if dead:
             lines.append(f"    {' = '.join(dead)} = None")
     if outputs is not None:
         lines.append(f"    return [{', '.join(names[n] for n in outputs)}]")
-    exec(compile("\n".join(lines), f"<shoal {name}>", "exec"), space)  # noqa: S102  (source we wrote one line above)
+    exec(compile("\n".join(lines), f"<shoal {name}>", "exec"), space)
     return space[name]  # type: ignore[no-any-return]
 
 

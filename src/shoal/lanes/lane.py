@@ -25,6 +25,7 @@ class Measured:
     metrics: Mapping[str, float]
     first_loss: float
     finite: bool
+    error: str = ""  # what the user's code raised; then nothing was measured, and the trial is over
 
 
 @dataclass(slots=True)
@@ -54,11 +55,13 @@ class LaneTrial:
         rows = []
         for t in steps:
             one = np.array([t])
-            rows.append(np.stack([optim.coefficients(self.recipe.optimizer, self.family, g, one)[0] for g in groups], -1))
+            rows.append(
+                np.stack([optim.coefficients(self.recipe.optimizer, self.family, g, one)[0] for g in groups], -1)
+            )
             self.recipe.step_schedule()
         return np.stack(rows)
 
-    def order(self, n: int) -> NDArray[np.int64]:
+    def sample_order(self, n: int) -> NDArray[np.int64]:
         """The samples in this epoch's order, (n,)."""
         return rng.permutation(self.spec.seed, self.epoch, n)
 

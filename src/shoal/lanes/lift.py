@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from shoal.keys import module_key
 from shoal.lanes.activations import LaneActivation, kind_of
@@ -84,13 +84,18 @@ def model_key(model: nn.Module) -> tuple[object, ...]:
         (name, shared[id(m)]) for name, m in model.named_modules(remove_duplicate=False) if shared[id(m)] != name
     )
     first: dict[int, str] = {}
-    ties = tuple(
-        (name, first.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False)
-    )
-    parts = []
+    ties = tuple((name, first.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False))
+    parts: list[tuple[object, ...]] = []
     for name, module in model.named_modules():
         if name in lifted:
-            parts.append((name, "dropout" if _is_dropout(module) else "activation", type(module).__name__ if _is_dropout(module) else "", module.training))
+            parts.append(
+                (
+                    name,
+                    "dropout" if _is_dropout(module) else "activation",
+                    type(module).__name__ if _is_dropout(module) else "",
+                    module.training,
+                )
+            )
         else:
             parts.append((name, _module_key(module, lifted, name)))
     return (tuple(parts), aliases, tuple(t for t in ties if t[0] != t[1]))

@@ -107,7 +107,13 @@ def coefficients(
         if family is Family.ADAM:
             out[:, C3], out[:, C4], out[:, C5], out[:, C6], out[:, C7] = 1.0, 1.0 - alpha, 1.0, eps, -lr
         else:
-            out[:, C3], out[:, C4], out[:, C5], out[:, C6], out[:, C7] = 1.0 - alpha, eps, float(group["momentum"]), 1.0, -lr
+            out[:, C3], out[:, C4], out[:, C5], out[:, C6], out[:, C7] = (
+                1.0 - alpha,
+                eps,
+                float(group["momentum"]),
+                1.0,
+                -lr,
+            )
     else:
         b1, b2 = (float(b) for b in group["betas"])
         out[:, C3], out[:, C4] = 1.0 - b1, 1.0 - b2
@@ -152,7 +158,9 @@ def _rms(p: Tensor, m: Tensor, v: Tensor, a: Tensor, g: Tensor, c: Sequence[Tens
     p.addcmul_(m, c[C7])
 
 
-def _rms_centered(p: Tensor, m: Tensor, v: Tensor, a: Tensor, g: Tensor, c: Sequence[Tensor], uses: frozenset[int]) -> None:
+def _rms_centered(
+    p: Tensor, m: Tensor, v: Tensor, a: Tensor, g: Tensor, c: Sequence[Tensor], uses: frozenset[int]
+) -> None:
     _gradient(p, g, c, uses)
     v.lerp_(g * g, c[C3])
     a.lerp_(g, c[C3])

@@ -1,7 +1,7 @@
 """Which samples each lane sees at each tick of an epoch, with what weight, and when its batch is full.
 
-Glossary: ``n`` training samples; ``B`` a trial's batch size; ``q`` (quantum) sample slots of a micro-batch; ``T`` ticks of an epoch.
-A batch of B samples takes ceil(B / q) micro-batches; slots that stay empty hold sample 0 with weight 0.
+Glossary: ``n`` training samples; ``B`` a trial's batch size; ``q`` (quantum) sample slots of a micro-batch; ``T`` ticks of an
+epoch. A batch of B samples takes ceil(B / q) micro-batches; slots that stay empty hold sample 0 with weight 0.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def epoch_shape(n: int, batch_size: int, q: int) -> EpochShape:
     )
 
 
-def slot_weights(shape: EpochShape, order: NDArray[np.int64], denominators: NDArray[np.float64] | None) -> NDArray[np.float64]:
+def slot_weights(
+    shape: EpochShape, order: NDArray[np.int64], denominators: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
     """(T, q): one over the sum of the denominators of the slot's whole batch; 1 where there is no denominator; 0 if empty."""
     filled = shape.position >= 0
     if denominators is None:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from shoal import planner
-from shoal.errors import FuseError
+from shoal.errors import FuseError, blame
 from shoal.lanes.fleet import Fleet, Work, tensors_of
 from shoal.lanes.lane import LaneTrial, Measured
 from shoal.lanes.rng import KeyedRandom
 from shoal.lanes.solo import Solo
 from shoal.lanes.step import Layout, Program
 from shoal.recipe import Recipe
-from shoal.records import Event, TrialSpec
+from shoal.records import Event, Json, TrialSpec
 
 # State, gradients and temporaries of a lane, in multiples of its parameters; fleets may take this share of memory.
 _STATE_COPIES = 10
@@ -52,7 +52,9 @@ class _Group:
     max_width: int
     fleet: Fleet | None = None
     solo_reason: str = ""
-    by_width: dict[int, Fleet] = field(default_factory=dict)  # fleets that were open once: tracing again would cost more
+    by_width: dict[int, Fleet] = field(
+        default_factory=dict
+    )  # fleets that were open once: tracing again would cost more
 
 
 class Pool:
@@ -70,13 +72,17 @@ class Pool:
         self._solos: dict[int, Solo] = {}
         self._fleets = 0
         self._remembered: dict[int, dict[str, Tensor]] = {}
+        self._refused: dict[str, str] = {}  # signature -> why no fleet of it could be made
+        self._measured: set[int] = set()  # running trials with an epoch behind them
+        self._broken: dict[int, str] = {}  # trials whose own code raised -> message; they end with the next epoch
         self._events: list[Event] = []
 
     # -- what is going on -------------------------------------------------------------------------------------------------
 
     @property
     def n_running(self) -> int:
-        return len(self._solos) + sum(f.n_active for f in self._open())
+        inside = set(self._solos) | {t.spec.number for f in self._open() for t in f.lanes if t is not None}
+        return len(inside | set(self._broken))
 
     @property
     def n_lanes(self) -> int:
@@ -104,9 +110,16 @@ class Pool:
                 self._start_solo(c.spec, c.recipe, c.reason)
             else:
                 waiting.setdefault(c.signature, []).append(c)
-        for key, group in waiting.items():
-            if key not in self._groups:
-                self._groups[key] = self._open_group(group[0])
+        for key, group in list(waiting.items()):
+            if key not in self._groups and key not in self._refused:
+                try:
+                    self._groups[key] = self._open_group(group[0])
+                except Exception as error:  # alone, the trial either trains or fails with the user's own error
+                    self._refused[key] = f"it cannot run over lanes ({blame(error)})"
+            if key in self._refused:
+                for c in waiting.pop(key):
+                    self._start_solo(c.spec, c.recipe, self._refused[key])
+                continue
             self._choose(self._groups[key], group)
         demands = {}
         for key, g in self._groups.items():
@@ -126,12 +139,18 @@ class Pool:
             room = fleet.width - fleet.n_active
             for c in group[room:]:  # memory allows no wider fleet
                 self._start_solo(c.spec, c.recipe, "its fleet is as wide as memory allows")
+            admitted = []
             for c in group[:room]:
                 assert c.lane is not None
-                c.lane.expected = self._expected(fleet, c.lane)
+                try:
+                    c.lane.expected = self._expected(fleet, c.lane)
+                except Exception as error:
+                    self._restart_solo(c.spec, f"its own forward pass raised {blame(error)}")
+                    continue
                 fleet.admit(c.lane)
+                admitted.append(c)
             fleet.arrange()
-            for c in group[:room]:
+            for c in admitted:
                 lane = fleet.lane_of(c.spec.number)
                 self._events.append(Event(0, "admitted", c.spec.number, fleet.number, lane))
 
@@ -147,9 +166,7 @@ class Pool:
 
     def _fleet(self, g: _Group, width: int) -> Fleet:
         if width not in g.by_width:
-            g.by_width[width] = Fleet(
-                self._fleets, g.template, g.layout, width, g.quantum, g.exact, self.work, g.like
-            )
+            g.by_width[width] = Fleet(self._fleets, g.template, g.layout, width, g.quantum, g.exact, self.work, g.like)
             self._fleets += 1
         return g.by_width[width]
 
@@ -168,7 +185,7 @@ class Pool:
                     self._events.append(Event(0, "left", t.spec.number, old.number, None, {"to": fleet.number}))
                     self._events.append(Event(0, "admitted", t.spec.number, fleet.number, i))
         g.fleet = fleet
-        data = {"width": width, "signature": key, "tier": "traced", "quantum": g.quantum}
+        data: dict[str, Json] = {"width": width, "signature": key, "tier": "traced", "quantum": g.quantum}
         self._events.append(Event(0, "fleet", None, fleet.number, None, data))
 
     # -- fused or solo ----------------------------------------------------------------------------------------------------
@@ -185,11 +202,6 @@ class Pool:
                 fleet.admit(c.lane)
             fleet.arrange()
             fused_s = self._time_tick(fleet)
-        except FuseError as error:
-            g.solo_reason = str(error)
-        except RuntimeError as error:
-            g.solo_reason = f"it cannot run over lanes ({str(error).splitlines()[0][:200]})"
-        else:
             if self._measure:
                 solo_s = self._time_solo(group[0])
                 busy = min(len(group), width)
@@ -198,14 +210,25 @@ class Pool:
                         f"faster one by one on this device ({1e3 * solo_s:.1f} ms a step, against {1e3 * fused_s / busy:.1f} ms in "
                         f"{busy} lanes)"
                     )
+        except FuseError as error:
+            g.solo_reason = str(error)
+        except (
+            Exception
+        ) as error:  # the plain loop will say so, with the user's own error, if it is not only a matter of lanes
+            g.solo_reason = f"it cannot run over lanes ({blame(error)[:200]})"
         if g.solo_reason:
-            data = {"signature": group[0].signature, "reason": g.solo_reason}
-            self._events.append(Event(0, "signature solo", None, None, None, data))
+            why: dict[str, Json] = {"signature": group[0].signature, "reason": g.solo_reason}
+            self._events.append(Event(0, "signature solo", None, None, None, why))
             return
         # The trial run left its traces in program and state; the lanes are filled anew from the recipes.
         fleet.lanes = [None] * width
         g.fleet = fleet
-        data = {"width": width, "signature": group[0].signature, "tier": "traced", "quantum": g.quantum}
+        data: dict[str, Json] = {
+            "width": width,
+            "signature": group[0].signature,
+            "tier": "traced",
+            "quantum": g.quantum,
+        }
         self._events.append(Event(0, "fleet", None, fleet.number, None, data))
 
     def _slots(self, fleet: Fleet) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,7 +265,7 @@ class Pool:
         n = data.n
         shape = trial.shape(n, fleet.quantum)
         position = shape.position[0][shape.position[0] >= 0]
-        order = trial.order(n)[position]
+        order = trial.sample_order(n)[position]
         keys = torch.from_numpy(trial.keys(n)[position]).to(self.work.device)
         rows = torch.from_numpy(order).to(self.work.device)
         buffers = {name: b.detach().clone() for name, b in recipe.model.named_buffers()}
@@ -254,30 +277,71 @@ class Pool:
                 b.copy_(buffers[name])
         if trial.denominators is None:
             return loss
-        batch = trial.order(n)[: int(shape.sizes[0])]
+        batch = trial.sample_order(n)[: int(shape.sizes[0])]
         return loss * float(trial.denominators[order].sum() / trial.denominators[batch].sum())
 
     def _start_solo(self, spec: TrialSpec, recipe: Recipe, reason: str) -> None:
         self._solos[spec.number] = Solo(spec, recipe, self.work)
         self._events.append(Event(0, "solo", spec.number, None, None, {"reason": reason}))
 
+    def _restart_solo(self, spec: TrialSpec, reason: str) -> None:
+        try:
+            recipe = self._rebuild(spec)
+        except Exception as error:
+            self.fail(spec.number, f"trial {spec.number}: define raised {blame(error)}")
+        else:
+            self._start_solo(spec, recipe, reason)
+
+    def fail(self, trial: int, message: str) -> None:
+        """End a trial with the next epoch: its own code raised."""
+        self._broken[trial] = message
+
     # -- training ---------------------------------------------------------------------------------------------------------
 
     def run_epoch(self) -> list[Measured]:
         """One epoch of every running trial, in the order of their numbers."""
         out: list[Measured] = []
-        for fleet in list(self._open()):
-            for m in fleet.run_epoch():
+        for g in self._groups.values():
+            fleet = g.fleet
+            if fleet is None:
+                continue
+            try:
+                measured = fleet.run_epoch()
+            except Exception as error:
+                self._abandon(g, fleet, error)
+                continue
+            for m in measured:
                 trial = fleet.lanes[fleet.lane_of(m.trial)]
                 assert trial is not None
                 if trial.expected is not None and not self._confirmed(trial.expected, m.first_loss, fleet.layout.dtype):
                     self._fall_back(fleet, m, trial.expected)
                     continue
                 trial.expected = None
+                self._measured.add(m.trial)
                 out.append(m)
-        for solo in list(self._solos.values()):
-            out.append(solo.run_epoch())
+        for number, solo in list(self._solos.items()):
+            try:
+                out.append(solo.run_epoch())
+            except Exception as error:
+                self.fail(number, f"trial {number}: training raised {blame(error)}")
+        out = [m for m in out if m.trial not in self._broken]
+        nan = float("nan")
+        out += [Measured(number, 0, nan, nan, {}, nan, False, message) for number, message in self._broken.items()]
         return sorted(out, key=lambda m: m.trial)
+
+    def _abandon(self, g: _Group, fleet: Fleet, error: Exception) -> None:
+        """A fleet that raised: whose fault it is shows alone, so its lanes start over solo, or fail if they are past that."""
+        g.fleet, g.solo_reason = None, f"its fleet raised {blame(error)}"
+        g.by_width.clear()
+        for lane, trial in enumerate(list(fleet.lanes)):
+            if trial is None:
+                continue
+            number = fleet.leave(lane).spec.number
+            self._events.append(Event(0, "left", number, fleet.number, lane, {"reason": g.solo_reason}))
+            if number in self._measured:
+                self.fail(number, f"trial {number}: training raised {blame(error)}")
+            else:
+                self._restart_solo(trial.spec, g.solo_reason)
 
     @staticmethod
     def _confirmed(expected: float, got: float, dtype: torch.dtype) -> bool:
@@ -291,9 +355,8 @@ class Pool:
         lane = fleet.lane_of(m.trial)
         trial = fleet.leave(lane)
         self._events.append(Event(0, "left", m.trial, fleet.number, lane, {"reason": "admission check"}))
-        self._start_solo(
+        self._restart_solo(
             trial.spec,
-            self._rebuild(trial.spec),
             f"its first loss in a lane was {m.first_loss:.7g}, alone it is {expected:.7g}; something that its program "
             "baked in (a global, a counter, an object's state) differs between trials",
         )
@@ -308,7 +371,10 @@ class Pool:
         """Step the schedules that step per epoch."""
         recipe = self.recipe(trial)
         if recipe.schedule_every == "epoch":
-            recipe.step_schedule(loss=loss, value=value)
+            try:
+                recipe.step_schedule(loss=loss, value=value)
+            except Exception as error:
+                self.fail(trial, f"trial {trial}: its schedule raised {blame(error)}")
 
     def remember(self, trial: int) -> None:
         """Keep a copy of a trial's weights as they are now."""
@@ -333,11 +399,18 @@ class Pool:
     def remove(self, trial: int) -> None:
         """Take a trial out; its lane is free for the next one."""
         self._remembered.pop(trial, None)
+        self._measured.discard(trial)
+        broken = self._broken.pop(trial, None) is not None
         if trial in self._solos:
             del self._solos[trial]
             self._events.append(Event(0, "left", trial, None, None))
             return
-        fleet, t = self._lane(trial)
+        try:
+            fleet, t = self._lane(trial)
+        except KeyError:
+            if broken:  # it had left its fleet, or never got into one
+                return
+            raise
         lane = fleet.lane_of(t.spec.number)
         fleet.leave(lane)
         self._events.append(Event(0, "left", trial, fleet.number, lane))

@@ -31,8 +31,8 @@ class Solo:
     def loss(self, batch: Batch) -> Tensor:
         """The recipe's own loss on a batch."""
         if self.recipe.is_criterion:
-            return self.recipe.loss(self.recipe.model(*batch[:-1]), batch[-1])  # type: ignore[no-any-return]
-        return self.recipe.loss(self.recipe.model, batch)  # type: ignore[no-any-return]
+            return self.recipe.loss(self.recipe.model(*batch[:-1]), batch[-1])
+        return self.recipe.loss(self.recipe.model, batch)
 
     def run_epoch(self) -> Measured:
         """One epoch of training, then validation."""
@@ -83,7 +83,7 @@ def measure(recipe: Recipe, data: Batch, seed: int) -> tuple[float, Tensor | Non
     share = np.ones(n)
     by_target = is_known(recipe.loss) and recipe.loss.reduction == "mean"  # type: ignore[union-attr]
     if by_target:
-        share = denominators(recipe.loss, data[-1]).numpy()  # type: ignore[arg-type]
+        share = denominators(recipe.loss, data[-1]).numpy()
     total, parts = 0.0, []
     recipe.model.eval()
     with torch.no_grad():

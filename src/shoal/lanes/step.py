@@ -1,7 +1,7 @@
 """Trace one trial's step once, for all lanes of a fleet: gradients while training, outputs and losses while evaluating.
 
-``functional_call`` + ``grad`` + ``vmap`` over stacked tensors, traced by ``make_fx`` to a flat ATen graph. The model is a template of
-the signature, rebuilt by replay and never the caller's own, with its lifted modules replaced by stand-ins.
+``functional_call`` + ``grad`` + ``vmap`` over stacked tensors, traced by ``make_fx`` to a flat ATen graph. The model is a template
+of the signature, rebuilt by replay and never the caller's own, with its lifted modules replaced by stand-ins.
 
 Glossary: ``lanes`` the fleet's width; ``q`` samples per micro-batch; every stacked tensor has lanes as its first axis.
 """
@@ -58,7 +58,7 @@ class Layout:
         for p in trainable.values():
             offsets.append(size)
             size += -(-p.numel() // ALIGN) * ALIGN
-        values = criterion_values(recipe.loss) if is_known(recipe.loss) else {}  # type: ignore[arg-type]
+        values = criterion_values(recipe.loss) if is_known(recipe.loss) else {}
         return cls(
             names=tuple(trainable),
             shapes=tuple(p.shape for p in trainable.values()),
@@ -74,9 +74,7 @@ class Layout:
     def views(self, flat: Tensor) -> list[Tensor]:
         """The parameters inside a flat buffer (lanes, size): a list of (lanes, *shape) that share its memory."""
         lanes = flat.shape[0]
-        return [
-            flat[:, o : o + s.numel()].view(lanes, *s) for o, s in zip(self.offsets, self.shapes, strict=True)
-        ]
+        return [flat[:, o : o + s.numel()].view(lanes, *s) for o, s in zip(self.offsets, self.shapes, strict=True)]
 
     @property
     def n_parameters(self) -> int:
@@ -105,7 +103,7 @@ class _Objective(nn.Module):
             return recipe.loss(self.model, batch), (self.outputs(batch) if evaluate else None)
         out = self.model(*batch[:-1])
         if is_known(recipe.loss):
-            loss = (numerators(recipe.loss, out, batch[-1], values) * weights).sum()  # type: ignore[arg-type]
+            loss = (numerators(recipe.loss, out, batch[-1], values) * weights).sum()
         else:
             loss = recipe.loss(out, batch[-1])
         seen = None
@@ -115,7 +113,9 @@ class _Objective(nn.Module):
 
 
 def _trace(f: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.GraphModule:
-    from torch.fx.experimental.proxy_tensor import make_fx  # imports sympy: half a second that `import shoal` need not pay
+    from torch.fx.experimental.proxy_tensor import (
+        make_fx,
+    )  # imports sympy: half a second that `import shoal` need not pay
 
     try:
         with warnings.catch_warnings():
@@ -190,7 +190,9 @@ class Program:
             flags = {m: m.training for m in self._recipe.model.modules()}
             self._recipe.model.eval()
             try:
-                self._functions[key] = self._build(key, self._evaluate_step(len(chunk)), [*state, *chunk, weights, keys])
+                self._functions[key] = self._build(
+                    key, self._evaluate_step(len(chunk)), [*state, *chunk, weights, keys]
+                )
             finally:
                 for module, flag in flags.items():
                     module.training = flag
@@ -231,9 +233,7 @@ class Program:
         def lane(*tensors: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
             params, fixed, buffers, values, batch, weights, keys = self._lane(tensors, n_data, evaluate=False)
 
-            def objective(
-                params: dict[str, Tensor], buffers: dict[str, Tensor]
-            ) -> tuple[Tensor, dict[str, Tensor]]:
+            def objective(params: dict[str, Tensor], buffers: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
                 advanced = {name: t.clone() for name, t in buffers.items()}
                 with KeyedRandom(keys):
                     loss, _ = functional_call(

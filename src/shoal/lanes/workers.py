@@ -1,8 +1,8 @@
 """Several pools, one per core: fleets and solo trials of a study spread over forked processes.
 
 Two single-threaded processes beat one with two threads as long as a kernel takes microseconds: threads spend that long meeting each
-other. A worker is told (number, seed, params) and replays ``define`` itself, so no recipe and no code ever crosses a pipe; what comes
-back is data. Forking needs no import and shares the data set; where it is not to be had, one pool in this process does all.
+other. A worker is told (number, seed, params) and replays ``define`` itself, so no recipe and no code ever crosses a pipe; what
+comes back is data. Forking needs no import and shares the data set; where it is not to be had, one pool in this process does all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 
 from shoal import planner
-from shoal.errors import StudyError
+from shoal.errors import StudyError, blame
 from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate, Pool
 from shoal.records import Event, TrialSpec
@@ -77,8 +79,8 @@ class _Remote:
     def _died(self) -> StudyError:
         self.process.join(1.0)
         return StudyError(
-            f"a worker process died (exit code {self.process.exitcode}; -9 means killed, often for want of memory). Finished trials "
-            "are safe; resume the study to go on."
+            f"a worker process died (exit code {self.process.exitcode}; -9 means killed, often for want of memory). Finished "
+            "trials are safe; resume the study to go on."
         )
 
 
@@ -142,7 +144,10 @@ class PoolSet:
         """Number fleets apart by pool, and say aloud, once per reason, what trains solo."""
         for e in events:
             fleet = None if e.fleet is None else e.fleet * (1 + len(self._remotes)) + pool
-            data = {k: (v * (1 + len(self._remotes)) + pool if k == "to" and isinstance(v, int) else v) for k, v in e.data.items()}
+            data = {
+                k: (v * (1 + len(self._remotes)) + pool if k == "to" and isinstance(v, int) else v)
+                for k, v in e.data.items()
+            }
             self._events.append(Event(e.tick, e.kind, e.trial, fleet, e.lane, data, e.time_s))
             reason = str(e.data.get("reason", ""))
             if e.kind == "solo" and reason and not reason.startswith("faster") and reason not in self._warned:
@@ -170,7 +175,8 @@ class PoolSet:
         if k == 0:
             return self._local.state_dict(trial, remembered=remembered)
         self._remotes[k - 1].send("state_arrays", trial, remembered)
-        return {name: torch.from_numpy(a) for name, a in self._remotes[k - 1].receive().items()}
+        arrays = self._remotes[k - 1].receive()
+        return {name: torch.from_numpy(raw).view(dtype).view(shape) for name, (raw, dtype, shape) in arrays.items()}
 
     def remove(self, trial: int) -> None:
         """Take a trial out."""
@@ -187,6 +193,10 @@ class PoolSet:
 def n_workers(lanes: int, *, device: torch.device, reproducible: bool) -> int:
     """Processes worth having: one per core on a CPU, as long as each has eight lanes to fill."""
     if reproducible or device.type != "cpu" or "fork" not in multiprocessing.get_all_start_methods():
+        return 1
+    if (
+        multiprocessing.current_process().daemon
+    ):  # Python lets a daemonic process (a worker of a Pool, say) have no children
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return max(1, min(cores, torch.get_num_threads(), lanes // 8, 16))
@@ -213,7 +223,9 @@ def pools(make_pool: Callable[[], Pool], admission: Admission, count: int) -> It
             with warnings.catch_warnings():
                 # Python 3.12 warns that forking beside threads may deadlock; the child takes none of their locks.
                 warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-                process = context.Process(target=_serve, args=(theirs, [ours, *others], make_pool, admission), daemon=True)
+                process = context.Process(
+                    target=_serve, args=(theirs, [ours, *others], make_pool, admission), daemon=True
+                )
                 process.start()
             theirs.close()
             remotes.append(_Remote(ours, process))
@@ -230,23 +242,37 @@ def pools(make_pool: Callable[[], Pool], admission: Admission, count: int) -> It
         torch.set_num_threads(threads)
 
 
-def _serve(connection: Connection, others: Sequence[Connection], make_pool: Callable[[], Pool], admission: Admission) -> None:
+def _serve(
+    connection: Connection, others: Sequence[Connection], make_pool: Callable[[], Pool], admission: Admission
+) -> None:
     """A worker's life: carry out commands in order until the other end of the pipe is closed."""
     for other in others:
         other.close()  # or this process would keep its own pipe open, and never see the parent go
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     pool = make_pool()
 
     def run_epoch() -> tuple[list[Measured], list[Event]]:
         return pool.run_epoch(), pool.drain_events()
 
     def state_arrays(trial: int, remembered: bool) -> dict[str, Any]:
-        return {name: t.numpy() for name, t in pool.state_dict(trial, remembered=remembered).items()}
+        # As bytes, since NumPy has no bfloat16.
+        state = pool.state_dict(trial, remembered=remembered)
+        return {n: (t.contiguous().flatten().view(torch.uint8).numpy(), t.dtype, t.shape) for n, t in state.items()}
+
+    def admit(specs: Sequence[TrialSpec]) -> None:
+        candidates = []
+        for spec in specs:
+            try:
+                candidates.append(admission(spec))
+            except Exception as error:
+                pool.fail(spec.number, f"trial {spec.number}: define raised {blame(error)}")
+        pool.admit(candidates)
 
     commands: dict[str, Callable[..., Any]] = {
-        "admit": lambda specs: pool.admit([admission(s) for s in specs]),
+        "admit": admit,
         "run_epoch": run_epoch,
         "epoch_done": pool.epoch_done,
         "remember": pool.remember,
@@ -265,6 +291,13 @@ def _serve(connection: Connection, others: Sequence[Connection], make_pool: Call
                 answer = ("error", _portable(error))
             connection.send((*answer, pool.n_lanes, pool.n_fleets))
     os._exit(0)  # not the interpreter's exit: what the parent registered to run at exit is not this process's to run
+
+
+def _die_with(parent: int) -> None:
+    """A parent that was killed closes its pipes, but a worker in the middle of a long epoch would not notice."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _portable(error: Exception) -> Exception:
