@@ -41,10 +41,10 @@ def define(trial: optuna.Trial) -> shoal.Recipe:
     return shoal.Recipe(model=model, optimizer=optimizer, loss=reconstruction, batch_size=32)
 
 
-def data() -> tuple[Tensor, ...]:
+def data() -> tuple[tuple[Tensor], ...]:
     """Train, valid and test: images only."""
     images, _ = load_digits(return_X_y=True)
     x = torch.tensor(images / 16.0, dtype=torch.float32)
     train, rest = train_test_split(range(len(x)), test_size=0.3, random_state=0)
     valid, test = train_test_split(rest, test_size=0.5, random_state=0)
-    return x[train], x[valid], x[test]
+    return (x[train],), (x[valid],), (x[test],)

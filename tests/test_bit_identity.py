@@ -11,7 +11,7 @@ import torch
 from lanes_helpers import class_data, open_fleet, ready, specs_of, step_schedule, work_of
 from torch import Tensor, nn, optim
 
-from shoal.lanes.fleet import Work
+from shoal.lanes.fleet import Fleet, Work
 from shoal.recipe import Recipe
 from shoal.records import ParamValue, TrialSpec
 from shoal.replay import Define
@@ -78,12 +78,14 @@ def trial(number: int, case: Case, lr: float = 0.003) -> TrialSpec:
 
 
 def train(
-    define: Define, work: Work, width: int, arrivals: Mapping[int, Sequence[TrialSpec]], subject: int, *, epochs: int = 2,
+    define: Define, work: Work, fleet: Fleet, arrivals: Mapping[int, Sequence[TrialSpec]], subject: int, *, epochs: int = 2,
     leave: Mapping[int, Sequence[int]] | None = None,
 ) -> dict[str, Tensor]:
-    """The subject's tensors after its epochs, in a fleet that trials enter and leave before the epochs given."""
-    first = next(s for group in arrivals.values() for s in group if s.number == subject)
-    fleet = open_fleet(define, first, width, work)
+    """The subject's tensors after its epochs, in a fleet that trials enter and leave before the epochs given.
+
+    The fleet is used again and again, so that whatever a lane's last tenant left there is part of the test.
+    """
+    fleet.lanes = [None] * fleet.width
     for epoch in range(20):
         for number in (leave or {}).get(epoch, ()):
             fleet.leave(fleet.lane_of(number))
@@ -113,6 +115,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def test_neighbours_change_no_bit(name: str, width: int, threads: int) -> None:
     case = CASES[name]
     work = work_of(class_data(50 if case.batches != (1, 1) else 20, case.features, dtype=torch.float32))
+    fleet = open_fleet(case.define, trial(0, case), width, work)
     around = [trial(i, case) for i in range(width)]
     for subject in (1, 4) if width <= 8 else (5,):
         own = trial(subject, case)
@@ -120,16 +123,16 @@ def test_neighbours_change_no_bit(name: str, width: int, threads: int) -> None:
         new = [trial(100 + 5 * i, case) for i in range(width - 1)]
         wild = [trial(s.number, case, lr=1e30) for s in others]
         runs = {
-            "among others": train(case.define, work, width, {0: [own, *others]}, subject),
-            "last": train(case.define, work, width, {0: [*reversed(others), own]}, subject),
-            "alone": train(case.define, work, width, {0: [own]}, subject),
-            "beside others": train(case.define, work, width, {0: [*new, own]}, subject),
-            "beside what diverges": train(case.define, work, width, {0: [*wild, own]}, subject),
+            "among others": train(case.define, work, fleet, {0: [own, *others]}, subject),
+            "last": train(case.define, work, fleet, {0: [*reversed(others), own]}, subject),
+            "alone": train(case.define, work, fleet, {0: [own]}, subject),
+            "beside others": train(case.define, work, fleet, {0: [*new, own]}, subject),
+            "beside what diverges": train(case.define, work, fleet, {0: [*wild, own]}, subject),
             "let in late": train(
-                case.define, work, width, {0: [*wild[:1], *new[1:]], 1: [own]}, subject, leave={1: [s.number for s in wild[:1]]}
+                case.define, work, fleet, {0: [*wild[:1], *new[1:]], 1: [own]}, subject, leave={1: [s.number for s in wild[:1]]}
             ),
             "others come and go": train(
-                case.define, work, width, {0: [own, *others], 1: new[:1]}, subject, leave={1: [s.number for s in others[:1]]}
+                case.define, work, fleet, {0: [own, *others], 1: new[:1]}, subject, leave={1: [s.number for s in others[:1]]}
             ),
         }
         plain = runs.pop("among others")

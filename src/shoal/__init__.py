@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from shoal.errors import DataError, RecipeError, ReplayError, ShoalError, StorageError, StudyError, UsageError
-    from shoal.explain import Explanation, explain
+    from shoal.explaining import Explanation, explain
     from shoal.recipe import Recipe
     from shoal.records import StudyRecord
     from shoal.replay import steps_per_epoch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Loaded on first use: Optuna, SQLAlchemy and torch's tracer together take longer to import than many a study to run.
 _HOME = {
     "DataError": "errors",
-    "Explanation": "explain",
+    "Explanation": "explaining",
     "Recipe": "recipe",
     "RecipeError": "errors",
     "ReplayError": "errors",
@@ -27,7 +27,7 @@ _HOME = {
     "StudyError": "errors",
     "StudyRecord": "records",
     "UsageError": "errors",
-    "explain": "explain",
+    "explain": "explaining",
     "resume": "study",
     "steps_per_epoch": "replay",
     "tune": "study",
@@ -59,7 +59,5 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     module = importlib.import_module(f"shoal.{_HOME[name]}")
-    value = getattr(module, name)
-    # ``shoal.explain`` names a function and a module; importing the module would otherwise leave the module there.
-    globals()[name] = value
-    return value
+    globals()[name] = getattr(module, name)
+    return globals()[name]

@@ -340,6 +340,7 @@ def _best_facts(record: StudyRecord) -> dict[str, Json] | None:
         "metric": str(record.meta.get("metric") or "value"),
         "value": best.value,
         "epoch": best.epoch,
+        "valid": next((dict(row.metrics) for row in best.rows if row.epoch == best.epoch), {}),
         "params": dict(best.spec.params),
         "test": record.meta.get("test") or None,
         "weights": weights.get(str(best.spec.number)) if isinstance(weights, Mapping) else None,
@@ -351,7 +352,10 @@ def _best_text(facts: Mapping[str, Any]) -> str:
     # In full: this is where people copy parameters from.
     params = [f"{name} = {value!r}" for name, value in facts["params"].items()]
     lines += [_row("params" if i == 0 else "", text) for i, text in enumerate(params)]
-    lines.append(_row("validation", f"{facts['metric']} {format_number(facts['value'])}"))
+    beside = {name: value for name, value in facts["valid"].items() if name != facts["metric"]}
+    scores = [f"{facts['metric']} {format_number(facts['value'])}"]
+    scores += [f"{name} {format_number(value)}" for name, value in beside.items()]
+    lines.append(_row("validation", ", ".join(scores)))
     if facts["test"]:
         lines.append(_row("test", ", ".join(f"{name} {format_param(value)}" for name, value in facts["test"].items())))
     if facts["weights"]:

@@ -6,12 +6,15 @@ of it. What it cannot read, it tells apart by identity: too many programs are sl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import functools
 import hashlib
+import itertools
 import sys
 import types
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -70,7 +73,23 @@ def object_key(value: object, _seen: frozenset[int] = frozenset()) -> object:
     if dataclasses.is_dataclass(value):
         fields = tuple((f.name, object_key(getattr(value, f.name, None), seen)) for f in dataclasses.fields(value))
         return ("dataclass", class_key(type(value), seen), fields)
-    return ("object", type(value).__qualname__, id(value))
+    return ("object", type(value).__qualname__, _serial(value))
+
+
+_SERIALS: dict[int, tuple[weakref.ref[Any], int]] = {}
+_COUNTER = itertools.count()
+
+
+def _serial(value: object) -> int:
+    """A number that only this very object ever has: an address may be given to another one after it is gone."""
+    known = _SERIALS.get(id(value))
+    if known is not None and known[0]() is value:
+        return known[1]
+    number = next(_COUNTER)
+    # What cannot be watched gets a new number each time, so it is never taken for anything else.
+    with contextlib.suppress(TypeError):
+        _SERIALS[id(value)] = (weakref.ref(value), number)
+    return number
 
 
 def function_key(f: types.FunctionType, _seen: frozenset[int] = frozenset()) -> object:

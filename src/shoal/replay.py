@@ -174,7 +174,12 @@ def check_space(define: Define, specs: Sequence[TrialSpec], n_train: int) -> Non
         ReplayError: If it has not.
     """
     for spec in specs:
-        run_define(define, ReplayTrial(spec, exact=True), spec.seed, n_train)
+        try:
+            run_define(define, ReplayTrial(spec, exact=True), spec.seed, n_train)
+        except ReplayError:
+            raise
+        except Exception:  # what else define raises concerns the trials that it fails
+            continue
 
 
 def fingerprint(define: Define) -> str:

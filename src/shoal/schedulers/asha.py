@@ -46,9 +46,9 @@ class Asha:
     Args:
         max_epochs: where a trial is finished, 1 or more.
         eta: the reduction factor, 2 or more; 3 is the usual choice between 2 and the paper's 4.
-        min_epochs: the first rung. By default ``max(1, round(max_epochs / eta**2))``: a ninth of the way is late enough
-            that a slow start (a small learning rate, much dropout) is not taken for a bad end. On digits, a first rung
-            at a twenty-seventh found a worse best trial than none at all (docs/benchmarks.md).
+        min_epochs: the first rung. By default ``max(1, round(max_epochs / eta**3))``: three halvings leave about
+            ``1/eta**3`` of the trials, a few percent, to train to the end; an earlier first rung judges curves that are
+            still noise, and a later one spends most of the epochs on trials that are stopped there.
 
     Raises:
         UsageError: an argument is out of its range.
@@ -56,8 +56,8 @@ class Asha:
     Example:
         >>> scheduler = Asha(max_epochs=30)
         >>> scheduler.rungs
-        (3, 9, 27)
-        >>> wave = [Observation(trial=number, epoch=3, value=float(number)) for number in range(6)]
+        (1, 3, 9, 27)
+        >>> wave = [Observation(trial=number, epoch=1, value=float(number)) for number in range(6)]
         >>> sorted(scheduler.observe(wave))
         [2, 3, 4, 5]
 
@@ -71,7 +71,7 @@ class Asha:
         self.max_epochs = check_whole("max_epochs", max_epochs, at_least=1)
         self.eta = check_whole("eta", eta, at_least=2)
         if min_epochs is None:
-            self.min_epochs = max(1, round(max_epochs / eta**2))
+            self.min_epochs = max(1, round(max_epochs / eta**3))
         else:
             self.min_epochs = check_whole("min_epochs", min_epochs, at_least=1)
             if min_epochs >= max_epochs:

@@ -36,6 +36,7 @@ class Explanation:
     groups: tuple[Group, ...]
     params: tuple[dict[str, ParamValue], ...]
     splits: tuple[tuple[int, int, tuple[str, ...]], ...]
+    choices: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         fused = [g for g in self.groups if not g.reason]
@@ -56,11 +57,11 @@ class Explanation:
         return "\n".join(lines)
 
     def _hint(self, fused: Sequence[Group], a: int, b: int) -> str:
-        """Parameters that take one set of values in one fleet and another set in the other."""
+        """Categorical parameters that are constant in each of the two fleets, and not the same."""
         names = []
-        for name in self.params[0] if self.params else ():
+        for name in sorted(self.choices):
             mine, theirs = ({repr(self.params[t].get(name)) for t in fused[i].trials} for i in (a, b))
-            if mine and theirs and not mine & theirs and len(mine) + len(theirs) <= 4:
+            if len(mine) == len(theirs) == 1 and mine != theirs:
                 names.append(name)
         return f" (parameter {', '.join(names)})" if names else ""
 
@@ -78,10 +79,14 @@ def explain(define: Define, *, train: Any, valid: Any = None, n_trials: int = 20
     work = Work(data, (), torch.device("cpu"))
     found: dict[str, tuple[list[int], Signature | None, str, str, int]] = {}
     params: list[dict[str, ParamValue]] = []
+    choices: set[str] = set()
     for _ in range(n_trials):
         trial = asker.ask()
         recipe = run_define(define, trial, asker.trial_seed(trial.number), data.train.n)
-        params.append(dict(asker.spec(trial).params))
+        drawn = asker.spec(trial)
+        params.append(dict(drawn.params))
+        # Numbers from a range differ between any two trials; only a choice can be what tells two fleets apart.
+        choices.update(name for name, d in drawn.distributions.items() if "Float" not in d)
         name = type(recipe.model).__name__
         size = sum(p.numel() for p in recipe.model.parameters() if p.requires_grad)
         try:
@@ -103,4 +108,4 @@ def explain(define: Define, *, train: Any, valid: Any = None, n_trials: int = 20
         first, second = fused[0].signature, fused[b].signature
         assert first is not None and second is not None
         splits.append((0, b, tuple(first.differs(second))))
-    return Explanation(groups, tuple(params), tuple(splits))
+    return Explanation(groups, tuple(params), tuple(splits), frozenset(choices))

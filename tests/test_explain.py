@@ -1,0 +1,106 @@
+"""``explain``: fleets, what keeps them apart, and why a trial would train solo."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn, optim
+
+import shoal
+from shoal.errors import UsageError
+
+X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+Y = X[:, :3].argmax(dim=1)
+
+
+def made(model: nn.Module, **more: Any) -> shoal.Recipe:
+    keywords = {"loss": nn.CrossEntropyLoss(), "batch_size": 16, **more}
+    return shoal.Recipe(model=model, optimizer=optim.Adam(model.parameters()), **keywords)
+
+
+def explain(define: Any, n_trials: int = 8) -> shoal.Explanation:
+    return shoal.explain(define, train=(X, Y), n_trials=n_trials)
+
+
+def test_what_does_not_split() -> None:
+    def define(trial: Any) -> shoal.Recipe:
+        activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[trial.suggest_categorical("activation", ["relu", "tanh"])]
+        dropout = nn.Dropout(trial.suggest_float("dropout", 0, 0.5))
+        model = nn.Sequential(nn.Linear(4, 8), activation(), dropout, nn.Linear(8, 3))
+        kind = {"adam": optim.Adam, "sgd": optim.SGD}[trial.suggest_categorical("optimizer", ["adam", "sgd"])]
+        optimizer = kind(model.parameters(), lr=trial.suggest_float("lr", 1e-4, 1e-1))
+        batch_size = trial.suggest_categorical("batch_size", [16, 32])
+        return shoal.Recipe(model=model, optimizer=optimizer, loss=nn.CrossEntropyLoss(), batch_size=batch_size)
+
+    found = explain(define)
+    assert [g.reason for g in found.groups] == [""] and found.groups[0].trials == tuple(range(8))
+    assert "8 sampled trials: 8 fuse into 1 fleet(s)." in str(found)
+    assert "Sequential with 67 parameters, micro-batches of up to" in str(found)
+
+
+def test_what_splits_is_named_with_its_parameter() -> None:
+    def define(trial: Any) -> shoal.Recipe:
+        width = trial.suggest_categorical("width", [4, 8])
+        trial.suggest_float("unused", 0, 1)
+        return made(nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3)))
+
+    found = explain(define)
+    assert len(found.groups) == 2 and sum(len(g.trials) for g in found.groups) == 8
+    ((a, b, parts),) = found.splits
+    assert (a, b) == (0, 1) and "shapes" in parts
+    assert "fleets 0 and 1 differ in:" in str(found) and "(parameter width)" in str(found)
+
+
+def test_batch_norm_trains_whole_batches_and_splits_by_their_size() -> None:
+    def define(trial: Any) -> shoal.Recipe:
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+        return made(model, batch_size=trial.suggest_categorical("batch_size", [16, 32]))
+
+    text = str(explain(define))
+    assert "whole batches of 16 samples" in text and "whole batches of 32 samples" in text
+    assert "differ in: batch size (parameter batch_size)" in text
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x)
+        return out if float(out.sum()) > 0 else -out
+
+
+class Broken(Branching):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ZeroDivisionError("no such thing")
+
+
+def lbfgs(trial: Any) -> shoal.Recipe:
+    model = nn.Linear(4, 3)
+    return shoal.Recipe(model, optim.LBFGS(model.parameters()), nn.CrossEntropyLoss(), 16)
+
+
+@pytest.mark.parametrize(
+    ("define", "reason"),
+    [
+        (lambda trial: made(Branching()), "over lanes|data"),
+        (lambda trial: made(Broken()), "over lanes"),
+        (lbfgs, "LBFGS"),
+        (lambda trial: made(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=None), nn.Linear(8, 3))), "."),
+    ],
+)
+def test_why_a_trial_trains_solo(define: Any, reason: str) -> None:
+    found = explain(define, 2)
+    assert [g.trials for g in found.groups] == [(0, 1)]
+    assert "2 sampled trials: 0 fuse into 0 fleet(s)." in str(found) and "solo: 2 trials" in str(found)
+    (group,) = found.groups
+    assert re.search(reason, group.reason), group.reason
+
+
+def test_what_it_cannot_explain() -> None:
+    with pytest.raises(UsageError, match=r"trial 0: define\(trial\) must return a shoal.Recipe, not None"):
+        explain(lambda trial: None)
