@@ -14,8 +14,8 @@ from shoal.lanes.lane import LaneTrial, Measured
 from shoal.lanes.solo import Solo
 from shoal.lanes.step import Layout, Program
 from shoal.metrics import resolve
-from shoal.records import ParamValue, TrialSpec
 from shoal.recipe import Recipe
+from shoal.records import ParamValue, TrialSpec
 from shoal.replay import Define, replay
 from shoal.signature import Signature, Signer, lane_trial
 
@@ -38,7 +38,11 @@ def datasets(train: Sequence[Tensor], valid: Sequence[Tensor]) -> Datasets:
 
 
 def class_data(
-    n: int = 50, features: tuple[int, ...] = (10,), classes: int = 4, dtype: torch.dtype = torch.float64, valid: int = 23
+    n: int = 50,
+    features: tuple[int, ...] = (10,),
+    classes: int = 4,
+    dtype: torch.dtype = torch.float64,
+    valid: int = 23,
 ) -> Datasets:
     """Random inputs (n, *features) and classes (n,): nothing to learn, everything to compare."""
     x, y = made(n + valid, *features, dtype=dtype), labels(n + valid, classes)

@@ -198,7 +198,7 @@ def test_arguments(keywords: dict[str, Any], message: str) -> None:
 
 
 def test_an_unknown_keyword_is_pythons_own_error() -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'metrc'"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'metrc'"):
         tune(metrc="accuracy")
 
 
@@ -209,7 +209,7 @@ def test_choices_that_no_file_can_hold() -> None:
             trial.suggest_categorical("activation", [nn.ReLU, nn.Tanh])
         return recipe(trial)
 
-    with pytest.raises(UsageError, match="trial 0: the choices of 'activation' cannot be stored.*suggest names"):
+    with pytest.raises(UsageError, match=r"trial 0: the choices of 'activation' cannot be stored.*suggest names"):
         tune(define)
 
 
@@ -217,9 +217,9 @@ def test_files_that_are_no_study(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("not a database, but long enough to be read as one" * 100, encoding="utf-8")
     with pytest.raises(StorageError, match=r"text\.db"):
         tune(storage=tmp_path / "text.db")
-    with pytest.raises(StorageError, match="no/such/folder|folder"):
+    with pytest.raises(StorageError, match=r"no/such/folder|folder"):
         tune(storage=tmp_path / "no" / "such" / "folder" / "s.db")
-    with pytest.raises(StorageError, match="no study file"):
+    with pytest.raises(StorageError, match=r"no study file"):
         shoal.resume(tmp_path / "nowhere.db", recipe, train=(X, Y))
 
 

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn, optim
+from torch.optim import lr_scheduler
+
 from lanes_helpers import (
     assert_close,
     assert_same_trail,
@@ -30,9 +33,6 @@ from lanes_helpers import (
     train_solo,
     work_of,
 )
-from torch import Tensor, nn, optim
-from torch.optim import lr_scheduler
-
 from shoal.data import Datasets
 from shoal.lanes import optim as lane_optim
 from shoal.lanes.order import slot_weights
@@ -52,7 +52,9 @@ def mlp(act: type[nn.Module], p: float) -> nn.Module:
 
 
 def mlp_dropout(act: type[nn.Module], p: float) -> nn.Module:
-    return nn.Sequential(nn.Linear(10, 12), act(), nn.Dropout(p), nn.Linear(12, 9), nn.Dropout(p / 2), act(), nn.Linear(9, 4))
+    return nn.Sequential(
+        nn.Linear(10, 12), act(), nn.Dropout(p), nn.Linear(12, 9), nn.Dropout(p / 2), act(), nn.Linear(9, 4)
+    )
 
 
 def mlp_norm(act: type[nn.Module], p: float) -> nn.Module:
@@ -65,8 +67,15 @@ def layer_norm(act: type[nn.Module], p: float) -> nn.Module:
 
 def cnn_norm(act: type[nn.Module], p: float) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), act(), nn.Dropout2d(p), nn.MaxPool2d(2), nn.Conv2d(4, 3, 2), act(),
-        nn.Flatten(), nn.Linear(12, 4),
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        act(),
+        nn.Dropout2d(p),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 3, 2),
+        act(),
+        nn.Flatten(),
+        nn.Linear(12, 4),
     )
 
 
@@ -112,8 +121,12 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], optim.Optimizer]] = {
         [{"params": _but_last(m)}, {"params": _last(m), "lr": 0.003, "weight_decay": 0.0}], lr=0.01, weight_decay=0.1
     ),
     "groups sgd": lambda m: optim.SGD(
-        [{"params": _last(m), "momentum": 0.0, "weight_decay": 0.05}, {"params": _but_last(m), "lr": 0.02, "nesterov": True}],
-        lr=0.1, momentum=0.9,
+        [
+            {"params": _last(m), "momentum": 0.0, "weight_decay": 0.05},
+            {"params": _but_last(m), "lr": 0.02, "nesterov": True},
+        ],
+        lr=0.1,
+        momentum=0.9,
     ),
     "groups rmsprop": lambda m: optim.RMSprop(
         [{"params": _last(m), "momentum": 0.3}, {"params": _but_last(m), "lr": 0.001}], lr=0.002
@@ -169,11 +182,11 @@ class Kind:
 
 
 def _classes(dtype: torch.dtype) -> Datasets:
-    return class_data(50, dtype=dtype)
+    return class_data(60, dtype=dtype)  # a last batch of 2 would make batch norm all rounding noise
 
 
 def _images(dtype: torch.dtype) -> Datasets:
-    return class_data(50, features=(1, 8, 8), dtype=dtype)
+    return class_data(60, features=(1, 8, 8), dtype=dtype)
 
 
 def _numbers(dtype: torch.dtype) -> Datasets:
@@ -286,7 +299,8 @@ def test_from_the_same_state_gradients_agree(name: str, dtype: torch.dtype) -> N
         weights = slot_weights(shape, order, trial.denominators)
         for b in range(shape.n_updates):
             tensors: Mapping[str, Tensor] = {
-                **dict(solo.recipe.model.named_parameters()), **dict(solo.recipe.model.named_buffers())
+                **dict(solo.recipe.model.named_parameters()),
+                **dict(solo.recipe.model.named_buffers()),
             }
             for view, key in zip(fleet.layout.views(fleet.state.params), fleet.layout.names, strict=True):
                 view[lane].copy_(tensors[key].detach())
@@ -298,8 +312,11 @@ def test_from_the_same_state_gradients_agree(name: str, dtype: torch.dtype) -> N
                 if fleet.exact:
                     position = position[position >= 0]
                 idx = np.where(position >= 0, order[position], 0)
-                slots = (torch.from_numpy(idx), torch.from_numpy(weights[t][: len(idx)]).to(dtype),
-                         torch.from_numpy(keys[position]))
+                slots = (
+                    torch.from_numpy(idx),
+                    torch.from_numpy(weights[t][: len(idx)]).to(dtype),
+                    torch.from_numpy(keys[position]),
+                )
                 wide = [s.expand(fleet.width, -1).contiguous() for s in slots]
                 out = fleet.program.train(fleet.state.inputs, data, *wide)
                 for total, g in zip(summed, out, strict=False):
@@ -382,8 +399,13 @@ def test_idle_coefficients_change_nothing(family: lane_optim.Family) -> None:
 
 
 def check(
-    kind: Kind, params: Sequence[Mapping[str, ParamValue]], *, epochs: int = 3, width: int | None = None,
-    stops: Mapping[int, int] | None = None, tolerance: float = 1e-9,
+    kind: Kind,
+    params: Sequence[Mapping[str, ParamValue]],
+    *,
+    epochs: int = 3,
+    width: int | None = None,
+    stops: Mapping[int, int] | None = None,
+    tolerance: float = 1e-9,
 ) -> None:
     define, work = definition(kind, torch.float64), work_of(kind.data(torch.float64), kind.metric)
     specs = specs_of(params)

@@ -12,7 +12,7 @@ from torch import Tensor, nn, optim
 import shoal
 from shoal.errors import UsageError
 
-X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+X = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
 Y = X[:, :3].argmax(dim=1)
 
 
@@ -32,7 +32,7 @@ def test_what_does_not_split() -> None:
         model = nn.Sequential(nn.Linear(4, 8), activation(), dropout, nn.Linear(8, 3))
         kind = {"adam": optim.Adam, "sgd": optim.SGD}[trial.suggest_categorical("optimizer", ["adam", "sgd"])]
         optimizer = kind(model.parameters(), lr=trial.suggest_float("lr", 1e-4, 1e-1))
-        batch_size = trial.suggest_categorical("batch_size", [16, 32])
+        batch_size = trial.suggest_categorical("batch_size", [32, 64])
         return shoal.Recipe(model=model, optimizer=optimizer, loss=nn.CrossEntropyLoss(), batch_size=batch_size)
 
     found = explain(define)

@@ -55,7 +55,7 @@ def test_the_users_generators_are_put_back_even_after_an_error() -> None:
         return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
 
     before = states()
-    with pytest.raises(ValueError, match="no"):
+    with pytest.raises(ValueError, match=r"no"):
         replay(draws, TrialSpec(0, 1, {}, {}), 10)
     assert states() == before
 
@@ -96,7 +96,7 @@ def test_a_search_space_that_changed_around_the_same_values(ask: Callable[[Any],
         return make(nn.Linear(3, 2))
 
     ask(ReplayTrial(spec))  # the values are still allowed, so replay alone sees nothing
-    with pytest.raises(ReplayError, match="the search space has changed: define.. now suggests"):
+    with pytest.raises(ReplayError, match=r"the search space has changed: define.. now suggests"):
         check_space(other, [spec], 10)
 
 
@@ -114,14 +114,14 @@ def test_steps_per_epoch_knows_the_data_only_inside_define() -> None:
 
     run_define(asks, ReplayTrial(TrialSpec(0, 1, {}, {})), 1, 10)
     assert seen == [3]
-    with pytest.raises(UsageError, match="only knows the data inside define"):
+    with pytest.raises(UsageError, match=r"only knows the data inside define"):
         shoal.steps_per_epoch(None, 4)
 
     def wrong(trial: Any) -> shoal.Recipe:
         shoal.steps_per_epoch(trial, 0)
         return make(nn.Linear(3, 2))
 
-    with pytest.raises(UsageError, match="needs a batch size of at least 1, not 0"):
+    with pytest.raises(UsageError, match=r"needs a batch size of at least 1, not 0"):
         run_define(wrong, ReplayTrial(TrialSpec(0, 1, {}, {})), 1, 10)
 
 

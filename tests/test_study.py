@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, TensorDataset
 import shoal
 import shoal.study
 from shoal.errors import RecipeError, StorageError, StudyError, UsageError
+from shoal.lanes.solo import measure
 from shoal.records import Progress, TrialState
 
 Pair = tuple[Tensor, Tensor]
@@ -118,7 +119,7 @@ def test_data_comes_in_many_forms(splits: dict[str, Any]) -> None:
 
 def test_the_test_set_is_measured_once_and_for_the_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
-    real = shoal.study.measure
+    real = measure
 
     def counting(recipe: shoal.Recipe, data: Any, seed: int) -> Any:
         measured.append(len(data[0]))
@@ -151,7 +152,7 @@ def test_data_frame_and_its_absence(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *args, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(StudyError, match="needs pandas: run `pip install pandas`"):
+    with pytest.raises(StudyError, match=r"needs pandas: run `pip install pandas`"):
         study.trials_dataframe()
     monkeypatch.undo()
     pytest.importorskip("pandas")
@@ -165,7 +166,7 @@ def test_report(tmp_path: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_study() -> None:
-    pinned = {"n_trials": 10, "max_epochs": 4, "seed": 3}
+    pinned: dict[str, Any] = {"n_trials": 10, "max_epochs": 4, "seed": 3}
     first, second, other = tune(**pinned), tune(**pinned), tune(**{**pinned, "seed": 4})
     assert rows(first) == rows(second) != rows(other)
     free = tune(**pinned, reproducible=False, sampler="random")
@@ -182,9 +183,9 @@ def test_a_study_is_continued_with_more_trials_and_with_more_epochs(tmp_path: Pa
     assert [t.spec for t in longer.record.trials] == [t.spec for t in more.record.trials]
     assert [len(t.rows) for t in longer.record.trials] == [5] * 7
     assert accuracy(longer.best_model(), VALID) == pytest.approx(longer.best_value)
-    with pytest.raises(UsageError, match="trains up to 5 epochs; it cannot go on with fewer"):
+    with pytest.raises(UsageError, match=r"trains up to 5 epochs; it cannot go on with fewer"):
         tune(storage=tmp_path / "s.db", n_trials=7, max_epochs=2)
-    with pytest.raises(UsageError, match="max_epochs=2 is less than the study's 5"):
+    with pytest.raises(UsageError, match=r"max_epochs=2 is less than the study's 5"):
         shoal.resume(tmp_path / "s.db", define, train=TRAIN, valid=VALID, max_epochs=2)
     assert len(shoal.resume(tmp_path / "s.db", define, train=TRAIN, valid=VALID, progress=False).record.trials) == 7
 
@@ -192,7 +193,7 @@ def test_a_study_is_continued_with_more_trials_and_with_more_epochs(tmp_path: Pa
 def test_a_time_limit_leaves_a_study_that_goes_on(tmp_path: Path) -> None:
     study = tune(storage=tmp_path / "s.db", timeout_s=1e-9)
     assert study.interrupted and study.timed_out and not study.record.trials
-    with pytest.raises(StudyError, match="no trial of study 'shoal' has finished yet"):
+    with pytest.raises(StudyError, match=r"no trial of study 'shoal' has finished yet"):
         _ = study.best_value
     assert not tune(storage=tmp_path / "s.db").interrupted
 
@@ -232,7 +233,7 @@ def test_samplers_see_stopped_trials_as_pruned(tmp_path: Path) -> None:
     study = tune(sampler=sampler, n_trials=40, max_epochs=6, storage=tmp_path / "s.db")
     states = {t.state for t in study.record.trials}
     assert TrialState.STOPPED in states and {"PRUNED", "RUNNING"} <= sampler.seen
-    with pytest.raises(UsageError, match="started with a metric or sampler object, which no file can hold"):
+    with pytest.raises(UsageError, match=r"started with a metric or sampler object, which no file can hold"):
         shoal.resume(tmp_path / "s.db", define, train=TRAIN, valid=VALID)
     # Optuna sees the same in the file, with nothing of Shoal.
     stored = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/s.db")
@@ -321,7 +322,7 @@ def test_another_search_space_behind_the_same_code(tmp_path: Path, monkeypatch: 
     tune(from_table, storage=tmp_path / "s.db", n_trials=2, max_epochs=1)
     monkeypatch.setitem(SPACE, "width", [4, 8, 16])
     # Either the fingerprint or the search space itself gives it away.
-    with pytest.raises(shoal.ShoalError, match="search space has changed|other code"):
+    with pytest.raises(shoal.ShoalError, match=r"search space has changed|other code"):
         tune(from_table, storage=tmp_path / "s.db", n_trials=4, max_epochs=1)
 
 
@@ -330,7 +331,7 @@ def test_a_metric_that_needs_outputs_which_the_loss_does_not_show() -> None:
         recipe = define(trial)
         return shoal.Recipe(recipe.model, recipe.optimizer, _opaque, 32)
 
-    with pytest.raises(StudyError, match="trial 0: the metric 'accuracy' is measured on outputs.*add predict="):
+    with pytest.raises(StudyError, match=r"trial 0: the metric 'accuracy' is measured on outputs.*add predict="):
         tune(opaque, metric="accuracy")
     assert tune(opaque, metric="loss").best_value > 0
     assert issubclass(RecipeError, UsageError)

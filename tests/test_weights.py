@@ -66,7 +66,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
         raise OSError("No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(StorageError, match="cannot write the weights of trial 3 to .*No space left"):
+    with pytest.raises(StorageError, match=r"cannot write the weights of trial 3 to .*No space left"):
         store.offer(3, 0.4, lambda: state(4))
     assert safetensors.torch.load_file(weights_file(tmp_path, 3))["n"] == 3
 
@@ -74,8 +74,8 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
 def test_damaged_and_missing_files(tmp_path: Path) -> None:
     path = weights_file(tmp_path, 0)
     store = WeightStore(tmp_path, 1.0, {0: (0.5, str(path))})
-    with pytest.raises(StorageError, match="the weights of trial 0 cannot be read from"):
+    with pytest.raises(StorageError, match=r"the weights of trial 0 cannot be read from"):
         store.load(0)
     path.write_bytes(b"not safetensors at all")
-    with pytest.raises(StorageError, match="the weights of trial 0 cannot be read from"):
+    with pytest.raises(StorageError, match=r"the weights of trial 0 cannot be read from"):
         store.load(0)

@@ -39,7 +39,7 @@ def define(trial: Any) -> shoal.Recipe:
     width = trial.suggest_categorical("width", [4, 8])
     model = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
     if trial.number % 5 == 0:  # some that train solo
-        model = nn.Sequential(model, nn.BatchNorm1d(3, momentum=None))
+        model = nn.Sequential(nn.BatchNorm1d(4, momentum=None), model)
     optimizer = optim.Adam(model.parameters(), lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True))
     return shoal.Recipe(model=model, optimizer=optimizer, loss=nn.CrossEntropyLoss(), batch_size=32)
 
@@ -118,7 +118,7 @@ def test_half_precision_weights_cross_the_pipe() -> None:
     def half(trial: Any) -> shoal.Recipe:
         trial.suggest_categorical("width", [4, 8]), trial.suggest_float("lr", 1e-3, 1e-1, log=True)
         model = nn.Sequential(nn.Linear(4, 3))
-        model.register_buffer("half", torch.full((2, 2), 1.5, dtype=torch.bfloat16))
+        model.register_buffer("scale", torch.full((2, 2), 1.5, dtype=torch.bfloat16))
         model.register_buffer("count", torch.tensor(3))
         return shoal.Recipe(model, optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), 32)
 
@@ -129,7 +129,7 @@ def test_half_precision_weights_cross_the_pipe() -> None:
         assert set(pool._where.values()) == {0, 1}
         for number in (0, next(n for n, k in pool._where.items() if k == 1)):
             state = pool.state_dict(number)
-            assert state["half"].dtype == torch.bfloat16 and state["half"].tolist() == [[1.5, 1.5]] * 2
+            assert state["scale"].dtype == torch.bfloat16 and state["scale"].tolist() == [[1.5, 1.5]] * 2
             assert state["count"].shape == () and int(state["count"]) == 3
 
 

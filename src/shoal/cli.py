@@ -340,7 +340,7 @@ def _best_facts(record: StudyRecord) -> dict[str, Json] | None:
         "metric": str(record.meta.get("metric") or "value"),
         "value": best.value,
         "epoch": best.epoch,
-        "valid": next((dict(row.metrics) for row in best.rows if row.epoch == best.epoch), {}),
+        "valid": next((dict[str, Json](row.metrics) for row in best.rows if row.epoch == best.epoch), {}),
         "params": dict(best.spec.params),
         "test": record.meta.get("test") or None,
         "weights": weights.get(str(best.spec.number)) if isinstance(weights, Mapping) else None,

@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 Forward = Callable[..., Tensor]
 Backward = Callable[..., Tensor]
@@ -40,6 +42,11 @@ def _elu_grad(g: Tensor, x: Tensor, y: Tensor, alpha: float, scale: float, input
     return out
 
 
+def _celu_grad(g: Tensor, x: Tensor, y: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:
+    # torch's own derivative rounds alpha to float32 here, whatever the dtype: a lane does as the trial alone would.
+    return _aten.elu_backward(g, alpha, scale, 1.0 / float(np.float32(alpha)), False, x)
+
+
 _SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
 
 # class -> (attributes that make up its arguments, forward, backward). Only classes whose forward is exactly this call.
@@ -62,7 +69,7 @@ _CLASSES: dict[type[nn.Module], tuple[Callable[[Any], tuple[Any, ...]], Forward,
         lambda g, x, y, slope: _aten.leaky_relu_backward.default(g, x, slope, False),
     ),
     nn.ELU: (lambda m: (m.alpha, 1.0, 1.0), _aten.elu, _elu_grad),
-    nn.CELU: (lambda m: (m.alpha, 1.0, 1.0 / m.alpha), _aten.elu, _elu_grad),
+    nn.CELU: (lambda m: (m.alpha, 1.0, 1.0 / m.alpha), _aten.elu, _celu_grad),
     nn.SELU: (lambda m: _SELU, _aten.elu, _elu_grad),
     nn.GELU: (
         lambda m: (m.approximate,),
@@ -82,7 +89,7 @@ _CLASSES: dict[type[nn.Module], tuple[Callable[[Any], tuple[Any, ...]], Forward,
     nn.Hardsigmoid: (lambda m: (), _aten.hardsigmoid, lambda g, x, y: _aten.hardsigmoid_backward.default(g, x)),
     nn.Softsign: (lambda m: (), lambda x: x / (1 + x.abs()), lambda g, x, y: g / (1 + x.abs()).square()),
     nn.Tanhshrink: (lambda m: (), lambda x: x - torch.tanh(x), lambda g, x, y: g * (x - y).square()),
-    nn.LogSigmoid: (lambda m: (), lambda x: -_aten.softplus(-x), lambda g, x, y: g * torch.sigmoid(-x)),
+    nn.LogSigmoid: (lambda m: (), F.logsigmoid, lambda g, x, y: g * torch.sigmoid(-x)),
 }
 
 # Process-wide and append-only: an index never changes its meaning, so graphs and lanes may keep it.
@@ -98,7 +105,7 @@ def kind_of(module: nn.Module) -> int | None:
     cls = type(module)
     if cls not in _CLASSES or getattr(module, "inplace", False) or module._forward_hooks or module._forward_pre_hooks:
         return None
-    if module._backward_hooks or "forward" in vars(module):
+    if module._backward_hooks or module._backward_pre_hooks or "forward" in vars(module):
         return None
     arguments, forward, backward = _CLASSES[cls]
     args = arguments(module)

@@ -54,7 +54,7 @@ def criterion_values(criterion: Any) -> dict[str, Tensor]:
     if type(criterion) in _CLASS and criterion.weight is not None:
         out["loss.weight"] = criterion.weight.detach()
     if type(criterion) is nn.CrossEntropyLoss and criterion.label_smoothing > 0.0:
-        out["loss.label_smoothing"] = torch.tensor(criterion.label_smoothing)
+        out["loss.label_smoothing"] = torch.tensor(criterion.label_smoothing, dtype=torch.float64)
     return out
 
 

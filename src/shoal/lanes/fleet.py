@@ -7,7 +7,7 @@ told apart (1, or one per parameter tensor when some lane has several).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import Tensor
 from shoal.data import Datasets
 from shoal.lanes import optim
 from shoal.lanes.activations import runs_of
-from shoal.lanes.criteria import criterion_values, is_known
+from shoal.lanes.criteria import criterion_values, denominators, is_known
+from shoal.lanes.graph import Blueprint
 from shoal.lanes.lane import EVALUATION_CHUNK, EVALUATION_EPOCH, LaneTrial, Measured
 from shoal.lanes.lift import lift_values
 from shoal.lanes.order import slot_weights
@@ -81,6 +82,9 @@ class Fleet:
         width: Lanes.
         quantum: Slots per micro-batch; for an exact signature, the batch size itself.
         exact: Whether batches must be whole (layers mix samples, or the loss is not a sum over samples).
+        work: Data and metrics.
+        like: One lane's tensors by name, for shapes and dtypes.
+        blueprints: What fleets of the signature have traced so far, shared between them.
     """
 
     def __init__(
@@ -93,10 +97,18 @@ class Fleet:
         exact: bool,
         work: Work,
         like: Mapping[str, Tensor],
+        blueprints: dict[tuple[str, int], Blueprint | None] | None = None,
     ) -> None:
         self.number, self.width, self.quantum, self.exact, self.work = number, width, quantum, exact, work
         self.layout = layout
-        self.program = Program(template, layout, width, self.runs)
+        self.program = Program(
+            template,
+            layout,
+            width,
+            self.runs,
+            {} if blueprints is None else blueprints,
+            lambda w: LaneState(layout, w, like, work.device).inputs,
+        )
         self.state = LaneState(layout, width, like, work.device)
         self.lanes: list[LaneTrial | None] = [None] * width
         self._runs: dict[str, list[tuple[int, int, int]]] = {}
@@ -307,14 +319,9 @@ class Fleet:
 
 def evaluation_weights(recipe: Recipe, data: Sequence[Tensor]) -> Tensor:
     """(n,) float64: with them, a known criterion's numerators sum to its mean over the whole split."""
-    from shoal.lanes.criteria import denominators
-
     n = data[0].shape[0]
     if not is_known(recipe.loss):
         return torch.ones(n, dtype=torch.float64)
     if recipe.loss.reduction == "sum":  # type: ignore[union-attr]
         return torch.full((n,), 1.0 / n, dtype=torch.float64)
     return torch.full((n,), 1.0, dtype=torch.float64) / denominators(recipe.loss, data[-1]).sum()
-
-
-FleetFactory = Callable[[int, int], Fleet]

@@ -7,6 +7,7 @@ on views that change no shape.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,6 +41,9 @@ def tidy(gm: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is _aten.add.Tensor:
             _fuse_bias(graph, node)
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target in (_aten.bmm.default, _aten.baddbmm.default):
+            _align(graph, node)
     graph.eliminate_dead_code()
     graph.lint()
 
@@ -90,6 +94,53 @@ def _fuse_bias(graph: fx.Graph, node: fx.Node) -> None:
         return
 
 
+_ALIGN_BYTES = 16
+
+
+def _align(graph: fx.Graph, node: fx.Node) -> None:
+    """Pad a product so that every lane's matrices start at a multiple of 16 bytes.
+
+    MKL sums in an order that depends on where a matrix starts: without this, lanes of odd shapes (31 x 10, say) round differently
+    by slot. Padding rows of ``a`` and columns of ``b`` adds zeros that are cut off again; the summed axis is left alone.
+    """
+    *bias, a, b = node.args
+    metas: list[Any] = [_meta(x) if isinstance(x, fx.Node) else None for x in (*bias, a, b)]
+    if node.kwargs or any(x is None for x in metas) or isinstance(node.target, str):
+        return
+    left, right = metas[-2:]
+    (lanes, m, k), n = left.shape, right.shape[2]
+    unit = max(1, _ALIGN_BYTES // left.dtype.itemsize)
+    if lanes == 1 or not (left.stride[0] % unit or right.stride[0] % unit or m * n % unit):
+        return
+    wide = n if n % unit == 0 else -(-n // unit) * unit
+    tall = m if m % unit == 0 or k % unit == 0 else -(-m // unit) * unit
+
+    def padded(x: Any, meta: Any, rows: int, columns: int) -> fx.Node:
+        if rows or columns:
+            return graph.call_function(_aten.constant_pad_nd.default, (x, [0, columns, 0, rows], 0.0))
+        return x if meta.stride[0] % unit == 0 else _contiguous(graph, x)
+
+    with graph.inserting_before(node):
+        inputs = [
+            padded(x, t, tall - m if t.shape[1] > 1 else 0, wide - n if t.shape[2] > 1 else 0)
+            for x, t in zip(bias, metas, strict=False)
+        ]
+        inputs += [padded(a, left, tall - m, 0), padded(b, right, 0, wide - n)]
+        out = graph.call_function(node.target, tuple(inputs))
+        for axis, (size, full) in enumerate(((m, tall), (n, wide)), 1):
+            if full != size:
+                out = graph.call_function(_aten.slice.Tensor, (out, axis, 0, size))
+        if (tall, wide) != (m, n):
+            out = _contiguous(graph, out)
+    out.meta = node.meta
+    node.replace_all_uses_with(out)
+    graph.erase_node(node)
+
+
+def _contiguous(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    return graph.call_function(_aten.clone.default, (x,), {"memory_format": torch.contiguous_format})
+
+
 def check(gm: fx.GraphModule) -> None:
     """Refuse a graph that would not do for every lane what it did for the one that was traced.
 
@@ -102,6 +153,92 @@ def check(gm: fx.GraphModule) -> None:
             raise FuseError(f"its forward pass draws random numbers through {node.target}, which has no keyed form")
         if node.target in (_aten._local_scalar_dense.default, _aten.item.default):
             raise FuseError("its forward pass reads a tensor's value into Python (.item(), float(), if tensor)")
+
+
+class WidthError(FuseError):
+    """A graph depends on the number of lanes in another way than by multiples of it."""
+
+
+class Blueprint:
+    """One graph for every width, from traces at two widths.
+
+    The traces must be the same but for whole numbers. A number that is equal in both does not depend on the width; one that is
+    k times the width in both is k times the width. Anything else, and there is no blueprint: such a step is traced at each
+    width by itself.
+
+    Args:
+        traces: Width -> tidied graph, for two different widths.
+
+    Raises:
+        WidthError: If the two do not agree.
+    """
+
+    def __init__(self, traces: dict[int, fx.GraphModule]) -> None:
+        (self._w1, self._first), (self._w2, second) = traces.items()
+        pairs = list(zip(self._first.graph.nodes, second.graph.nodes, strict=False))
+        if len(self._first.graph.nodes) != len(second.graph.nodes):
+            raise WidthError("its graph depends on the number of lanes")
+        twin = dict(pairs)
+        self._arguments: dict[fx.Node, tuple[Any, Any]] = {}
+        for a, b in pairs:
+            same_target = a.target == b.target or (a.op in ("placeholder", "output") and a.op == b.op)
+            if a.op != b.op or not same_target:
+                raise WidthError("its graph depends on the number of lanes")
+            if a.op == "get_attr" and not _equal(
+                _attribute(self._first, str(a.target)), _attribute(second, str(b.target))
+            ):
+                raise WidthError("a constant of its graph depends on the number of lanes")
+            self._arguments[a] = (self._solve(a.args, b.args, twin), self._solve(a.kwargs, b.kwargs, twin))
+
+    def _solve(self, a: Any, b: Any, twin: dict[fx.Node, fx.Node]) -> Any:
+        if isinstance(a, fx.Node):
+            if twin[a] is not b:
+                raise WidthError("its graph depends on the number of lanes")
+            return a
+        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+            return {k: self._solve(a[k], b[k], twin) for k in a}
+        if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+            return type(a)([self._solve(x, y, twin) for x, y in zip(a, b, strict=True)])
+        if type(a) is type(b) and a == b:
+            return a
+        if type(a) is type(b) is int and a * self._w2 == b * self._w1 and a % self._w1 == 0:
+            return _PerLane(a // self._w1)
+        raise WidthError("a number in its graph depends on the number of lanes in no simple way")
+
+    def at(self, width: int) -> fx.GraphModule:
+        """The graph for a width."""
+        graph, copy = fx.Graph(), dict[fx.Node, fx.Node]()
+
+        def fill(value: Any) -> Any:
+            if isinstance(value, fx.Node):
+                return copy[value]
+            if isinstance(value, _PerLane):
+                return value.factor * width
+            if isinstance(value, dict):
+                return {k: fill(v) for k, v in value.items()}
+            if isinstance(value, list | tuple):
+                return type(value)([fill(v) for v in value])
+            return value
+
+        for node, (args, kwargs) in self._arguments.items():
+            copy[node] = graph.create_node(node.op, node.target, fill(args), fill(kwargs), node.name)
+        # Kernels choose the layout of what they return by sizes too: what was a view at one width may need a copy at another.
+        written = _written(graph)
+        for node in graph.nodes:
+            if node.target is _aten.view.default and node not in written:
+                node.target = _aten.reshape.default
+        return fx.GraphModule(self._first, graph)
+
+
+@dataclass(frozen=True, slots=True)
+class _PerLane:
+    factor: int
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b))
+    return bool(a is b)
 
 
 def specialise(gm: fx.GraphModule, runs: Callable[[str], Any], kind_names: dict[fx.Node, str]) -> None:
@@ -154,13 +291,19 @@ class Tick:
         return self._tick(*inputs, *self._kept)
 
 
-def _unchanging(graph: fx.Graph, fixed: set[fx.Node]) -> set[fx.Node]:
-    """Nodes that depend on nothing but constants and fixed placeholders, and that no operation writes to."""
+def _written(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose memory some operation writes to, perhaps through a view."""
     written: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         schema = getattr(node.target, "_schema", None)
         if node in written or (schema is not None and schema.is_mutable):
-            written.update(node.all_input_nodes)  # what a view shows is written to through it
+            written.update(node.all_input_nodes)
+    return written
+
+
+def _unchanging(graph: fx.Graph, fixed: set[fx.Node]) -> set[fx.Node]:
+    """Nodes that depend on nothing but constants and fixed placeholders, and that no operation writes to."""
+    written = _written(graph)
     still = set(fixed)
     for node in graph.nodes:
         if node.op == "get_attr" or (
@@ -180,6 +323,7 @@ _BINDINGS: dict[Any, Callable[..., Any]] = {
     _aten.div.Tensor: torch.div,
     _aten.neg.default: torch.neg,
     _aten.view.default: Tensor.view,
+    _aten.reshape.default: Tensor.reshape,
     _aten.expand.default: Tensor.expand,
     _aten.transpose.int: torch.transpose,
     _aten.permute.default: torch.permute,

@@ -15,6 +15,7 @@ from torch import Tensor
 from shoal import planner
 from shoal.errors import FuseError, blame
 from shoal.lanes.fleet import Fleet, Work, tensors_of
+from shoal.lanes.graph import Blueprint
 from shoal.lanes.lane import LaneTrial, Measured
 from shoal.lanes.rng import KeyedRandom
 from shoal.lanes.solo import Solo
@@ -52,9 +53,8 @@ class _Group:
     max_width: int
     fleet: Fleet | None = None
     solo_reason: str = ""
-    by_width: dict[int, Fleet] = field(
-        default_factory=dict
-    )  # fleets that were open once: tracing again would cost more
+    blueprints: dict[tuple[str, int], Blueprint | None] = field(default_factory=dict)
+    by_width: dict[int, Fleet] = field(default_factory=dict)  # fleets that were open once
 
 
 class Pool:
@@ -166,7 +166,9 @@ class Pool:
 
     def _fleet(self, g: _Group, width: int) -> Fleet:
         if width not in g.by_width:
-            g.by_width[width] = Fleet(self._fleets, g.template, g.layout, width, g.quantum, g.exact, self.work, g.like)
+            g.by_width[width] = Fleet(
+                self._fleets, g.template, g.layout, width, g.quantum, g.exact, self.work, g.like, g.blueprints
+            )
             self._fleets += 1
         return g.by_width[width]
 

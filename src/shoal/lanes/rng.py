@@ -30,8 +30,8 @@ def mix(x: Tensor) -> Tensor:
     x = x ^ (x >> 16)
     x = x * _M1
     x = x ^ (x >> 13)
-    x = x * _M2
-    return x ^ (x >> 16)
+    # The finalizer's last ``x ^ (x >> 16)`` is left out: with an arithmetic shift it would clear the sign of every number.
+    return x * _M2
 
 
 def _mix_np(x: NDArray[np.uint32]) -> NDArray[np.uint32]:

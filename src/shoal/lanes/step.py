@@ -25,6 +25,7 @@ from shoal.lanes.lift import lift_template, lift_values
 from shoal.lanes.rng import KeyedRandom
 from shoal.recipe import Batch, Recipe
 
+_TRACED_WIDTHS = (3, 5)  # any two that differ will do; narrow ones are quick to run through
 ALIGN = 64  # elements: every parameter starts on a cache line, and no row of a flat buffer ends inside a vector
 
 
@@ -139,11 +140,23 @@ class Program:
         layout: The signature's layout.
         width: Lanes.
         runs: ``runs(name)`` gives the current runs of equal activations at a lifted place.
+        blueprints: What the signature's programs of other widths have traced, shared between them; None where that must be done
+            for each width.
+        example: ``example(width)`` gives the state's tensors at another width, to trace with.
     """
 
-    def __init__(self, template: Recipe, layout: Layout, width: int, runs: Callable[[str], Any]) -> None:
+    def __init__(
+        self,
+        template: Recipe,
+        layout: Layout,
+        width: int,
+        runs: Callable[[str], Any],
+        blueprints: dict[tuple[str, int], graph.Blueprint | None],
+        example: Callable[[int], Sequence[Tensor]],
+    ) -> None:
         self.layout, self.width = layout, width
         self._recipe, self._runs = template, runs
+        self._blueprints, self._example = blueprints, example
         self._objective = _Objective(template.model, template)
         self.graphs: dict[tuple[str, int], torch.fx.GraphModule] = {}
         self._functions: dict[tuple[str, int], graph.Tick] = {}
@@ -180,7 +193,9 @@ class Program:
         """
         key = ("train", idx.shape[1])
         if key not in self._functions:
-            self._functions[key] = self._build(key, self._train_step(len(data)), [*state, *data, idx, weights, keys])
+            self._functions[key] = self._build(
+                key, self._train_step(len(data)), [*state, *data, idx, weights, keys], len(state)
+            )
         return self._functions[key](*state, *data, idx, weights, keys)
 
     def evaluate(self, state: Sequence[Tensor], chunk: Sequence[Tensor], weights: Tensor, keys: Tensor) -> Any:
@@ -191,7 +206,7 @@ class Program:
             self._recipe.model.eval()
             try:
                 self._functions[key] = self._build(
-                    key, self._evaluate_step(len(chunk)), [*state, *chunk, weights, keys]
+                    key, self._evaluate_step(len(chunk)), [*state, *chunk, weights, keys], len(state)
                 )
             finally:
                 for module, flag in flags.items():
@@ -214,10 +229,12 @@ class Program:
         for tick in self._functions.values():
             tick.refresh()
 
-    def _build(self, key: tuple[str, int], f: Callable[..., Any], inputs: list[Tensor]) -> graph.Tick:
-        with torch.no_grad():
-            gm = _trace(f, inputs)
-        graph.tidy(gm)
+    def _build(self, key: tuple[str, int], f: Callable[..., Any], inputs: list[Tensor], stacked: int) -> graph.Tick:
+        """Make a step for these inputs, of which the first ``stacked`` and the slots at the end have lanes as their first axis."""
+        if key not in self._blueprints:
+            self._blueprints[key] = self._blueprint(key, f, inputs, stacked)
+        blueprint = self._blueprints[key]
+        gm = blueprint.at(self.width) if blueprint is not None else self._traced(f, inputs)
         placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
         la = self.layout
         frozen, lifted = len(la.names), len(la.names) + len(la.frozen)
@@ -228,6 +245,27 @@ class Program:
         self.graphs[key] = gm
         fixed = {*placeholders[frozen:buffers], *placeholders[values : values + len(la.values)]}
         return graph.Tick(gm, fixed)
+
+    def _traced(self, f: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.GraphModule:
+        with torch.no_grad():
+            gm = _trace(f, inputs)
+        graph.tidy(gm)
+        return gm
+
+    def _blueprint(
+        self, key: tuple[str, int], f: Callable[..., Any], inputs: list[Tensor], stacked: int
+    ) -> graph.Blueprint | None:
+        """Trace at two narrow widths, on tensors that lie in memory like a fleet's own: a trace decides by strides what to copy."""
+        slots = range(len(inputs) - (3 if key[0] == "train" else 1), len(inputs))
+
+        def narrow(width: int) -> list[Tensor]:
+            rest = [t[:1].repeat(width, *(1 for _ in t.shape[1:])) if i in slots else t for i, t in enumerate(inputs)]
+            return [*self._example(width), *rest[stacked:]]
+
+        try:
+            return graph.Blueprint({width: self._traced(f, narrow(width)) for width in _TRACED_WIDTHS})
+        except graph.WidthError:
+            return None
 
     def _train_step(self, n_data: int) -> Callable[..., list[Tensor]]:
         def lane(*tensors: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:

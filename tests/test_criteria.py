@@ -1,0 +1,128 @@
+"""Known criteria, taken apart into sums over samples, against torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lanes_helpers import made
+from shoal.lanes.criteria import criterion_values, denominators, is_known, numerators
+
+WEIGHT = torch.tensor([0.2, 1.0, 3.0, 0.7, 1.5], dtype=torch.float64)
+N = 12
+
+
+def classes(*rest: int) -> Tensor:
+    return torch.randint(0, 5, (N, *rest), generator=torch.Generator().manual_seed(2))
+
+
+def some_ignored(*rest: int, index: int = -100) -> Tensor:
+    y = classes(*rest)
+    y.view(-1)[::3] = index
+    return y
+
+
+def probabilities(*rest: int) -> Tensor:
+    return made(N, 5, *rest, seed=4).softmax(1)
+
+
+CASES: dict[str, tuple[Callable[[str], nn.Module], Tensor, Tensor]] = {
+    "mse": (lambda r: nn.MSELoss(reduction=r), made(N), made(N, seed=1)),
+    "mse 3d": (lambda r: nn.MSELoss(reduction=r), made(N, 3, 2), made(N, 3, 2, seed=1)),
+    "l1": (lambda r: nn.L1Loss(reduction=r), made(N, 3), made(N, 3, seed=1)),
+    "smooth l1": (lambda r: nn.SmoothL1Loss(reduction=r, beta=0.3), made(N, 3), made(N, 3, seed=1)),
+    "huber": (lambda r: nn.HuberLoss(reduction=r, delta=0.4), made(N, 3), made(N, 3, seed=1)),
+    "bce": (lambda r: nn.BCELoss(reduction=r), made(N, 2).sigmoid(), (made(N, 2, seed=1) > 0).double()),
+    "bce logits": (lambda r: nn.BCEWithLogitsLoss(reduction=r), made(N, 1), (made(N, 1, seed=1) > 0).double()),
+    "ce": (lambda r: nn.CrossEntropyLoss(reduction=r), made(N, 5), classes()),
+    "ce weight": (lambda r: nn.CrossEntropyLoss(WEIGHT, reduction=r), made(N, 5), classes()),
+    "ce ignored": (lambda r: nn.CrossEntropyLoss(reduction=r), made(N, 5), some_ignored()),
+    "ce ignore a class": (lambda r: nn.CrossEntropyLoss(reduction=r, ignore_index=1), made(N, 5), classes()),
+    "ce ignore 255, weight": (
+        lambda r: nn.CrossEntropyLoss(WEIGHT, reduction=r, ignore_index=255),
+        made(N, 5),
+        some_ignored(index=255),
+    ),
+    "ce smoothing": (lambda r: nn.CrossEntropyLoss(reduction=r, label_smoothing=0.2), made(N, 5), classes()),
+    "ce all": (
+        lambda r: nn.CrossEntropyLoss(WEIGHT, reduction=r, label_smoothing=0.2, ignore_index=3),
+        made(N, 5),
+        classes(),
+    ),
+    "ce images": (lambda r: nn.CrossEntropyLoss(reduction=r), made(N, 5, 3, 2), classes(3, 2)),
+    "ce images all": (
+        lambda r: nn.CrossEntropyLoss(WEIGHT, reduction=r, label_smoothing=0.1),
+        made(N, 5, 4),
+        some_ignored(4),
+    ),
+    "ce probabilities": (lambda r: nn.CrossEntropyLoss(reduction=r), made(N, 5), probabilities()),
+    "ce probabilities all": (
+        lambda r: nn.CrossEntropyLoss(WEIGHT, reduction=r, label_smoothing=0.3),
+        made(N, 5),
+        probabilities(),
+    ),
+    "ce probabilities, images": (lambda r: nn.CrossEntropyLoss(reduction=r), made(N, 5, 3), probabilities(3)),
+    "nll": (lambda r: nn.NLLLoss(reduction=r), made(N, 5).log_softmax(1), classes()),
+    "nll weight": (lambda r: nn.NLLLoss(WEIGHT, reduction=r, ignore_index=2), made(N, 5, 2).log_softmax(1), classes(2)),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", CASES)
+def test_sums_over_samples_give_torchs_value_and_gradient(name: str, reduction: str) -> None:
+    make, out, target = CASES[name]
+    criterion = make(reduction)
+    assert is_known(criterion)
+    a, b = out.clone().requires_grad_(), out.clone().requires_grad_()
+    expected: Tensor = criterion(a, target)
+    expected.backward()  # type: ignore[no-untyped-call]
+    total = denominators(criterion, target).sum().item() if reduction == "mean" else 1.0
+    assert total > 0
+    # In three parts, as micro-batches come.
+    values = criterion_values(criterion)
+    for part in torch.arange(N).split([5, 4, 3]):
+        per_sample = numerators(criterion, b[part], target[part], values)
+        assert per_sample.shape == (len(part),)
+        (per_sample / total).sum().backward()  # type: ignore[no-untyped-call]
+    sums = numerators(criterion, out, target, values).sum() / total
+    torch.testing.assert_close(sums, expected.detach(), rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(b.grad, a.grad, rtol=1e-12, atol=1e-15)
+
+
+class Own(nn.CrossEntropyLoss):
+    pass
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        Own(),
+        nn.CrossEntropyLoss(reduction="none"),
+        nn.BCELoss(weight=torch.ones(1)),
+        nn.KLDivLoss(),
+        nn.BCEWithLogitsLoss(pos_weight=torch.ones(1)),
+        nn.CosineEmbeddingLoss(),
+    ],
+    ids=lambda c: type(c).__name__,
+)
+def test_other_criteria_are_left_whole(criterion: nn.Module) -> None:
+    assert not is_known(criterion)
+
+
+def test_a_criterion_with_code_of_its_own_is_left_whole() -> None:
+    hooked, patched = nn.MSELoss(), nn.MSELoss()
+    hooked.register_forward_hook(lambda module, args, out: out * 2)
+    patched.forward = lambda a, b: (a - b).abs().sum()  # type: ignore[method-assign]
+    assert not is_known(hooked) and not is_known(patched) and not is_known(nn.functional.mse_loss)
+
+
+def test_shapes_that_torch_would_broadcast_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"MSELoss got outputs of shape \(4, 1\) and targets of shape \(4,\)"):
+        numerators(nn.MSELoss(), made(4, 1), made(4), {})
+
+
+def test_an_ignored_sample_weighs_nothing() -> None:
+    assert denominators(nn.CrossEntropyLoss(ignore_index=1), torch.tensor([0, 1, 2])).tolist() == [1.0, 0.0, 1.0]

@@ -1,0 +1,71 @@
+"""Widths of fleets, and which pool a trial joins: properties of pure functions."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal import planner
+from shoal.planner import WIDTHS, Demand
+
+limits = st.sampled_from(WIDTHS)
+
+
+@given(n=st.integers(1, 300), limit=limits)
+def test_snug_holds_them_all_or_is_the_widest(n: int, limit: int) -> None:
+    width = planner.snug(n, limit)
+    assert width in WIDTHS and width <= limit
+    assert width >= n or width == limit
+    narrower = [w for w in WIDTHS if w < width]
+    assert not narrower or narrower[-1] < n
+
+
+@given(n=st.integers(1, 5000), learns=st.booleans(), limit=limits)
+def test_total_lanes(n: int, learns: bool, limit: int) -> None:
+    lanes = planner.total_lanes(n, learns=learns, limit=limit)
+    assert 1 <= lanes <= min(n, limit)
+    if learns:
+        assert lanes <= max(32, n // 8)
+        assert lanes <= planner.total_lanes(n, learns=False, limit=limit)
+
+
+@given(st.data(), limits, st.integers(0, 200))
+def test_widths_are_never_below_what_is_active(data: st.DataObject, limit: int, waiting: int) -> None:
+    width = data.draw(st.sampled_from([0, *(w for w in WIDTHS if w <= limit)]))
+    active = data.draw(st.integers(0, width))
+    chosen = planner.widths({"a": Demand(width, active, waiting, limit)})["a"]
+    wanted = min(active + waiting, limit)
+    if wanted == 0:
+        assert chosen == 0
+        return
+    assert chosen in WIDTHS and chosen <= limit
+    assert chosen >= active and chosen >= wanted
+    assert chosen <= max(2 * planner.snug(wanted, limit), 4)  # lanes that stay empty cost as much as busy ones
+    # Once chosen, it stays: the same demand does not change the width again.
+    assert planner.widths({"a": Demand(chosen, active, waiting, limit)})["a"] == chosen
+
+
+def test_signatures_are_planned_apart() -> None:
+    demands = {"a": Demand(0, 0, 5), "b": Demand(8, 8, 0), "c": Demand(4, 0, 0), "d": Demand(32, 3, 0)}
+    assert planner.widths(demands) == {
+        "a": planner.snug(5, WIDTHS[-1]),
+        "b": 8,
+        "c": 0,
+        "d": planner.snug(3, WIDTHS[-1]),
+    }
+
+
+trials = st.tuples(st.sampled_from(["", "a", "b"]), st.floats(1, 1e7))
+
+
+@given(st.lists(st.lists(trials, max_size=6), min_size=1, max_size=4), trials)
+def test_the_lightest_pool_makes_the_slowest_one_no_slower_than_any_other_choice(
+    pools: list[list[tuple[str, float]]], trial: tuple[str, float]
+) -> None:
+    chosen = planner.lightest(pools, trial)
+
+    def slowest(k: int) -> float:
+        return max(planner.load([*p, trial] if i == k else p) for i, p in enumerate(pools))
+
+    assert 0 <= chosen < len(pools)
+    assert all(slowest(chosen) <= slowest(k) for k in range(len(pools)))
