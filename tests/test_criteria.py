@@ -83,7 +83,7 @@ def test_sums_over_samples_give_torchs_value_and_gradient(name: str, reduction: 
     assert total > 0
     # In three parts, as micro-batches come.
     values = criterion_values(criterion)
-    for part in torch.arange(N).split([5, 4, 3]):
+    for part in torch.split(torch.arange(N), [5, 4, 3]):
         per_sample = numerators(criterion, b[part], target[part], values)
         assert per_sample.shape == (len(part),)
         (per_sample / total).sum().backward()  # type: ignore[no-untyped-call]
@@ -115,7 +115,7 @@ def test_other_criteria_are_left_whole(criterion: nn.Module) -> None:
 def test_a_criterion_with_code_of_its_own_is_left_whole() -> None:
     hooked, patched = nn.MSELoss(), nn.MSELoss()
     hooked.register_forward_hook(lambda module, args, out: out * 2)
-    patched.forward = lambda a, b: (a - b).abs().sum()  # type: ignore[method-assign]
+    patched.forward = lambda input, target: (input - target).abs().sum()  # type: ignore[method-assign]
     assert not is_known(hooked) and not is_known(patched) and not is_known(nn.functional.mse_loss)
 
 

@@ -118,7 +118,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], optim.Optimizer]] = {
     "adam maximize": lambda m: optim.Adam(m.parameters(), lr=0.01, maximize=True),
     "adamw": lambda m: optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1),
     "groups": lambda m: optim.AdamW(
-        [{"params": _but_last(m)}, {"params": _last(m), "lr": 0.003, "weight_decay": 0.0}], lr=0.01, weight_decay=0.1
+        [{"params": _but_last(m)}, _group(m, lr=0.003, weight_decay=0.0)], lr=0.01, weight_decay=0.1
     ),
     "groups sgd": lambda m: optim.SGD(
         [
@@ -134,11 +134,15 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], optim.Optimizer]] = {
 }
 
 
-def _last(m: nn.Module) -> list[nn.Parameter]:
-    return list(m.parameters())[-2:]
+def _last(m: nn.Module) -> list[Any]:
+    return [*m.parameters()][-2:]
 
 
-def _but_last(m: nn.Module) -> list[nn.Parameter]:
+def _group(m: nn.Module, **options: float) -> dict[str, Any]:
+    return {"params": _last(m), **options}
+
+
+def _but_last(m: nn.Module) -> list[Any]:
     return list(m.parameters())[:-2]
 
 
@@ -258,7 +262,7 @@ def test_the_plain_loop_is_the_loop_one_would_write(opt: str) -> None:
     for epoch in range(epochs):
         model.train()
         order, total = torch.from_numpy(permutation(spec.seed, epoch, len(x))), 0.0
-        for rows in order.split(16):
+        for rows in torch.split(order, 16):
             loss = criterion(model(x[rows]), y[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -384,13 +388,13 @@ def test_from_the_same_gradient_updates_agree(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("family", lane_optim.Family)
 def test_idle_coefficients_change_nothing(family: lane_optim.Family) -> None:
-    state = [made(2, 64, seed=i, dtype=torch.float32).abs() for i in range(4)]
-    state[3].mul_(0.01)  # the square of a mean is never above the mean of squares
+    p, m, v, a = state = [made(2, 64, seed=i, dtype=torch.float32).abs() for i in range(4)]
+    a.mul_(0.01)  # the square of a mean is never above the mean of squares
     before = [t.clone() for t in state]
     c = [torch.full((2, 1), float(x)) for x in lane_optim.idle(family)]
     everything = frozenset({lane_optim.SIGN, lane_optim.L2, lane_optim.DECAY, lane_optim.C5})
     for optional in (frozenset(), everything):
-        lane_optim.UPDATES[family](*state, made(2, 64, seed=9, dtype=torch.float32), c, optional)
+        lane_optim.UPDATES[family](p, m, v, a, made(2, 64, seed=9, dtype=torch.float32), c, optional)
         for t, b in zip(state, before, strict=True):
             assert torch.equal(t, b)
 
@@ -521,7 +525,8 @@ def test_data_of_more_than_one_input_and_of_no_target() -> None:
             self.left, self.right = nn.Linear(10, 3), nn.Linear(10, 3)
 
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
-            return self.left(a) * torch.sigmoid(self.right(b))
+            out: Tensor = self.left(a) * torch.sigmoid(self.right(b))
+            return out
 
     def define(trial: Any) -> Recipe:
         model = Two().double()

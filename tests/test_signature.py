@@ -1,4 +1,4 @@
-"""What shares a program and what must not: keys tell code and constants apart, and what keys cannot see the admission check does."""
+"""What shares a program and what must not: keys tell code and constants apart; what no key sees, the admission check does."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def closed(scale: float) -> nn.Module:
 
 def patched(scale: float) -> nn.Module:
     model = net()
-    forward = model.forward
+    forward: Callable[[Tensor], Tensor] = model.forward
     model.forward = lambda input: forward(input) * scale  # type: ignore[method-assign]
     return model
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 Forward = Callable[..., Tensor]
 Backward = Callable[..., Tensor]
@@ -44,7 +44,8 @@ def _elu_grad(g: Tensor, x: Tensor, y: Tensor, alpha: float, scale: float, input
 
 def _celu_grad(g: Tensor, x: Tensor, y: Tensor, alpha: float, scale: float, input_scale: float) -> Tensor:
     # torch's own derivative rounds alpha to float32 here, whatever the dtype: a lane does as the trial alone would.
-    return _aten.elu_backward(g, alpha, scale, 1.0 / float(np.float32(alpha)), False, x)
+    out: Tensor = _aten.elu_backward.default(g, alpha, scale, 1.0 / float(np.float32(alpha)), False, x)
+    return out
 
 
 _SELU = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
