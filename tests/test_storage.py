@@ -358,7 +358,7 @@ def test_memory_does_not_hold_what_is_written(url: Url) -> None:
             store.recorded([row(0, epoch) for epoch in range(2000)])
         store.flush()
         gc.collect()
-        kept = [o for o in gc.get_objects() if isinstance(o, EpochRow) or (isinstance(o, dict) and "train_loss" in o)]
+        kept = [o for o in gc.get_objects() if type(o) is EpochRow or (type(o) is dict and "train_loss" in o)]
         assert len(kept) < 40  # ROWS above, and column names
 
 

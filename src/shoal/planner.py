@@ -71,8 +71,8 @@ def load(running: Sequence[tuple[str, float]]) -> float:
 def lightest(pools: Sequence[Sequence[tuple[str, float]]], trial: tuple[str, float]) -> int:
     """The pool that a trial should join so that the slowest pool is as fast as can be; the first of equals.
 
-    >>> lightest([[("a", 1e5)] * 9, []], ("a", 1e5)), lightest([[("a", 1e5)] * 40, []], ("a", 1e5))
-    (0, 1)
+    >>> lightest([[("a", 1e5)], []], ("a", 1e5)), lightest([[("a", 1e5)], [("b", 1e5)]], ("a", 1e5))
+    (1, 0)
     """
     loads = [load(p) for p in pools]
 
