@@ -27,8 +27,11 @@ TRIAL_STREAM, SAMPLER_STREAM = 1, 2
 def _factories() -> dict[str, Callable[[int], Any]]:
     import optuna.samplers as s
 
+    from shoal._tpe import Memory, Tpe
+
+    memory = Memory()
     return {
-        "tpe": lambda seed: s.TPESampler(seed=seed),
+        "tpe": lambda seed: Tpe(memory, seed),
         "random": lambda seed: s.RandomSampler(seed=seed),
     }
 
@@ -79,12 +82,7 @@ class Asker:
         """The next trial; its parameters are drawn as ``define`` asks for them."""
         if self._factory is not None:
             number = len(self.study._storage.get_all_trials(self.study._study_id, deepcopy=False))
-            fresh = self._factory(derive(self._seed, SAMPLER_STREAM, number) & 0xFFFFFFFF)
-            # Which parameters all trials share follows from history alone, and Optuna finds it step by step: handed on, that
-            # work is not done again for every ask (two thirds of an ask after 1,000 trials). Without the attribute, it is.
-            if hasattr(self.study.sampler, "_search_space") and hasattr(fresh, "_search_space"):
-                fresh._search_space = self.study.sampler._search_space
-            self.study.sampler = fresh
+            self.study.sampler = self._factory(derive(self._seed, SAMPLER_STREAM, number) & 0xFFFFFFFF)
         with _quiet():
             return self.study.ask()
 
