@@ -18,7 +18,7 @@ from torch import Tensor, nn, optim
 from torch.utils.data import Dataset, TensorDataset
 
 import shoal
-import shoal.study
+import shoal.tuning
 from shoal.errors import RecipeError, StorageError, StudyError, UsageError
 from shoal.lanes.solo import measure
 from shoal.records import Progress, TrialState
@@ -125,7 +125,7 @@ def test_the_test_set_is_measured_once_and_for_the_winner(tmp_path: Path, monkey
         measured.append(len(data[0]))
         return real(recipe, data, seed)
 
-    monkeypatch.setattr(shoal.study, "measure", counting)
+    monkeypatch.setattr(shoal.tuning, "measure", counting)
     study = tune(test=TEST, storage=tmp_path / "s.db")
     assert measured == [64]
     assert study.test_metrics["accuracy"] == pytest.approx(accuracy(study.best_model(), TEST))

@@ -14,7 +14,6 @@ import torch
 from torch import nn, optim
 
 import shoal
-import shoal.study
 from shoal.asking import Asker
 from shoal.data import load
 from shoal.errors import StudyError
@@ -25,8 +24,8 @@ from shoal.lanes.workers import n_workers, pools
 from shoal.metrics import standard_metrics
 from shoal.records import TrialSpec
 from shoal.replay import replay, run_define
+from shoal.session import candidate
 from shoal.signature import Signer
-from shoal.study import candidate
 
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="workers are forked")
 

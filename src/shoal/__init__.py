@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from shoal.recipe import Recipe
     from shoal.records import StudyRecord
     from shoal.replay import steps_per_epoch
-    from shoal.study import Study, resume, tune
+    from shoal.study import Study
+    from shoal.tuning import resume, tune
 
 # Loaded on first use: Optuna, SQLAlchemy and torch's tracer together take longer to import than many a study to run.
 _HOME = {
@@ -28,9 +29,9 @@ _HOME = {
     "StudyRecord": "records",
     "UsageError": "errors",
     "explain": "explaining",
-    "resume": "study",
+    "resume": "tuning",
     "steps_per_epoch": "replay",
-    "tune": "study",
+    "tune": "tuning",
 }
 
 __all__ = [

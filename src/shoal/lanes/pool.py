@@ -186,8 +186,17 @@ class Pool:
                 if t is not None:
                     self._events.append(Event(0, "left", t.spec.number, old.number, None, {"to": fleet.number}))
                     self._events.append(Event(0, "admitted", t.spec.number, fleet.number, i))
+        self._take_up(g, fleet, key)
+
+    def _take_up(self, g: _Group, fleet: Fleet, signature: str) -> None:
+        """Make a fleet the one that trains its group's lanes."""
         g.fleet = fleet
-        data: dict[str, Json] = {"width": width, "signature": key, "tier": "traced", "quantum": g.quantum}
+        data: dict[str, Json] = {
+            "width": fleet.width,
+            "signature": signature,
+            "tier": "traced",
+            "quantum": g.quantum,
+        }
         self._events.append(Event(0, "fleet", None, fleet.number, None, data))
 
     # -- fused or solo ----------------------------------------------------------------------------------------------------
@@ -224,14 +233,7 @@ class Pool:
             return
         # The trial run left its traces in program and state; the lanes are filled anew from the recipes.
         fleet.lanes = [None] * width
-        g.fleet = fleet
-        data: dict[str, Json] = {
-            "width": width,
-            "signature": group[0].signature,
-            "tier": "traced",
-            "quantum": g.quantum,
-        }
-        self._events.append(Event(0, "fleet", None, fleet.number, None, data))
+        self._take_up(g, fleet, group[0].signature)
 
     def _slots(self, fleet: Fleet) -> tuple[Tensor, Tensor, Tensor]:
         n, q, w = self.work.data.train.n, fleet.quantum, fleet.width

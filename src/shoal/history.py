@@ -1,0 +1,71 @@
+"""A study's history while it is open: every trial, epoch, result and event, in memory and in order. Plain data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shoal.records import (
+    Direction,
+    EpochRow,
+    Event,
+    Json,
+    StudyRecord,
+    TrialRecord,
+    TrialResult,
+    TrialSpec,
+    TrialState,
+)
+
+
+@dataclass(slots=True)
+class History:
+    """What happened so far. A session writes it; everyone else reads ``record``.
+
+    Attributes:
+        meta: JSON facts (see ``StudyRecord.meta``).
+        specs, rows, results: By trial number; a trial without a result is still running.
+    """
+
+    name: str
+    direction: Direction
+    meta: dict[str, Json]
+    specs: dict[int, TrialSpec] = field(default_factory=dict)
+    rows: dict[int, list[EpochRow]] = field(default_factory=dict)
+    results: dict[int, TrialResult] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, record: StudyRecord, meta: dict[str, Json]) -> History:
+        """The history that a record holds. What unfinished trials measured is forgotten: they start again."""
+        history = cls(record.name, record.direction, meta, events=list(record.events))
+        for t in record.trials:
+            number = t.spec.number
+            history.specs[number] = t.spec
+            if t.state is not TrialState.RUNNING:
+                history.rows[number] = list(t.rows)
+                history.results[number] = TrialResult(number, t.state, t.value, t.epoch, t.reason, t.time_s)
+        return history
+
+    @property
+    def sign(self) -> float:
+        """1 when lower values are better, -1 when higher ones are."""
+        return 1.0 if self.direction == "minimize" else -1.0
+
+    @property
+    def tick(self) -> int:
+        """The last tick that the journal knows."""
+        return max((e.tick for e in self.events), default=0)
+
+    @property
+    def record(self) -> StudyRecord:
+        """All of it, frozen."""
+        trials = []
+        for number, spec in sorted(self.specs.items()):
+            r = self.results.get(number)
+            rows = tuple(self.rows.get(number, ()))
+            if r is None:
+                epoch = rows[-1].epoch if rows else 0
+                trials.append(TrialRecord(spec, TrialState.RUNNING, None, epoch, "", rows))
+            else:
+                trials.append(TrialRecord(spec, r.state, r.value, r.epoch, r.reason, rows, r.time_s))
+        return StudyRecord(self.name, self.direction, tuple(trials), tuple(self.events), dict(self.meta))

@@ -1,0 +1,127 @@
+"""Opening a study file and going on from it: what is kept, what starts again, and what must not be mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from shoal.asking import Asker
+from shoal.errors import StorageError, UsageError
+from shoal.history import History
+from shoal.records import Direction, Json, StudyRecord, TrialRecord, TrialSpec, TrialState
+from shoal.schedulers import Observation, Scheduler
+from shoal.weights import WeightStore, weights_file
+
+if TYPE_CHECKING:
+    from shoal.storage import StudyStore
+
+
+@contextmanager
+def opened(storage: str | Path | None, direction: Direction) -> Iterator[tuple[StudyStore | None, StudyRecord | None]]:
+    """The study file, owned until the context ends, and what it holds; (None, None) without one."""
+    if storage is None:
+        yield None, None
+        return
+    from shoal.storage import StudyStore
+
+    with StudyStore.open(str(storage), name="shoal", direction=direction) as store:
+        record = store.load()
+        yield store, (record if record.trials or record.meta else None)
+
+
+def restore(
+    previous: StudyRecord | None,
+    facts: Mapping[str, Json],
+    *,
+    asker: Asker,
+    store: StudyStore | None,
+    direction: Direction,
+    max_epochs: int,
+) -> tuple[History, WeightStore, list[TrialSpec]]:
+    """Where a session starts: the history so far, the weights kept of it, and the trials to run again.
+
+    Args:
+        previous: What the study file holds, or None for a new study.
+        facts: This session's entries of ``StudyRecord.meta``; they win over earlier ones.
+        asker: Shown the trials of ``previous``.
+        store: The study file, if any. Trials that run again are reopened in it.
+    """
+    folder = None if store is None else Path(store.path).with_suffix(".weights")
+    name = "shoal" if store is None else store.name
+    if previous is None:
+        history = History(name, direction, dict(facts))
+        again: list[int] = []
+    else:
+        again = _to_run_again(previous, max_epochs)
+        trials = tuple(_reopened(t) if t.spec.number in again else t for t in previous.trials)
+        record = StudyRecord(name, direction, trials, previous.events, previous.meta)
+        history = History.of(record, {**previous.meta, **facts})
+        asker.restore(trials)
+        if store is not None and again:
+            store.restart(again)
+    kept = {} if previous is None or folder is None else _weights_kept(previous, folder, again)
+    if store is not None:
+        store.set_meta(history.meta)
+    return history, WeightStore(folder, history.sign, kept), [history.specs[n] for n in sorted(again)]
+
+
+def _to_run_again(previous: StudyRecord, max_epochs: int) -> list[int]:
+    """Trials that were running, and, when trials may now train longer, those that had finished."""
+    before = previous.meta.get("options")
+    old_epochs = cast(int, before.get("max_epochs", max_epochs)) if isinstance(before, dict) else max_epochs
+    states = {TrialState.RUNNING, TrialState.FINISHED} if max_epochs > old_epochs else {TrialState.RUNNING}
+    return [t.spec.number for t in previous.trials if t.state in states]
+
+
+def _reopened(trial: TrialRecord) -> TrialRecord:
+    return TrialRecord(trial.spec, TrialState.RUNNING, None, 0, "", ())
+
+
+def _weights_kept(previous: StudyRecord, folder: Path, again: Sequence[int]) -> dict[int, tuple[float, str]]:
+    """Trial number -> (value, file). The folder and not the list in the study file: a study that was killed had no time to
+    bring that up to date."""
+    kept: dict[int, tuple[float, str]] = {}
+    for t in previous.trials:
+        path = weights_file(folder, t.spec.number)
+        if t.spec.number in again:
+            path.unlink(missing_ok=True)
+        elif t.state is TrialState.FINISHED and t.value is not None and path.exists():
+            kept[t.spec.number] = (t.value, str(path))
+    return kept
+
+
+def show(scheduler: Scheduler, history: History) -> None:
+    """Show a scheduler what earlier sessions saw, epoch by epoch."""
+    rows = sorted(
+        (r for rows in history.rows.values() for r in rows if r.value == r.value), key=lambda r: (r.time_s, r.epoch)
+    )
+    for row in rows:
+        scheduler.observe([Observation(row.trial, row.epoch, history.sign * row.value)])
+
+
+def check_same(previous: StudyRecord, facts: Mapping[str, Json]) -> None:
+    """Refuse to mix trials of other code, data or metric into a study."""
+    advice = "Use the file that the study was started with, or another storage."
+    if previous.meta.get("fingerprint") not in (None, facts["fingerprint"]):
+        raise StorageError(
+            f"study {previous.name!r} belongs to other code: define() has changed since it was started. {advice}"
+        )
+    if previous.meta.get("data") not in (None, facts["data"]):
+        raise StorageError(f"study {previous.name!r} was started with other data (its fingerprint differs). {advice}")
+    if previous.meta.get("metric") not in (None, facts["metric"]):
+        raise StorageError(
+            f"study {previous.name!r} is judged by {previous.meta['metric']!r}, not by {facts['metric']!r}. {advice}"
+        )
+    before, now = previous.meta.get("options"), facts["options"]
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in ("seed", "value"):
+            if before.get(key) != now.get(key):
+                raise StorageError(
+                    f"study {previous.name!r} has {key}={before.get(key)!r}, not {now.get(key)!r}. {advice}"
+                )
+        if cast(int, now["max_epochs"]) < cast(int, before.get("max_epochs", 0)):
+            raise UsageError(
+                f"study {previous.name!r} trains up to {before['max_epochs']} epochs; it cannot go on with fewer."
+            )
