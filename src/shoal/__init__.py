@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from shoal import nn as nn
     from shoal.errors import DataError, RecipeError, ReplayError, ShoalError, StorageError, StudyError, UsageError
     from shoal.explaining import Explanation, explain
     from shoal.recipe import Recipe
@@ -48,6 +49,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "explain",
+    "nn",
     "resume",
     "steps_per_epoch",
     "tune",
@@ -55,10 +57,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
     import importlib
 
+    if name == "nn":
+        return importlib.import_module("shoal.nn")
+    if name not in _HOME:
+        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
     module = importlib.import_module(f"shoal.{_HOME[name]}")
     globals()[name] = getattr(module, name)
     return globals()[name]
