@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shoal.data import Datasets, Split
 from shoal.lanes.fleet import Fleet, Work, tensors_of
+from shoal.lanes.kernels import Kernels, TorchKernels
 from shoal.lanes.lane import LaneTrial, Measured
 from shoal.lanes.solo import Solo
 from shoal.lanes.step import Layout, Program
@@ -62,13 +63,19 @@ def sign(define: Define, spec: TrialSpec, work: Work) -> Signature:
     return Signer(work.data.train.tensors).sign(rebuild(define, spec, work))
 
 
+# What fleets opened here run their own operations on; tests of native kernels change it for their time.
+KERNELS: list[Kernels] = [TorchKernels()]
+
+
 def open_fleet(define: Define, spec: TrialSpec, width: int, work: Work) -> Fleet:
     """An empty fleet of the signature of ``spec``."""
     signature = sign(define, spec, work)
     template = rebuild(define, spec, work)
     layout = Layout.of(template)
     like = {name: t.detach().clone() for name, t in tensors_of(template).items()}
-    return Fleet(0, Program.prepare(template), layout, width, signature.quantum, signature.exact, work, like)
+    fleet = Fleet(0, Program.prepare(template), layout, width, signature.quantum, signature.exact, work, like)
+    fleet.kernels = KERNELS[-1]
+    return fleet
 
 
 def ready(define: Define, spec: TrialSpec, work: Work) -> LaneTrial:

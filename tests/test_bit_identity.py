@@ -137,6 +137,11 @@ ROUNDS += [(name, width, 2) for name in ("mlp", "mlp, small batches", "cnn") for
 
 @pytest.mark.parametrize(("name", "width", "threads"), ROUNDS, indirect=["threads"])
 def test_neighbours_change_no_bit(name: str, width: int, threads: int) -> None:
+    check_neighbours(name, width)
+
+
+def check_neighbours(name: str, width: int) -> None:
+    """A trial's tensors are the same bits whoever trains beside it, wherever it stands, and whenever it is let in."""
     case = CASES[name]
     work = work_of(class_data(50 if case.batches != (1, 1) else 6, case.features, dtype=torch.float32))
     fleet = open_fleet(case.define, trial(0, case), width, work)

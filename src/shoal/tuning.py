@@ -15,6 +15,7 @@ from shoal.data import Datasets, load
 from shoal.engine import Engine, Rules
 from shoal.errors import RecipeError, StorageError, UsageError
 from shoal.history import History
+from shoal.lanes import native
 from shoal.lanes.fleet import Work
 from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate, Pool
@@ -97,6 +98,8 @@ def tune(
     if not callable(define):
         raise UsageError(f"define must be a function of a trial, not {type(define).__qualname__}.")
     where = _device(device)
+    if where.type == "cpu" and not reproducible:
+        native.prepare()  # first of all: a compiler takes a second, and so does what comes next
     data = load(train, valid, test, seed=seed)
     target = data.train.tensors[-1] if len(data.train.tensors) > 1 else None
     chosen = resolve(metric, targets=target, direction=direction)
@@ -136,7 +139,7 @@ def tune(
         return candidate(spec, rebuild(spec), signer, data.train.tensors[-1])
 
     def make_pool() -> Pool:
-        return Pool(work, rebuild, measure=not reproducible)
+        return Pool(work, rebuild, measure=not reproducible, native=not reproducible)
 
     count = n_workers(lanes, device=where, reproducible=reproducible)
     # Workers are forked before the study file is opened: its writer is a thread, and a fork is simplest without.

@@ -7,7 +7,7 @@ told apart (1, or one per parameter tensor when some lane has several).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from shoal.lanes import optim
 from shoal.lanes.activations import runs_of
 from shoal.lanes.criteria import criterion_values, denominators, is_known
 from shoal.lanes.graph import Blueprint
+from shoal.lanes.kernels import Kernels, TorchKernels, Updates
 from shoal.lanes.lane import EVALUATION_CHUNK, EVALUATION_EPOCH, LaneTrial, Measured
 from shoal.lanes.lift import lift_values
 from shoal.lanes.order import slot_weights
@@ -39,28 +40,6 @@ class Work:
     data: Datasets
     metrics: tuple[Metric, ...]
     device: torch.device
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """The updates of neighbouring lanes of one family over an epoch.
-
-    ``coefficients`` are T x K tensors (rows, G), tick by tick; ``due`` says at which ticks any lane's batch is full; ``owner`` (P,)
-    maps elements to parameters when groups are told apart.
-    """
-
-    family: optim.Family
-    buffers: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-    coefficients: tuple[Tensor, ...]
-    due: list[bool]
-    uses: frozenset[int]
-    owner: Tensor | None
-
-    def update(self, t: int) -> None:
-        c: Sequence[Tensor] = self.coefficients[t * optim.K : (t + 1) * optim.K]
-        if self.owner is not None:
-            c = [x.index_select(-1, self.owner) for x in c]  # (rows, P) each
-        optim.UPDATES[self.family](*self.buffers, c, self.uses)
 
 
 def tensors_of(recipe: Recipe) -> dict[str, Tensor]:
@@ -101,10 +80,12 @@ class Fleet:
     ) -> None:
         self.number, self.width, self.quantum, self.exact, self.work = number, width, quantum, exact, work
         self.layout = layout
+        self.kernels: Kernels = TorchKernels()
         self.program = Program(
             template,
             layout,
             width,
+            lambda: self.kernels,
             self.runs,
             {} if blueprints is None else blueprints,
             lambda w: LaneState(layout, w, like, work.device).inputs,
@@ -116,6 +97,7 @@ class Fleet:
         self._owner = torch.zeros(layout.size, dtype=torch.int64, device=work.device)  # element -> parameter
         for k, (o, s) in enumerate(zip(layout.offsets, layout.shapes, strict=True)):
             self._owner[o : o + s.numel()] = k
+        self._bounds = torch.tensor([*layout.offsets, layout.size])
         self.arrange()
 
     def runs(self, name: str) -> list[tuple[int, int, int]]:
@@ -202,7 +184,7 @@ class Fleet:
         ticks = max(s.n_ticks for s in shapes.values())
         orders = {i: t.sample_order(n) for i, t in active}
         keys = {i: t.keys(n) for i, t in active}
-        blocks = self._blocks(active, ticks)
+        updates = self._updates(active, ticks)
         tail = n % q if self.exact and n % q else q
         share = torch.zeros(ticks, self.width, dtype=torch.float64)  # of the epoch's samples, per tick
         goes_on = np.zeros((ticks, self.width), dtype=bool)  # the tick adds to a batch that an earlier one opened
@@ -248,17 +230,19 @@ class Fleet:
                 if state.buffers:
                     torch._foreach_copy_(state.buffers, outputs[n_grads:-1])
                 loss_rows[t].copy_(outputs[-1])
-                for block in blocks:
-                    if block.due[t]:
-                        block.update(t)
+                for due, update in updates:
+                    if due[t]:
+                        update(t)
         for i, trial in active:
             trial.updates += shapes[i].n_updates
         host = losses.double().cpu()
         # Ticks after a lane's epoch is over hold whatever padding gave; their share is zero, and zero times NaN is not.
         return host[0], torch.where(share > 0, host * share, 0.0).sum(0)
 
-    def _blocks(self, active: Sequence[tuple[int, LaneTrial]], ticks: int) -> list[_Block]:
-        """This epoch's updates: one block per stretch of neighbouring lanes of one family."""
+    def _updates(
+        self, active: Sequence[tuple[int, LaneTrial]], ticks: int
+    ) -> list[tuple[list[bool], Callable[[int], None]]]:
+        """This epoch's updates, one per stretch of neighbouring lanes of one family: at which ticks, and the update of a tick."""
         n, q = self.work.data.train.n, self.quantum
         families = [optim.Family.SGD if t is None else t.family for t in self.lanes]
         n_groups = len(self.layout.names) if any(t.groups > 1 for _, t in active) else 1
@@ -273,15 +257,21 @@ class Fleet:
                 c = c[:, :, t.group_of] if t.group_of is not None else np.repeat(c, n_groups, axis=2)
             due[: s.n_ticks, i] = s.due
             table[np.flatnonzero(s.due), :, i] = c
-        state, out = self.state, []
+        state = self.state
+        out: list[tuple[list[bool], Callable[[int], None]]] = []
         for f, i, j in runs_of([int(f) for f in families]):
             part = table[:, :, i:j]
-            rows = torch.from_numpy(np.ascontiguousarray(part)).to(self.work.device, self.layout.dtype)
-            buffers = (state.params[i:j], state.first[i:j], state.second[i:j], state.mean[i:j], state.grads[i:j])
-            owner = self._owner if n_groups > 1 else None
-            uses = optim.uses(np.moveaxis(part, 1, -1))
-            full = [bool(row.any()) for row in due[:, i:j]]
-            out.append(_Block(optim.Family(f), buffers, rows.flatten(0, 1).unbind(0), full, uses, owner))
+            full = due[:, i:j]
+            updates = Updates(
+                optim.Family(f),
+                (state.params[i:j], state.first[i:j], state.second[i:j], state.mean[i:j], state.grads[i:j]),
+                torch.from_numpy(np.ascontiguousarray(part)).to(self.work.device, self.layout.dtype),
+                torch.from_numpy(np.ascontiguousarray(full).view(np.uint8)),
+                optim.uses(np.moveaxis(part, 1, -1)),
+                self._owner,
+                self._bounds,
+            )
+            out.append(([bool(row.any()) for row in full], self.kernels.updater(updates)))
         return out
 
     def _validate(self) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from shoal.errors import FuseError
-from shoal.lanes.activations import apply_runs, apply_runs_backward
+from shoal.lanes.kernels import Kernels
 
 _aten = torch.ops.aten
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.default}
@@ -241,14 +241,19 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a is b)
 
 
-def specialise(gm: fx.GraphModule, runs: Callable[[str], Any], kind_names: dict[fx.Node, str]) -> None:
-    """Point lane activations at the fleet's own table of runs, so that no tick asks a tensor for its values."""
+def specialise(
+    gm: fx.GraphModule, kernels: Callable[[], Kernels], runs: Callable[[str], Any], kind_names: dict[fx.Node, str]
+) -> None:
+    """Point Shoal's own operations at the fleet's kernels and its table of runs, so that no tick asks a tensor for its values."""
 
     def forward(x: Tensor, name: str) -> Tensor:
-        return apply_runs(x, runs(name))
+        return kernels().forward(x, runs(name))
 
     def backward(grad: Tensor, x: Tensor, y: Tensor, name: str) -> Tensor:
-        return apply_runs_backward(grad, x, y, runs(name))
+        return kernels().backward(grad, x, y, runs(name))
+
+    def mask(keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
+        return kernels().mask(keys, element, threshold, scale)
 
     for node in gm.graph.nodes:
         if node.target is torch.ops.shoal.lane_activation.default:
@@ -257,6 +262,8 @@ def specialise(gm: fx.GraphModule, runs: Callable[[str], Any], kind_names: dict[
         elif node.target is torch.ops.shoal.lane_activation_backward.default:
             node.args = (*node.args[:3], kind_names[node.args[3]])
             node.target = backward
+        elif node.target is torch.ops.shoal.lane_keep_mask.default:
+            node.target = mask
 
 
 class Tick:

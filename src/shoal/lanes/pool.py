@@ -14,8 +14,10 @@ from torch import Tensor
 
 from shoal import planner
 from shoal.errors import FuseError, blame
+from shoal.lanes import native
 from shoal.lanes.fleet import Fleet, Work, tensors_of
 from shoal.lanes.graph import Blueprint
+from shoal.lanes.kernels import Kernels, TorchKernels
 from shoal.lanes.lane import LaneTrial, Measured
 from shoal.lanes.rng import KeyedRandom
 from shoal.lanes.solo import Solo
@@ -64,10 +66,15 @@ class Pool:
         work: Data and metrics.
         rebuild: Replays a trial's recipe (for templates, and for trials that fall back to solo).
         measure: Whether to time fused against solo steps and choose; False always fuses what can be fused.
+        native: Whether to run on native kernels as soon as they are there (``shoal.lanes.native``).
     """
 
-    def __init__(self, work: Work, rebuild: Callable[[TrialSpec], Recipe], *, measure: bool) -> None:
+    def __init__(
+        self, work: Work, rebuild: Callable[[TrialSpec], Recipe], *, measure: bool, native: bool = False
+    ) -> None:
         self.work, self._rebuild, self._measure = work, rebuild, measure
+        self._wants_native = native and work.device.type == "cpu"
+        self._kernels: Kernels = TorchKernels()
         self._groups: dict[str, _Group] = {}
         self._solos: dict[int, Solo] = {}
         self._fleets = 0
@@ -104,6 +111,7 @@ class Pool:
 
     def admit(self, candidates: Sequence[Candidate]) -> None:
         """Start trials: fleets are opened, widened or narrowed as the planner says, then lanes are filled."""
+        self._upgrade()
         waiting: dict[str, list[Candidate]] = {}
         for c in candidates:
             if c.lane is None:
@@ -170,7 +178,19 @@ class Pool:
                 self._fleets, g.template, g.layout, width, g.quantum, g.exact, self.work, g.like, g.blueprints
             )
             self._fleets += 1
+            g.by_width[width].kernels = self._kernels
         return g.by_width[width]
+
+    def _upgrade(self) -> None:
+        """Change over to native kernels once they are built: an event, since it rounds differently from here on."""
+        found = native.kernels() if self._wants_native else None
+        if found is None:
+            return
+        self._wants_native, self._kernels = False, found
+        for g in self._groups.values():
+            for fleet in g.by_width.values():
+                fleet.kernels = found
+        self._events += [Event(0, "tier", None, f.number, None, {"tier": found.tier}) for f in self._open()]
 
     def _resize(self, key: str, g: _Group, width: int) -> None:
         old = g.fleet
@@ -194,7 +214,7 @@ class Pool:
         data: dict[str, Json] = {
             "width": fleet.width,
             "signature": signature,
-            "tier": "traced",
+            "tier": self._kernels.tier,
             "quantum": g.quantum,
         }
         self._events.append(Event(0, "fleet", None, fleet.number, None, data))
@@ -304,6 +324,7 @@ class Pool:
 
     def run_epoch(self) -> list[Measured]:
         """One epoch of every running trial, in the order of their numbers."""
+        self._upgrade()
         out: list[Measured] = []
         for g in self._groups.values():
             fleet = g.fleet

@@ -59,6 +59,39 @@ def sample_keys(seed: int, epoch: int, n: int) -> NDArray[np.int32]:
     return _mix_np(_mix_np(position) ^ base).view(np.int32)
 
 
+def mask_of(keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
+    """Keys (..., q), element (n,), threshold and scale (...) -> (..., q, n): ``scale`` where a unit is kept, else 0."""
+    bits = mix(keys.unsqueeze(-1) ^ element)
+    # By the sign of a difference: comparisons to bool are slow on a CPU.
+    kept = ((threshold[..., None, None] - 1) - (bits >> 1)) >> 31  # -1 where kept, else 0
+    return kept.to(scale.dtype) * -scale[..., None, None]
+
+
+# One node of a traced graph, so that a fleet may compute it in one pass. It has no gradient: nothing flows through a mask.
+_SCHEMA = "(Tensor keys, Tensor element, Tensor threshold, Tensor scale) -> Tensor"
+for _name in ("keep_mask", "lane_keep_mask"):
+    torch.library.define(f"shoal::{_name}", _SCHEMA)
+    torch.library.impl(f"shoal::{_name}", "CompositeExplicitAutograd", mask_of)
+    torch.library.register_fake(
+        f"shoal::{_name}",
+        lambda keys, element, threshold, scale: keys.new_empty((*keys.shape, element.shape[0]), dtype=scale.dtype),
+    )
+
+
+@torch.library.register_vmap("shoal::keep_mask")  # type: ignore[untyped-decorator]
+def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
+    keys, element, threshold, scale = (
+        t if d is None else t.movedim(d, 0) for d, t in zip(in_dims, tensors, strict=True)
+    )
+    if in_dims[1] is not None:
+        raise ValueError("the elements of a draw are the same in every lane")
+    lanes = [
+        t.expand(info.batch_size, *t.shape) if in_dims[k] is None else t
+        for k, t in ((0, keys), (2, threshold), (3, scale))
+    ]
+    return torch.ops.shoal.lane_keep_mask(lanes[0], element, *lanes[1:]), 0
+
+
 class KeyedRandom(TorchFunctionMode):
     """While active, dropout and ``torch.rand*`` draw from the samples' keys instead of torch's generator.
 
@@ -77,17 +110,19 @@ class KeyedRandom(TorchFunctionMode):
 
     def bits(self, shape: torch.Size | tuple[int, ...], device: torch.device) -> Tensor:
         """Uniform int32 of ``shape``."""
+        keys, element = self._draw(shape, device)
+        return mix(keys[:, None] ^ element).view(shape)
+
+    def _draw(self, shape: torch.Size | tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+        """What the numbers of one call site are mixed from: keys (q,), or (1,) for a draw as a whole, and elements (count,)."""
         self.site += 1
         q = self.keys.shape[0]
         n = math.prod(shape)
         by_sample = len(shape) > 0 and shape[0] == q
         self.whole |= not by_sample
-        count = n // q if by_sample else n
-        element = torch.arange(count, dtype=torch.int32, device=device)
-        element = mix(element * _GOLDEN + (self.site * 0x632BE5AB & 0x7FFFFFFF))  # (count,)
-        if by_sample:
-            return mix(self.keys[:, None] ^ element).view(shape)  # (q, ...)
-        return mix(self.keys[0] ^ element).view(shape)
+        element = torch.arange(n // q if by_sample else n, dtype=torch.int32, device=device)
+        element = mix(element * _GOLDEN + (self.site * 0x632BE5AB & 0x7FFFFFFF))
+        return (self.keys if by_sample else self.keys[:1]), element
 
     def uniform(self, shape: torch.Size | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Uniform in [0, 1) with 24 bits."""
@@ -101,12 +136,12 @@ class KeyedRandom(TorchFunctionMode):
     def dropout(self, x: Tensor, p: float | Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
         """``x * keep / (1 - p)``, the mask broadcast from ``shape``; ``p`` may be one lane's number as a tensor."""
         p = torch.as_tensor(p, dtype=torch.float32, device=x.device)
-        # Keep where bits / 2 >= p * 2^31 - 2^30, by the sign of the difference: comparisons to bool are slow on a CPU. The upper
-        # clamp keeps the rounding of float32 inside the range.
+        # Keep where bits / 2 >= p * 2^31 - 2^30. The upper clamp keeps the rounding of float32 inside the range.
         threshold = (p * 2.0**31 - 2.0**30).clamp(-(2.0**30), 2.0**30 - 64).to(torch.int32)
         scale = torch.where(p < 1, 1.0 / (1.0 - p), 0.0).to(x.dtype)
-        kept = ((threshold - 1) - (self.bits(shape, x.device) >> 1)) >> 31  # -1 where kept, else 0
-        return x * (kept.to(x.dtype) * -scale)
+        keys, element = self._draw(shape, x.device)
+        mask: Tensor = torch.ops.shoal.keep_mask(keys, element, threshold, scale)
+        return x * mask.view(shape)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

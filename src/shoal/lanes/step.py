@@ -21,6 +21,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from shoal.errors import FuseError
 from shoal.lanes import graph
 from shoal.lanes.criteria import criterion_values, is_known, numerators
+from shoal.lanes.kernels import Kernels
 from shoal.lanes.lift import lift_template, lift_values
 from shoal.lanes.rng import KeyedRandom
 from shoal.recipe import Batch, Recipe
@@ -139,6 +140,7 @@ class Program:
         template: A recipe of the signature that nobody else uses; its model is changed in place.
         layout: The signature's layout.
         width: Lanes.
+        kernels: Gives what the fleet's own operations run on now.
         runs: ``runs(name)`` gives the current runs of equal activations at a lifted place.
         blueprints: What the signature's programs of other widths have traced, shared between them; None where that must be done
             for each width.
@@ -150,12 +152,13 @@ class Program:
         template: Recipe,
         layout: Layout,
         width: int,
+        kernels: Callable[[], Kernels],
         runs: Callable[[str], Any],
         blueprints: dict[tuple[str, int], graph.Blueprint | None],
         example: Callable[[int], Sequence[Tensor]],
     ) -> None:
         self.layout, self.width = layout, width
-        self._recipe, self._runs = template, runs
+        self._recipe, self._kernels, self._runs = template, kernels, runs
         self._blueprints, self._example = blueprints, example
         self._objective = _Objective(template.model, template)
         self.graphs: dict[tuple[str, int], torch.fx.GraphModule] = {}
@@ -241,7 +244,7 @@ class Program:
         buffers = lifted + len(la.lifted)
         values = buffers + len(la.buffers)
         kinds = dict(zip(placeholders[lifted:buffers], la.lifted, strict=True))
-        graph.specialise(gm, self._runs, kinds)
+        graph.specialise(gm, self._kernels, self._runs, kinds)
         self.graphs[key] = gm
         fixed = {*placeholders[frozen:buffers], *placeholders[values : values + len(la.values)]}
         return graph.Tick(gm, fixed)

@@ -1,0 +1,90 @@
+"""What a fleet runs Shoal's own operations on: activations that differ between lanes, dropout masks, optimizer updates.
+
+``TorchKernels`` are torch's operators, on any device and dtype. ``shoal.lanes.native`` does the same in fewer passes.
+
+Glossary: ``T`` ticks of an epoch; ``K`` coefficients of an update; ``P`` elements of a flat row; ``G`` parameters whose
+coefficients are told apart, or 1; ``rows`` neighbouring lanes of one family; ``q`` samples of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from shoal.lanes import optim
+from shoal.lanes.activations import apply_runs, apply_runs_backward
+from shoal.lanes.rng import mask_of
+
+Runs = Sequence[tuple[int, int, int]]  # (kind, first lane, one past the last)
+
+
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """The updates of neighbouring lanes of one family over an epoch.
+
+    ``buffers`` are parameters, first moment, second moment, mean gradient and gradients, (rows, P) each; ``table`` (T, K, rows, G)
+    the coefficients; ``due`` (T, rows) uint8 says whose batch is full; ``uses`` which optional operations the table needs;
+    ``owner`` (P,) maps elements to their parameter and ``bounds`` (G + 1,) int64 says where each begins.
+    """
+
+    family: optim.Family
+    buffers: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    table: Tensor
+    due: Tensor
+    uses: frozenset[int]
+    owner: Tensor
+    bounds: Tensor
+
+
+class Kernels(Protocol):
+    """Where a fleet's own operations run. ``tier`` is what the journal calls it."""
+
+    @property
+    def tier(self) -> str: ...
+
+    def forward(self, x: Tensor, runs: Runs) -> Tensor:
+        """Activations, run by run: x (lanes, ...) -> (lanes, ...)."""
+        ...
+
+    def backward(self, grad: Tensor, x: Tensor, y: Tensor, runs: Runs) -> Tensor:
+        """Their gradient: grad, x, y (lanes, ...) -> (lanes, ...)."""
+        ...
+
+    def mask(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
+        """Dropout: keys (lanes, q), element (n,), threshold and scale (lanes,) -> (lanes, q, n), scale where kept, else 0."""
+        ...
+
+    def updater(self, updates: Updates) -> Callable[[int], None]:
+        """A function that carries out the updates of one tick."""
+        ...
+
+
+class TorchKernels:
+    """Torch's own operators."""
+
+    tier = "traced"
+
+    def forward(self, x: Tensor, runs: Runs) -> Tensor:
+        return apply_runs(x, runs)
+
+    def backward(self, grad: Tensor, x: Tensor, y: Tensor, runs: Runs) -> Tensor:
+        return apply_runs_backward(grad, x, y, runs)
+
+    def mask(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
+        return mask_of(keys, element, threshold, scale)
+
+    def updater(self, updates: Updates) -> Callable[[int], None]:
+        u = updates
+        rows = u.table.flatten(0, 1).unbind(0)  # T x K tensors (rows, G)
+        step = optim.UPDATES[u.family]
+
+        def update(t: int) -> None:
+            c: Sequence[Tensor] = rows[t * optim.K : (t + 1) * optim.K]
+            if u.table.shape[-1] > 1:
+                c = [x.index_select(-1, u.owner) for x in c]  # (rows, P) each
+            step(*u.buffers, c, u.uses)
+
+        return update

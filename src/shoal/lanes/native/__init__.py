@@ -1,0 +1,151 @@
+"""Shoal's own operations as compiled C++: one pass over memory where torch's operators take several.
+
+The library is built once per machine by its own compiler, in the background, and kept in the user's cache; until it is there, and
+where there is no compiler, fleets run on ``TorchKernels``.
+
+Glossary: as in ``shoal.lanes.kernels``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from shoal.lanes import optim
+from shoal.lanes.activations import TABLE
+from shoal.lanes.kernels import Runs, TorchKernels, Updates
+from shoal.lanes.native._build import Build
+
+_TYPES = {torch.float32: "f32", torch.float64: "f64"}
+_FAMILIES = {optim.Family.SGD: 0, optim.Family.ADAM: 1, optim.Family.RMS: 2, optim.Family.RMS_CENTERED: 3}
+# Activations by name and, for GELU, its approximation -> the library's number; a leaky slope goes along as an argument.
+_KINDS = {"Identity": 0, "ReLU": 1, "Tanh": 2, "Sigmoid": 3, "SiLU": 4, "GELU none": 5, "GELU tanh": 6, "LeakyReLU": 7}
+_INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+@final
+class NativeKernels:
+    """The compiled operations, on the CPU; whatever they do not cover goes to ``TorchKernels``.
+
+    Args:
+        path: The shared library.
+
+    Raises:
+        OSError: If it cannot be loaded.
+    """
+
+    tier = "native"
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self._torch = TorchKernels()
+        self._codes: dict[int, tuple[int, float] | None] = {}
+        self._updates = {
+            t: _function(library, f"shoal_update_{s}", _INT, *[_LONG] * 3, *[_POINTER] * 8) for t, s in _TYPES.items()
+        }
+        self._masks = {
+            t: _function(library, f"shoal_mask_{s}", *[_LONG] * 3, *[_POINTER] * 5) for t, s in _TYPES.items()
+        }
+        self._forward = _function(library, "shoal_forward_f32", _INT, _FLOAT, *[_LONG] * 2, *[_POINTER] * 2)
+        self._backward = _function(library, "shoal_backward_f32", _INT, _FLOAT, *[_LONG] * 2, *[_POINTER] * 4)
+
+    def _code(self, kind: int) -> tuple[int, float] | None:
+        """The library's number of an activation, and its slope; None when it has none."""
+        if kind not in self._codes:
+            a = TABLE[kind]
+            name = f"{a.name} {a.args[0]}" if a.name == "GELU" else a.name
+            slope = float(a.args[0]) if a.name == "LeakyReLU" else 0.0
+            self._codes[kind] = (_KINDS[name], slope) if name in _KINDS else None
+        return self._codes[kind]
+
+    def forward(self, x: Tensor, runs: Runs) -> Tensor:
+        if x.dtype != torch.float32:
+            return self._torch.forward(x, runs)
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        n, threads = x[0].numel(), torch.get_num_threads()
+        source, to = x.data_ptr(), y.data_ptr()
+        for kind, i, j in runs:
+            code = self._code(kind)
+            if code is None:
+                y[i:j] = self._torch.forward(x[i:j], [(kind, 0, j - i)])
+            else:
+                at = 4 * i * n
+                self._forward(*code, j - i, n, source + at, to + at, threads)
+        return y
+
+    def backward(self, grad: Tensor, x: Tensor, y: Tensor, runs: Runs) -> Tensor:
+        if x.dtype != torch.float32:
+            return self._torch.backward(grad, x, y, runs)
+        grad, x, y = grad.contiguous(), x.contiguous(), y.contiguous()
+        out = torch.empty_like(x)
+        n, threads = x[0].numel(), torch.get_num_threads()
+        g, a, b, to = grad.data_ptr(), x.data_ptr(), y.data_ptr(), out.data_ptr()
+        for kind, i, j in runs:
+            code = self._code(kind)
+            if code is None:
+                out[i:j] = self._torch.backward(grad[i:j], x[i:j], y[i:j], [(kind, 0, j - i)])
+            else:
+                at = 4 * i * n
+                self._backward(*code, j - i, n, g + at, a + at, b + at, to + at, threads)
+        return out
+
+    def mask(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
+        if scale.dtype not in _TYPES:
+            return self._torch.mask(keys, element, threshold, scale)
+        keys, element, threshold, scale = (t.contiguous() for t in (keys, element, threshold, scale))
+        out = torch.empty(*keys.shape, element.shape[0], dtype=scale.dtype)
+        sources = (keys.data_ptr(), element.data_ptr(), threshold.data_ptr(), scale.data_ptr())
+        self._masks[scale.dtype](*keys.shape, element.shape[0], *sources, out.data_ptr(), torch.get_num_threads())
+        return out
+
+    def updater(self, updates: Updates) -> Callable[[int], None]:
+        u, table = updates, updates.table.contiguous()
+        if u.family not in _FAMILIES or table.dtype not in _TYPES or table.shape[1] != optim.K:
+            return self._torch.updater(updates)
+        call, threads = self._updates[table.dtype], torch.get_num_threads()
+        rows, size, groups = table.shape[2], u.buffers[0].shape[1], table.shape[3]
+        bounds = u.bounds if groups > 1 else torch.tensor([0, size])
+        due = u.due.contiguous()
+        sizes = (_FAMILIES[u.family], rows, size, groups, bounds.data_ptr(), *(b.data_ptr() for b in u.buffers))
+        first, step = table.data_ptr(), table[0].numel() * table.element_size()
+        full = due.data_ptr()
+        held = (u, table, bounds, due)  # what the pointers point into lives as long as the function
+
+        def update(t: int, _held: Any = held) -> None:
+            call(*sizes, first + t * step, full + t * rows, threads)
+
+        return update
+
+
+def _function(library: ctypes.CDLL, name: str, *arguments: Any) -> Any:
+    f = getattr(library, name)
+    f.argtypes, f.restype = [*arguments, _INT], None  # the number of threads comes last
+    return f
+
+
+_build = Build()
+_loaded: NativeKernels | None = None
+
+
+def prepare() -> None:
+    """Start to build the library, if this machine has not done so before. Returns at once."""
+    _build.start()
+
+
+def kernels() -> NativeKernels | None:
+    """The library, or None while it is being built and where it cannot be."""
+    global _loaded
+    if _loaded is None:
+        path = _build.ready()
+        if path is not None:
+            try:
+                _loaded = NativeKernels(path)
+            except (OSError, AttributeError) as error:
+                _build.give_up(f"{path.name} cannot be loaded ({error})")
+    return _loaded

@@ -1,0 +1,131 @@
+"""Builds ``kernels.cpp`` with the machine's own compiler, once, and keeps the result in the user's cache."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+_SOURCE = Path(__file__).with_name("kernels.cpp")
+# Neither flag changes a result: no errno, no floating-point traps. Flags that reorder or assume finite numbers stay out.
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared")
+
+
+def cache_folder() -> Path:
+    """``$SHOAL_CACHE``, or ``shoal`` in the user's cache folder."""
+    if os.environ.get("SHOAL_CACHE"):
+        return Path(os.environ["SHOAL_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal"
+
+
+def compiler() -> str | None:
+    """The C++ compiler: ``$CXX``, or the first of the usual names on the path."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next((found for found in map(shutil.which, names) if found), None)
+
+
+def wanted() -> bool:
+    """Whether native kernels are to be used: not when ``SHOAL_NATIVE`` is 0."""
+    return os.environ.get("SHOAL_NATIVE", "1") != "0"
+
+
+class Build:
+    """One library on its way: a file that is there already, or a compiler at work in the background.
+
+    A forked worker sees the file appear as soon as its parent has built it; it never starts a compiler itself.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
+        self._partial: Path | None = None
+        self._failed = False
+        self._path: Path | None = None
+
+    def path(self) -> Path:
+        """Where the library lies: its name holds all that it depends on."""
+        if self._path is None:
+            text = "\0".join(
+                (_SOURCE.read_text(encoding="utf-8"), *_FLAGS, platform.machine(), platform.system(), _processor())
+            )
+            self._path = cache_folder() / f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+        return self._path
+
+    def start(self) -> None:
+        """Start the compiler, unless there is nothing to do or nothing to do it with."""
+        if not wanted() or self._failed or self._process is not None or _own_file(self.path()):
+            return
+        cxx = compiler()
+        if cxx is None:
+            self.give_up("this machine has no C++ compiler (c++, g++ or clang++ on the path, or CXX)")
+            return
+        try:
+            folder = cache_folder()
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle, name = tempfile.mkstemp(suffix=".so", dir=folder)
+            os.close(handle)
+            self._partial = Path(name)
+            self._owner = os.getpid()
+            command = [cxx, *_FLAGS, str(_SOURCE), "-o", name]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            atexit.register(self.wait)  # a process that ends early leaves the library to the next one
+        except OSError as error:
+            self.give_up(str(error))
+
+    def ready(self) -> Path | None:
+        """The library's path once it is there."""
+        if not wanted() or self._failed:
+            return None
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is not None:
+            self._finish()
+        return self.path() if _own_file(self.path()) else None
+
+    def wait(self) -> Path | None:
+        """Like ``ready``, but lets a compiler that is at work come to its end first."""
+        if self._process is not None and self._owner == os.getpid():
+            self._process.wait()
+        return self.ready()
+
+    def _finish(self) -> None:
+        process, partial = self._process, self._partial
+        assert process is not None and partial is not None
+        output = process.communicate()[0].decode(errors="replace").strip()
+        self._process = None
+        if process.returncode == 0:
+            partial.chmod(0o700)  # whatever the umask is
+            os.replace(partial, self.path())  # at once and whole, for whoever looks meanwhile
+            return
+        partial.unlink(missing_ok=True)
+        self.give_up(output.splitlines()[0] if output else f"the compiler ended with exit code {process.returncode}")
+
+    def give_up(self, reason: str) -> None:
+        """Say once, and only in the process that would have built it, why there is no library."""
+        self._failed = True
+        if self._owner == os.getpid():
+            warnings.warn(f"native kernels are not used, training is slower: {reason}", RuntimeWarning, stacklevel=3)
+
+
+def _own_file(path: Path) -> bool:
+    """A library is loaded only if it is this user's own and nobody else may write to it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+
+
+def _processor() -> str:
+    """What ``-march=native`` stands for: a home folder may be shared by machines of different kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,0 +1,252 @@
+// Shoal's own operations over lanes, one pass over memory each: optimizer updates with coefficients of every lane, element-wise
+// activations that differ between lanes, dropout masks keyed by sample. torch's kernels do the same in several passes, and are what
+// runs where no compiler is found (lanes/optim.py, lanes/activations.py, lanes/rng.py): the formulas there are the ones here.
+//
+// Every loop goes lane by lane, and inside a lane over the same counts whatever the lane's place: which elements fall into a
+// vector and which into the rest of a loop, and so every rounding, does not depend on neighbours.
+//
+// Glossary: lanes first everywhere; P elements of a flat parameter row; G groups of elements with coefficients of their own;
+// c (K, lanes, G) coefficients of one tick; q samples of a micro-batch; n elements of a lane.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(_OPENMP)
+#define LANES_IN_PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
+#else
+#define LANES_IN_PARALLEL
+#endif
+
+namespace {
+
+// Rows of the coefficient table, as in lanes/optim.py.
+enum { DECAY, L2, C3, C4, C5, C6, C7, SIGN };
+enum Family { SGD, ADAM, RMS, RMS_CENTERED };
+
+template <typename T>
+void sgd(int64_t n, T* __restrict p, T* __restrict m, const T* __restrict g, const T* c) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T d = g[i] * c[SIGN] + p[i] * c[L2];
+    m[i] = m[i] * c[C3] + d * c[C4];
+    p[i] = p[i] * c[DECAY] + (d * c[C5] + m[i] * c[C6]) * c[C7];
+  }
+}
+
+template <typename T>
+void adam(int64_t n, T* __restrict p, T* __restrict m, T* __restrict v, const T* __restrict g, const T* c) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T d = g[i] * c[SIGN] + p[i] * c[L2];
+    m[i] += (d - m[i]) * c[C3];
+    v[i] += (d * d - v[i]) * c[C4];
+    p[i] = p[i] * c[DECAY] + m[i] * c[C7] / (c[C6] + std::sqrt(v[i]) * c[C5]);
+  }
+}
+
+template <typename T>
+void rms(int64_t n, T* __restrict p, T* __restrict m, T* __restrict v, const T* __restrict g, const T* c) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T d = g[i] * c[SIGN] + p[i] * c[L2];
+    v[i] += (d * d - v[i]) * c[C3];
+    m[i] = m[i] * c[C5] + d * c[C6] / (std::sqrt(v[i]) + c[C4]);
+    p[i] = p[i] * c[DECAY] + m[i] * c[C7];
+  }
+}
+
+template <typename T>
+void rms_centered(int64_t n, T* __restrict p, T* __restrict m, T* __restrict v, T* __restrict a, const T* __restrict g, const T* c) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T d = g[i] * c[SIGN] + p[i] * c[L2];
+    v[i] += (d * d - v[i]) * c[C3];
+    a[i] += (d - a[i]) * c[C3];
+    m[i] = m[i] * c[C5] + d * c[C6] / (std::sqrt(v[i] - a[i] * a[i]) + c[C4]);
+    p[i] = p[i] * c[DECAY] + m[i] * c[C7];
+  }
+}
+
+// Lanes whose batch is not full are left alone. A group's elements are [bounds[k], bounds[k + 1]).
+template <typename T>
+void update(int family, int64_t lanes, int64_t P, int64_t G, const int64_t* bounds, T* p, T* m, T* v, T* a, const T* g,
+            const T* c, const uint8_t* due, int threads) {
+  LANES_IN_PARALLEL
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    if (!due[lane]) continue;
+    for (int64_t k = 0; k < G; ++k) {
+      T own[8];
+      for (int64_t j = 0; j < 8; ++j) own[j] = c[(j * lanes + lane) * G + k];
+      const int64_t at = lane * P + bounds[k], n = bounds[k + 1] - bounds[k];
+      switch (family) {
+        case SGD: sgd(n, p + at, m + at, g + at, own); break;
+        case ADAM: adam(n, p + at, m + at, v + at, g + at, own); break;
+        case RMS: rms(n, p + at, m + at, v + at, g + at, own); break;
+        case RMS_CENTERED: rms_centered(n, p + at, m + at, v + at, a + at, g + at, own); break;
+      }
+    }
+  }
+}
+
+// ---- dropout masks ----
+
+inline uint32_t mix(uint32_t x) {
+  // Shifts keep the sign, as torch's do on int32: the bits are the same as KeyedRandom's.
+  x ^= static_cast<uint32_t>(static_cast<int32_t>(x) >> 16);
+  x *= 0x85EBCA6Bu;
+  x ^= static_cast<uint32_t>(static_cast<int32_t>(x) >> 13);
+  return x * 0xC2B2AE35u;
+}
+
+// out (lanes, q, n) = scale where kept, else 0. keys (lanes, q), element (n), threshold and scale (lanes).
+template <typename T>
+void mask(int64_t lanes, int64_t q, int64_t n, const int32_t* keys, const int32_t* element, const int32_t* threshold,
+          const T* scale, T* out, int threads) {
+  LANES_IN_PARALLEL
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    const int32_t from = threshold[lane];
+    const T kept = scale[lane];
+    for (int64_t s = 0; s < q; ++s) {
+      const uint32_t key = static_cast<uint32_t>(keys[lane * q + s]);
+      T* row = out + (lane * q + s) * n;
+      for (int64_t i = 0; i < n; ++i) {
+        const int32_t bits = static_cast<int32_t>(mix(key ^ static_cast<uint32_t>(element[i])));
+        row[i] = (bits >> 1) >= from ? kept : T(0);
+      }
+    }
+  }
+}
+
+// ---- activations, float32 ----
+
+// e^x to 1 unit in the last place and a bit: 2^k * (1 + r + r^2 E(r)), |r| <= ln 2 / 2; E fitted to 3e-9.
+inline float exp_(float x) {
+  const float bounded = x > 88.72283f ? 88.72283f : (x < -87.33654f ? -87.33654f : x);
+  const float k = std::nearbyint(bounded * 1.44269504f);
+  const float r = (bounded - k * 0.693359375f) + k * 2.12194440e-4f;
+  const float e = 0.49999994f + r * (0.16666521f + r * (0.041668389f + r * (0.0083687101f + r * 0.0013814610f)));
+  const int32_t bits = (static_cast<int32_t>(k) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  const float y = (1.0f + r + r * r * e) * power;
+  return x > 88.72283f ? INFINITY : (x < -103.0f ? 0.0f : y);
+}
+
+// A polynomial near zero, where 1 - e^(-2|x|) would cancel; fitted to 3e-9 up to 0.6.
+inline float tanh_(float x) {
+  const float a = std::fabs(x), z = a * a;
+  const float q = -0.33333299f + z * (0.13331924f + z * (-0.053783827f + z * (0.020795964f + z * -0.0058951504f)));
+  const float e = exp_(-2.0f * a);
+  return std::copysign(a < 0.6f ? a + a * z * q : (1.0f - e) / (1.0f + e), x);
+}
+
+// erfc(a) / e^(-a^2) for a >= 0: t R(t), t = 1 / (1 + 0.3275911 a), as in Abramowitz and Stegun 7.1.26; R fitted to 8e-9.
+inline float erfcx_(float a) {
+  const float t = 1.0f / (1.0f + 0.3275911f * a);
+  float r = 0.029345682f;
+  r = r * t - 0.116739005f;
+  r = r * t + 0.132955983f;
+  r = r * t - 0.047288354f;
+  r = r * t + 0.0858009085f;
+  r = r * t + 0.0892678052f;
+  r = r * t + 0.126934752f;
+  r = r * t + 0.155184522f;
+  r = r * t + 0.174889922f;
+  r = r * t + 0.184824318f;
+  r = r * t + 0.184823468f;
+  return r * t;
+}
+
+// Phi(x), the standard normal distribution function, given e^(-x^2 / 2).
+inline float phi_(float x, float e) {
+  const float tail = 0.5f * erfcx_(std::fabs(x) * 0.70710678f) * e;
+  return x < 0.0f ? tail : 1.0f - tail;
+}
+
+enum Kind { IDENTITY, RELU, TANH, SIGMOID, SILU, GELU, GELU_TANH, LEAKY_RELU };
+constexpr float GELU_A = 0.79788456f, GELU_B = 0.044715f;  // sqrt(2 / pi), and the cubic term's weight
+
+template <typename F>
+void each(int64_t lanes, int64_t n, float* out, int threads, F f) {
+  LANES_IN_PARALLEL
+  for (int64_t lane = 0; lane < lanes; ++lane)
+    for (int64_t i = lane * n; i < (lane + 1) * n; ++i) out[i] = f(i);
+}
+
+void forward(int kind, float slope, int64_t lanes, int64_t n, const float* __restrict x, float* __restrict y, int threads) {
+  switch (kind) {
+    case IDENTITY: each(lanes, n, y, threads, [=](int64_t i) { return x[i]; }); break;
+    case RELU: each(lanes, n, y, threads, [=](int64_t i) { return x[i] < 0.0f ? 0.0f : x[i]; }); break;
+    case TANH: each(lanes, n, y, threads, [=](int64_t i) { return tanh_(x[i]); }); break;
+    case SIGMOID: each(lanes, n, y, threads, [=](int64_t i) { return 1.0f / (1.0f + exp_(-x[i])); }); break;
+    case SILU: each(lanes, n, y, threads, [=](int64_t i) { return x[i] / (1.0f + exp_(-x[i])); }); break;
+    case GELU: each(lanes, n, y, threads, [=](int64_t i) { return x[i] * phi_(x[i], exp_(-0.5f * x[i] * x[i])); }); break;
+    case GELU_TANH:
+      each(lanes, n, y, threads, [=](int64_t i) {
+        return 0.5f * x[i] * (1.0f + tanh_(GELU_A * (x[i] + GELU_B * x[i] * x[i] * x[i])));
+      });
+      break;
+    case LEAKY_RELU: each(lanes, n, y, threads, [=](int64_t i) { return x[i] > 0.0f ? x[i] : x[i] * slope; }); break;
+  }
+}
+
+void backward(int kind, float slope, int64_t lanes, int64_t n, const float* __restrict g, const float* __restrict x,
+              const float* __restrict y, float* __restrict out, int threads) {
+  switch (kind) {
+    case IDENTITY: each(lanes, n, out, threads, [=](int64_t i) { return g[i]; }); break;
+    case RELU: each(lanes, n, out, threads, [=](int64_t i) { return y[i] <= 0.0f ? 0.0f : g[i]; }); break;
+    case TANH: each(lanes, n, out, threads, [=](int64_t i) { return g[i] * (1.0f - y[i] * y[i]); }); break;
+    case SIGMOID: each(lanes, n, out, threads, [=](int64_t i) { return g[i] * (y[i] * (1.0f - y[i])); }); break;
+    case SILU:
+      each(lanes, n, out, threads, [=](int64_t i) {
+        const float s = 1.0f / (1.0f + exp_(-x[i]));
+        return g[i] * (s * (1.0f + x[i] * (1.0f - s)));
+      });
+      break;
+    case GELU:
+      each(lanes, n, out, threads, [=](int64_t i) {
+        const float e = exp_(-0.5f * x[i] * x[i]);
+        return g[i] * (phi_(x[i], e) + x[i] * e * 0.39894228f);
+      });
+      break;
+    case GELU_TANH:
+      each(lanes, n, out, threads, [=](int64_t i) {
+        const float t = tanh_(GELU_A * (x[i] + GELU_B * x[i] * x[i] * x[i]));
+        const float slant = GELU_A * (1.0f + 3.0f * GELU_B * x[i] * x[i]);
+        return g[i] * (0.5f * (1.0f + t) + 0.5f * x[i] * (1.0f - t * t) * slant);
+      });
+      break;
+    case LEAKY_RELU: each(lanes, n, out, threads, [=](int64_t i) { return x[i] > 0.0f ? g[i] : g[i] * slope; }); break;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void shoal_update_f32(int family, int64_t lanes, int64_t P, int64_t G, const int64_t* bounds, float* p, float* m, float* v,
+                      float* a, const float* g, const float* c, const uint8_t* due, int threads) {
+  update(family, lanes, P, G, bounds, p, m, v, a, g, c, due, threads);
+}
+
+void shoal_update_f64(int family, int64_t lanes, int64_t P, int64_t G, const int64_t* bounds, double* p, double* m, double* v,
+                      double* a, const double* g, const double* c, const uint8_t* due, int threads) {
+  update(family, lanes, P, G, bounds, p, m, v, a, g, c, due, threads);
+}
+
+void shoal_mask_f32(int64_t lanes, int64_t q, int64_t n, const int32_t* keys, const int32_t* element, const int32_t* threshold,
+                    const float* scale, float* out, int threads) {
+  mask(lanes, q, n, keys, element, threshold, scale, out, threads);
+}
+
+void shoal_mask_f64(int64_t lanes, int64_t q, int64_t n, const int32_t* keys, const int32_t* element, const int32_t* threshold,
+                    const double* scale, double* out, int threads) {
+  mask(lanes, q, n, keys, element, threshold, scale, out, threads);
+}
+
+void shoal_forward_f32(int kind, float slope, int64_t lanes, int64_t n, const float* x, float* y, int threads) {
+  forward(kind, slope, lanes, n, x, y, threads);
+}
+
+void shoal_backward_f32(int kind, float slope, int64_t lanes, int64_t n, const float* g, const float* x, const float* y, float* out,
+                        int threads) {
+  backward(kind, slope, lanes, n, g, x, y, out, threads);
+}
+}
