@@ -58,7 +58,9 @@ class Memory:
     def __init__(self) -> None:
         self.search_space = IntersectionSearchSpace(include_pruned=True)
         self._tables: dict[tuple[tuple[str, Any], ...], _Table] = {}
-        self._keys: dict[int, tuple[float, float]] = {}  # ended trial -> how it sorts among its like, best first
+        # (Ended trial, reports of it if it was pruned) -> how it sorts among its like, best first. A trial that was paused,
+        # and so pruned, may get further.
+        self._keys: dict[tuple[int, int], tuple[float, float]] = {}
         self.plain = True  # no trial has had constraints so far
 
     def table(self, space: dict[str, BaseDistribution]) -> _Table:
@@ -80,7 +82,8 @@ class Memory:
         return below
 
     def _key(self, t: FrozenTrial, sign: float) -> tuple[float, float]:
-        found = self._keys.get(t.number)
+        at = (t.number, -1 if t.state is TrialState.COMPLETE else len(t.intermediate_values))
+        found = self._keys.get(at)
         if found is None:
             if t.state is TrialState.COMPLETE:
                 found = (0.0, sign * float(t.value or 0.0))
@@ -90,7 +93,7 @@ class Memory:
             else:
                 found = (1.0, 0.0)
             self.plain &= not any(v > 0 for v in t.constraints.values())
-            self._keys[t.number] = found
+            self._keys[at] = found
         return found
 
 

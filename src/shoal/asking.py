@@ -6,6 +6,7 @@ Each ask gets a fresh sampler seeded by (study seed, trial number): a study that
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,28 @@ def _factories() -> dict[str, Callable[[int], Any]]:
 _BLIND = ("random",)
 
 
+_STATES = {
+    TrialState.FINISHED: "COMPLETE",
+    TrialState.STOPPED: "PRUNED",
+    TrialState.FAILED: "FAIL",
+    TrialState.RUNNING: "RUNNING",
+}
+
+
+def _reopening_storage() -> Any:
+    """Optuna's storage in memory, in which a trial that has ended can be made to run again."""
+    import optuna
+
+    class Storage(optuna.storages.InMemoryStorage):
+        def reopen(self, trial_id: int) -> None:
+            with self._lock:
+                trial = copy.copy(self._get_trial(trial_id))
+                trial.state, trial.values, trial.datetime_complete = optuna.trial.TrialState.RUNNING, None, None
+                self._set_trial(trial_id, trial)
+
+    return Storage()
+
+
 class Asker:
     """Asks a sampler for trials and tells it what came of them.
 
@@ -72,7 +95,8 @@ class Asker:
         self.learns = self.name not in _BLIND and self.name != "RandomSampler"
         self._seed = seed
         with _quiet():
-            self.study = optuna.create_study(direction=direction, sampler=first)
+            self._storage = _reopening_storage()
+            self.study = optuna.create_study(direction=direction, sampler=first, storage=self._storage)
 
     def trial_seed(self, number: int) -> int:
         """The seed of a trial: weights, data order and dropout masks follow from it."""
@@ -103,20 +127,24 @@ class Asker:
         return TrialSpec(trial.number, self.trial_seed(trial.number), dict(frozen.params), distributions)
 
     def tell(self, result: TrialResult) -> None:
-        """Let samplers see how a trial ended. A stopped trial is PRUNED at the epoch it reached."""
+        """Let samplers see how a trial ended. A stopped trial is PRUNED at the epoch it reached.
+
+        So is a paused one as long as it is paused; it may be told of again, and then counts as what it is by then.
+        """
         from optuna.trial import TrialState as OptunaState
 
+        study, storage = self.study, self._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, result.number)
+        state = _STATES[result.state]
         with _quiet():
-            if result.state is TrialState.FINISHED:
-                self.study.tell(result.number, result.value)
-                return
-            if result.state is TrialState.STOPPED and result.value is not None:
-                trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(
-                    self.study._study_id, result.number
-                )
-                self.study._storage.set_trial_intermediate_value(trial_id, result.epoch, result.value)
-            pruned = result.state is TrialState.STOPPED
-            self.study.tell(result.number, state=OptunaState.PRUNED if pruned else OptunaState.FAIL)
+            if storage.get_trial(trial_id).state.is_finished():
+                storage.reopen(trial_id)
+            if state == "PRUNED" and result.value is not None:
+                storage.set_trial_intermediate_value(trial_id, result.epoch, result.value)
+            if state == "COMPLETE":
+                study.tell(result.number, result.value)
+            else:
+                study.tell(result.number, state=OptunaState[state])
 
     def restore(self, trials: Sequence[TrialRecord]) -> None:
         """Put an earlier session's trials back, in the order of their numbers; unfinished ones are running again."""
@@ -124,16 +152,10 @@ class Asker:
         from optuna.distributions import json_to_distribution
         from optuna.trial import TrialState as OptunaState
 
-        states = {
-            TrialState.FINISHED: OptunaState.COMPLETE,
-            TrialState.STOPPED: OptunaState.PRUNED,
-            TrialState.FAILED: OptunaState.FAIL,
-            TrialState.RUNNING: OptunaState.RUNNING,
-        }
         for t in sorted(trials, key=lambda t: t.spec.number):
             stopped = t.state is TrialState.STOPPED and t.value is not None
             frozen = optuna.trial.create_trial(
-                state=states[t.state],
+                state=OptunaState[_STATES[t.state]],
                 value=t.value if t.state is TrialState.FINISHED else None,
                 params=dict(t.spec.params),
                 distributions={name: json_to_distribution(d) for name, d in t.spec.distributions.items()},

@@ -92,7 +92,13 @@ def build_parser() -> argparse.ArgumentParser:
             {"choices": ["minimize", "maximize"], "help": "minimize or maximize the metric"},
         ),
         (["--sampler"], {"metavar": "S", "help": "how to choose parameters, such as tpe or random"}),
-        (["--scheduler"], {"metavar": "S", "help": "which trials to stop early: asha, median, patience or none"}),
+        (
+            ["--scheduler"],
+            {
+                "metavar": "S",
+                "help": "which trials to stop early: asha, asha_stop, halving, hyperband, top_k, median, patience or none",
+            },
+        ),
         (
             ["--storage"],
             {"metavar": "URL_OR_PATH", "help": "study file (default: FILE's name with .db, in this folder)"},

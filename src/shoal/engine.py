@@ -1,10 +1,11 @@
-"""The only loop: ask, admit, train an epoch, observe, apply, record."""
+"""The only loop: promote and ask, admit, train an epoch, observe, apply, record."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
 from shoal.errors import RecipeError
@@ -12,17 +13,35 @@ from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate
 from shoal.lanes.workers import Trainer
 from shoal.records import EpochRow, Event, Progress, TrialResult, TrialState
-from shoal.schedulers import Decision, Observation, Scheduler
+from shoal.schedulers import Decision, Observation, Promoter, Room, Scheduler, Verdict
 
 
 class Ledger(Protocol):
     """What the engine needs of a study: trials to run, and somewhere to put what came of them."""
 
+    @property
+    def n_asked(self) -> int:
+        """Trials that were started so far; their numbers count up from 0."""
+        ...
+
+    @property
+    def more(self) -> bool:
+        """Whether ``ask`` may still give new trials."""
+        ...
+
     def ask(self, n: int) -> list[Candidate]:
         """At most ``n`` trials that are ready to start; none when the study has no more."""
         ...
 
+    def again(self, number: int) -> list[Candidate]:
+        """A trial that starts once more from its first epoch; empty when ``define`` raises, which ends it."""
+        ...
+
     def record(self, rows: Sequence[EpochRow], results: Sequence[TrialResult], events: Sequence[Event]) -> None: ...
+
+    def pause(self, provisional: TrialResult) -> None:
+        """Called for every trial that is paused, with the result that it would have if it ended here."""
+        ...
 
     def keep_weights(self, result: TrialResult, pool: Trainer) -> None:
         """Called for every trial that finished, while its weights are still in the pool."""
@@ -42,16 +61,37 @@ class Rules:
 
 
 class Engine:
-    """Runs a study's trials on one device until there are none left, time is up, or someone says stop."""
+    """Runs a study's trials on one device until there are none left, time is up, or someone says stop.
+
+    Args:
+        paused: Trials that an earlier session left paused, with their rows. Their state is not kept: when promoted, they
+            train again from the start, unseen until they are past their last row.
+    """
 
     def __init__(
-        self, ledger: Ledger, pool: Trainer, scheduler: Scheduler, rules: Rules, lanes: int, tick: int = 0
+        self,
+        ledger: Ledger,
+        pool: Trainer,
+        scheduler: Scheduler,
+        rules: Rules,
+        lanes: int,
+        tick: int = 0,
+        paused: Mapping[int, Sequence[EpochRow]] | None = None,
     ) -> None:
         self.ledger, self.pool, self.scheduler, self.rules = ledger, pool, scheduler, rules
         self.lanes, self.tick = lanes, tick
         self.epochs_done = 0
+        self._running: set[int] = set()
+        self._paused: dict[int, int] = {}  # trial -> the epoch it was paused at
+        self._bare: set[int] = set(paused or ())  # paused trials of which the pool has nothing
+        self._reached: dict[int, int] = {}  # trial -> its last recorded epoch
         self._best: dict[int, tuple[float, int]] = {}  # trial -> (value, epoch) of its best epoch
         self._last_finite: dict[int, tuple[float, int]] = {}
+        self._events: list[Event] = []
+        for trial, rows in (paused or {}).items():
+            for row in rows:
+                self._note_value(trial, row.value, row.epoch)
+            self._paused[trial] = self._reached[trial] = rows[-1].epoch
 
     def run(
         self,
@@ -67,24 +107,65 @@ class Engine:
             elapsed = time.perf_counter() - started
             if timeout_s is not None and elapsed >= timeout_s:
                 break
-            self.pool.admit(self.ledger.ask(self.lanes - self.pool.n_running))
+            self._fill(clock())
             if self.pool.n_running == 0:
+                self._stop_paused("", clock())  # nobody is left who could make room for them
                 break
-            rows, results = self._judge(self.pool.run_epoch(), clock())
+            measured = self.pool.run_epoch()
             self.tick += 1
-            for result in results:
-                if result.state is TrialState.FINISHED:
-                    self.ledger.keep_weights(result, self.pool)
-                self.pool.remove(result.number)
-            now = clock()
-            events = [replace(e, tick=self.tick, time_s=now) for e in self.pool.drain_events()]
-            self.ledger.record(rows, results, events)
-            self.epochs_done += len(rows)
+            self._apply(*self._judge(measured, clock()), clock())
+            self.epochs_done += len(measured)
             elapsed = time.perf_counter() - started
             report(self.ledger.progress(self.pool, self.epochs_done / max(elapsed, 1e-9), elapsed))
 
-    def _judge(self, measured: Sequence[Measured], now: float) -> tuple[list[EpochRow], list[TrialResult]]:
-        """Rows of this epoch, and the trials that end with it."""
+    # -- filling lanes ----------------------------------------------------------------------------------------------------
+
+    def _fill(self, now: float) -> None:
+        """Give free lanes to paused trials that are promoted, then to new ones."""
+        back: list[int] = []
+        candidates: list[Candidate] = []
+        for trial, verdict in self._promotions().items():
+            if verdict.decision is Decision.STOP:
+                self._stop_paused(verdict.reason, now, trial)
+            elif verdict.decision is Decision.PROMOTE:
+                epoch = self._paused.pop(trial)
+                self._events.append(Event(0, "promoted", trial, data={"epoch": epoch, "reason": verdict.reason}))
+                if trial not in self._bare:
+                    back.append(trial)
+                    continue
+                self._bare.discard(trial)
+                candidates += self.ledger.again(trial)
+        self._running |= {*back, *(c.spec.number for c in candidates)}
+        fresh = self.ledger.ask(self.lanes - len(self._running))
+        self._running |= {c.spec.number for c in fresh}
+        self.pool.admit([*candidates, *fresh], back)
+
+    def _promotions(self) -> Mapping[int, Verdict]:
+        if not self._paused or not isinstance(self.scheduler, Promoter):
+            return {}
+        free = self.lanes - len(self._running)
+        room = Room(
+            free, frozenset(self._running), MappingProxyType(self._paused), self.ledger.n_asked, self.ledger.more
+        )
+        return {trial: v for trial, v in self.scheduler.promote(room).items() if trial in self._paused}
+
+    def _stop_paused(self, reason: str, now: float, *trials: int) -> None:
+        """End paused trials, or all of them, as stopped where they were paused."""
+        results = []
+        for trial in trials or tuple(self._paused):
+            epoch = self._paused[trial]
+            value, at = self._judged_by(trial)
+            why = reason or f"paused at epoch {epoch}, and never promoted"
+            results.append(TrialResult(trial, TrialState.STOPPED, value, at, why, now))
+        if results:
+            self._apply([], results, [], now)
+
+    # -- judging ----------------------------------------------------------------------------------------------------------
+
+    def _judge(
+        self, measured: Sequence[Measured], now: float
+    ) -> tuple[list[EpochRow], list[TrialResult], list[tuple[int, Verdict]]]:
+        """Rows of this epoch, the trials that end with it, and those that are paused."""
         rules = self.rules
         rows, results, seen = [], [], []
         for m in measured:
@@ -96,30 +177,70 @@ class Engine:
             except RecipeError as error:
                 results.append(TrialResult(m.trial, TrialState.FAILED, None, m.epoch, str(error), now))
                 continue
-            row = EpochRow(m.trial, m.epoch, m.train_loss, value, {"loss": m.valid_loss, **m.metrics}, now)
-            rows.append(row)
+            new = m.epoch > self._reached.get(m.trial, 0)  # else it trains again what it had trained before
+            if new:
+                self._reached[m.trial] = m.epoch
+                metrics = {"loss": m.valid_loss, **m.metrics}
+                rows.append(EpochRow(m.trial, m.epoch, m.train_loss, value, metrics, now))
             if not m.finite or value != value:
                 results.append(self._diverged(m, now))
                 continue
-            self._last_finite[m.trial] = (value, m.epoch)
-            best = self._best.get(m.trial)
-            if best is None or rules.sign * value < rules.sign * best[0]:
-                self._best[m.trial] = (value, m.epoch)
-                if rules.best_epoch:
-                    self.pool.remember(m.trial)
+            if self._note_value(m.trial, value, m.epoch) and rules.best_epoch:
+                self.pool.remember(m.trial)
             self.pool.epoch_done(m.trial, m.valid_loss, value)
             if m.epoch >= rules.max_epochs:
                 results.append(TrialResult(m.trial, TrialState.FINISHED, *self._judged_by(m.trial), time_s=now))
-            seen.append(Observation(m.trial, m.epoch, rules.sign * value))
-        ended = {r.number for r in results}
+            if new:
+                seen.append(Observation(m.trial, m.epoch, rules.sign * value))
+        ended, pauses = {r.number for r in results}, []
         for trial, verdict in self.scheduler.observe(seen).items():
-            if verdict.decision is Decision.STOP and trial not in ended:
+            if trial in ended:
+                continue
+            if verdict.decision is Decision.PAUSE:
+                pauses.append((trial, verdict))
+            elif verdict.decision is Decision.STOP:
                 value, epoch = self._judged_by(trial)
                 results.append(TrialResult(trial, TrialState.STOPPED, value, epoch, verdict.reason, now))
-        for r in results:
-            self._best.pop(r.number, None)
-            self._last_finite.pop(r.number, None)
-        return rows, sorted(results, key=lambda r: r.number)
+        return rows, sorted(results, key=lambda r: r.number), sorted(pauses)
+
+    def _apply(
+        self,
+        rows: Sequence[EpochRow],
+        results: Sequence[TrialResult],
+        pauses: Sequence[tuple[int, Verdict]],
+        now: float,
+    ) -> None:
+        """Carry verdicts out: lanes are freed, weights and everything that happened go to the ledger."""
+        for result in results:
+            if result.state is TrialState.FINISHED:
+                self.ledger.keep_weights(result, self.pool)
+            if result.number not in self._bare:
+                self.pool.remove(result.number)
+            self._running.discard(result.number)
+            self._bare.discard(result.number)
+            for known in (self._paused, self._reached, self._best, self._last_finite):
+                known.pop(result.number, None)
+        for trial, verdict in pauses:
+            self.pool.pause(trial)
+            self._running.discard(trial)
+            epoch = self._paused[trial] = self._reached[trial]
+            self._events.append(Event(0, "paused", trial, data={"epoch": epoch, "reason": verdict.reason}))
+            value, at = self._judged_by(trial)
+            self.ledger.pause(TrialResult(trial, TrialState.STOPPED, value, at, verdict.reason, now))
+        happened, self._events = [*self.pool.drain_events(), *self._events], []
+        events = [replace(e, tick=self.tick, time_s=now) for e in happened]
+        self.ledger.record(rows, results, events)
+
+    def _note_value(self, trial: int, value: float, epoch: int) -> bool:
+        """Whether the trial has never been better."""
+        if value != value:
+            return False
+        self._last_finite[trial] = (value, epoch)
+        best, sign = self._best.get(trial), self.rules.sign
+        if best is not None and best[1] < epoch and sign * value >= sign * best[0]:
+            return False
+        self._best[trial] = (value, epoch)
+        return True
 
     def _judged_by(self, trial: int) -> tuple[float, int]:
         return (self._best if self.rules.best_epoch else self._last_finite)[trial]

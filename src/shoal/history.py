@@ -36,13 +36,14 @@ class History:
 
     @classmethod
     def of(cls, record: StudyRecord, meta: dict[str, Json]) -> History:
-        """The history that a record holds. What unfinished trials measured is forgotten: they start again."""
+        """The history that a record holds."""
         history = cls(record.name, record.direction, meta, events=list(record.events))
         for t in record.trials:
             number = t.spec.number
             history.specs[number] = t.spec
-            if t.state is not TrialState.RUNNING:
+            if t.rows:
                 history.rows[number] = list(t.rows)
+            if t.state is not TrialState.RUNNING:
                 history.results[number] = TrialResult(number, t.state, t.value, t.epoch, t.reason, t.time_s)
         return history
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from shoal.asking import Asker
 from shoal.errors import StorageError, UsageError
 from shoal.history import History
-from shoal.records import Direction, Json, StudyRecord, TrialRecord, TrialSpec, TrialState
+from shoal.records import Direction, EpochRow, Json, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.schedulers import Observation, Scheduler
 from shoal.weights import WeightStore, weights_file
 
@@ -31,6 +32,23 @@ def opened(storage: str | Path | None, direction: Direction) -> Iterator[tuple[S
         yield store, (record if record.trials or record.meta else None)
 
 
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """Where a session starts.
+
+    Attributes:
+        history: Of the study so far.
+        weights: Those kept of it.
+        pending: Trials to run again from their first epoch.
+        paused: Trials that are paused, with their rows.
+    """
+
+    history: History
+    weights: WeightStore
+    pending: list[TrialSpec]
+    paused: dict[int, list[EpochRow]]
+
+
 def restore(
     previous: StudyRecord | None,
     facts: Mapping[str, Json],
@@ -39,40 +57,62 @@ def restore(
     store: StudyStore | None,
     direction: Direction,
     max_epochs: int,
-) -> tuple[History, WeightStore, list[TrialSpec]]:
-    """Where a session starts: the history so far, the weights kept of it, and the trials to run again.
+    pauses: bool,
+) -> Restored:
+    """Take a study up where its file left it.
 
     Args:
         previous: What the study file holds, or None for a new study.
         facts: This session's entries of ``StudyRecord.meta``; they win over earlier ones.
         asker: Shown the trials of ``previous``.
         store: The study file, if any. Trials that run again are reopened in it.
+        max_epochs: Epochs of a full trial; more than before means that finished trials run again.
+        pauses: Whether the scheduler pauses trials. If not, or if it is another one than before, paused trials run again.
     """
     folder = None if store is None else Path(store.path).with_suffix(".weights")
     name = "shoal" if store is None else store.name
+    again: list[int] = []
+    paused: dict[int, list[EpochRow]] = {}
     if previous is None:
         history = History(name, direction, dict(facts))
-        again: list[int] = []
     else:
-        again = _to_run_again(previous, max_epochs)
+        longer = max_epochs > _max_epochs(previous, max_epochs)
+        if pauses and not longer and previous.meta.get("scheduler") == facts["scheduler"]:
+            paused = _paused(previous)
+        states = {TrialState.RUNNING, TrialState.FINISHED} if longer else {TrialState.RUNNING}
+        again = [t.spec.number for t in previous.trials if t.state in states and t.spec.number not in paused]
         trials = tuple(_reopened(t) if t.spec.number in again else t for t in previous.trials)
         record = StudyRecord(name, direction, trials, previous.events, previous.meta)
         history = History.of(record, {**previous.meta, **facts})
-        asker.restore(trials)
+        asker.restore([_as_seen(t) if t.spec.number in paused else t for t in trials])
         if store is not None and again:
             store.restart(again)
     kept = {} if previous is None or folder is None else _weights_kept(previous, folder, again)
     if store is not None:
         store.set_meta(history.meta)
-    return history, WeightStore(folder, history.sign, kept), [history.specs[n] for n in sorted(again)]
+    weights = WeightStore(folder, history.sign, kept)
+    return Restored(history, weights, [history.specs[n] for n in sorted(again)], paused)
 
 
-def _to_run_again(previous: StudyRecord, max_epochs: int) -> list[int]:
-    """Trials that were running, and, when trials may now train longer, those that had finished."""
+def _max_epochs(previous: StudyRecord, default: int) -> int:
     before = previous.meta.get("options")
-    old_epochs = cast(int, before.get("max_epochs", max_epochs)) if isinstance(before, dict) else max_epochs
-    states = {TrialState.RUNNING, TrialState.FINISHED} if max_epochs > old_epochs else {TrialState.RUNNING}
-    return [t.spec.number for t in previous.trials if t.state in states]
+    return cast(int, before.get("max_epochs", default)) if isinstance(before, dict) else default
+
+
+def _paused(previous: StudyRecord) -> dict[int, list[EpochRow]]:
+    """Trials whose last event of the kind is a pause and that have not ended, with their rows."""
+    last = {e.trial: e.kind for e in previous.events if e.kind in ("paused", "promoted")}
+    return {
+        t.spec.number: list(t.rows)
+        for t in previous.trials
+        if t.state is TrialState.RUNNING and last.get(t.spec.number) == "paused" and t.rows
+    }
+
+
+def _as_seen(trial: TrialRecord) -> TrialRecord:
+    """A paused trial as samplers see it: stopped where it was paused."""
+    row = trial.rows[-1]
+    return replace(trial, state=TrialState.STOPPED, value=row.value, epoch=row.epoch)
 
 
 def _reopened(trial: TrialRecord) -> TrialRecord:
@@ -93,12 +133,13 @@ def _weights_kept(previous: StudyRecord, folder: Path, again: Sequence[int]) -> 
 
 
 def show(scheduler: Scheduler, history: History) -> None:
-    """Show a scheduler what earlier sessions saw, epoch by epoch."""
-    rows = sorted(
-        (r for rows in history.rows.values() for r in rows if r.value == r.value), key=lambda r: (r.time_s, r.epoch)
-    )
-    for row in rows:
-        scheduler.observe([Observation(row.trial, row.epoch, history.sign * row.value)])
+    """Show a scheduler what earlier sessions saw, round by round."""
+    rounds: dict[float, list[Observation]] = {}
+    for row in (row for rows in history.rows.values() for row in rows):
+        if row.value == row.value:  # all rows of a round bear the same time
+            rounds.setdefault(row.time_s, []).append(Observation(row.trial, row.epoch, history.sign * row.value))
+    for _, seen in sorted(rounds.items()):
+        scheduler.observe(seen)
 
 
 def check_same(previous: StudyRecord, facts: Mapping[str, Json]) -> None:

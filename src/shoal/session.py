@@ -73,20 +73,33 @@ class Session:
             sink.close()
             self.history.meta["elapsed_s"] = self.clock()
 
+    @property
+    def n_asked(self) -> int:
+        return len(self.history.specs)
+
+    @property
+    def more(self) -> bool:
+        return bool(self.pending) or self.n_asked < self.n_trials
+
+    def again(self, number: int) -> list[Candidate]:
+        spec = self.history.specs[number]
+        try:
+            return [self._candidate(spec, replay(self._define, spec, self._data.train.n))]
+        except ReplayError:
+            raise  # not this trial's fault: the code is not what made the study
+        except Exception as e:
+            failed = TrialResult(number, TrialState.FAILED, None, 0, _said(number, e), self.clock())
+            self.record([], [failed], [])
+            return []
+
     def ask(self, n: int) -> list[Candidate]:
         out: list[Candidate] = []
         asked: list[TrialSpec] = []
         failed: list[TrialResult] = []
         history = self.history
         while len(out) < n and self.pending:
-            spec = self.pending.pop(0)
-            try:
-                out.append(self._candidate(spec, replay(self._define, spec, self._data.train.n)))
-            except ReplayError:
-                raise  # not this trial's fault: the code is not what made the study
-            except Exception as e:
-                failed.append(TrialResult(spec.number, TrialState.FAILED, None, 0, _said(spec.number, e), self.clock()))
-        while len(out) < n and len(history.specs) < self.n_trials:
+            out += self.again(self.pending.pop(0).number)
+        while len(out) < n and self.n_asked < self.n_trials:
             trial = self._asker.ask()
             seed = self._asker.trial_seed(trial.number)
             error: str | None = None
@@ -138,6 +151,9 @@ class Session:
             self._store.happened(events)
         if any(r.number < _HOPELESS for r in results):
             self._check_hopeless()
+
+    def pause(self, provisional: TrialResult) -> None:
+        self._asker.tell(provisional)
 
     def keep_weights(self, result: TrialResult, pool: Trainer) -> None:
         assert result.value is not None

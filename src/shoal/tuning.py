@@ -28,7 +28,7 @@ from shoal.recipe import Recipe
 from shoal.records import Direction, Json, TrialSpec, TrialState
 from shoal.replay import Define, check_space, fingerprint, replay
 from shoal.restoring import check_same, opened, restore, show
-from shoal.schedulers import Scheduler
+from shoal.schedulers import Promoter, Scheduler
 from shoal.schedulers import resolve as resolve_scheduler
 from shoal.session import Session, candidate
 from shoal.signature import Signer
@@ -74,7 +74,8 @@ def tune(
         max_epochs: Epochs of a trial that is not stopped early. A larger number than a study file was made with trains its
             finished trials again from the start, to the new length.
         sampler: "tpe" (default), "random", or an Optuna sampler.
-        scheduler: "asha" (default from 4 epochs on), "median", "patience", "none", or an object of ``shoal.schedulers``.
+        scheduler: "asha" (default from 4 epochs on; pauses and promotes), "asha_stop" (stops for good), "halving", "hyperband",
+            "top_k", "median", "patience", "none", or an object of ``shoal.schedulers``.
         storage: An SQLite file (``sqlite:///digits.db`` or a path) that Optuna can open, or None to keep all in memory.
         seed: Everything random follows from it.
         device: "auto", "cpu", "cuda", ...
@@ -147,9 +148,16 @@ def tune(
         if previous is not None:
             check_same(previous, facts)
             check_space(define, [t.spec for t in previous.trials if t.state is not TrialState.FAILED][:1], data.train.n)
-        history, weights, pending = restore(
-            previous, facts, asker=asker, store=store, direction=way, max_epochs=max_epochs
+        start = restore(
+            previous,
+            facts,
+            asker=asker,
+            store=store,
+            direction=way,
+            max_epochs=max_epochs,
+            pauses=isinstance(scheme, Promoter),
         )
+        history, weights = start.history, start.weights
         show(scheme, history)
         study = Study(history, define=define, data=data, asker=asker, store=store, weights=weights)
         session = Session(
@@ -161,11 +169,11 @@ def tune(
             weights=weights,
             signer=signer,
             n_trials=n_trials,
-            pending=pending,
+            pending=start.pending,
             best_epoch=value == "best",
         )
         rules = Rules(max_epochs, history.sign, _value_of(chosen), value == "best")
-        session.run(Engine(session, pool, scheme, rules, lanes, history.tick), timeout_s, progress)
+        session.run(Engine(session, pool, scheme, rules, lanes, history.tick, start.paused), timeout_s, progress)
         study.interrupted, study.timed_out = session.interrupted, session.timed_out
         if not study.interrupted:
             _score_winner(history, work, weights, rebuild)

@@ -24,7 +24,7 @@ from shoal.lanes.lane import EVALUATION_CHUNK, EVALUATION_EPOCH, LaneTrial, Meas
 from shoal.lanes.lift import lift_values
 from shoal.lanes.order import slot_weights
 from shoal.lanes.rng import sample_keys
-from shoal.lanes.state import LaneState
+from shoal.lanes.state import LaneRow, LaneState
 from shoal.lanes.step import Layout, Program
 from shoal.metrics import Metric
 from shoal.recipe import Recipe
@@ -116,6 +116,13 @@ class Fleet:
         """Let a fresh trial into a free lane; returns the lane."""
         lane = self.lanes.index(None)
         self.state.put(lane, tensors_of(trial.recipe))
+        self.lanes[lane] = trial
+        return lane
+
+    def readmit(self, trial: LaneTrial, row: LaneRow) -> int:
+        """Let a trial that was paused go on in a free lane; returns the lane."""
+        lane = self.lanes.index(None)
+        self.state.restore(lane, row)
         self.lanes[lane] = trial
         return lane
 

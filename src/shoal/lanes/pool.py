@@ -21,6 +21,7 @@ from shoal.lanes.kernels import Kernels, TorchKernels
 from shoal.lanes.lane import LaneTrial, Measured
 from shoal.lanes.rng import KeyedRandom
 from shoal.lanes.solo import Solo
+from shoal.lanes.state import LaneRow
 from shoal.lanes.step import Layout, Program
 from shoal.recipe import Recipe
 from shoal.records import Event, Json, TrialSpec
@@ -28,6 +29,8 @@ from shoal.records import Event, Json, TrialSpec
 # State, gradients and temporaries of a lane, in multiples of its parameters; fleets may take this share of memory.
 _STATE_COPIES = 10
 _MEMORY_BYTES = 2 * 2**30
+# Paused trials of a pool may keep this much; one that finds no room trains again from its start if it is ever promoted.
+_PAUSED_BYTES = 2 * 2**30
 
 
 @dataclass(slots=True)
@@ -41,6 +44,17 @@ class Candidate:
     quantum: int = 0
     exact: bool = False
     reason: str = ""
+
+
+@dataclass(slots=True)
+class _Paused:
+    """A paused trial: all that its lane held, or all of its solo self; neither when there was no memory for it."""
+
+    spec: TrialSpec
+    signature: str = ""
+    trial: LaneTrial | None = None
+    row: LaneRow | None = None
+    solo: Solo | None = None
 
 
 @dataclass(slots=True)
@@ -81,6 +95,7 @@ class Pool:
         self._remembered: dict[int, dict[str, Tensor]] = {}
         self._refused: dict[str, str] = {}  # signature -> why no fleet of it could be made
         self._measured: set[int] = set()  # running trials with an epoch behind them
+        self._paused: dict[int, _Paused] = {}
         self._broken: dict[int, str] = {}  # trials whose own code raised -> message; they end with the next epoch
         self._events: list[Event] = []
 
@@ -109,9 +124,35 @@ class Pool:
 
     # -- admission --------------------------------------------------------------------------------------------------------
 
-    def admit(self, candidates: Sequence[Candidate]) -> None:
-        """Start trials: fleets are opened, widened or narrowed as the planner says, then lanes are filled."""
+    def admit(self, candidates: Sequence[Candidate], promoted: Sequence[int] = ()) -> None:
+        """Start trials and let paused ones go on: fleets are opened, widened or narrowed as the planner says, then lanes
+        are filled, those of promoted trials first."""
         self._upgrade()
+        waiting = self._sorted_out(candidates)
+        returning: dict[str, list[_Paused]] = {}
+        for number in promoted:
+            held = self._paused.pop(number)
+            if held.row is not None and not self._groups[held.signature].solo_reason:
+                returning.setdefault(held.signature, []).append(held)
+            else:
+                self._go_on_solo(held)
+        demands = {}
+        for key, g in self._groups.items():
+            if g.solo_reason:
+                continue
+            fleet, n_new = g.fleet, len(waiting.get(key, [])) + len(returning.get(key, []))
+            demands[key] = planner.Demand(
+                fleet.width if fleet else 0, fleet.n_active if fleet else 0, n_new, g.max_width
+            )
+        for key, width in planner.widths(demands).items():
+            self._resize(key, self._groups[key], width)
+        for key in {**waiting, **returning}:
+            fleet = self._groups[key].fleet
+            assert fleet is not None
+            self._fill(fleet, waiting.get(key, []), returning.get(key, []))
+
+    def _sorted_out(self, candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+        """By signature, those that go into lanes; the others have started solo."""
         waiting: dict[str, list[Candidate]] = {}
         for c in candidates:
             if c.lane is None:
@@ -124,43 +165,67 @@ class Pool:
                     self._groups[key] = self._open_group(group[0])
                 except Exception as error:  # alone, the trial either trains or fails with the user's own error
                     self._refused[key] = f"it cannot run over lanes ({blame(error)})"
-            if key in self._refused:
+            if key not in self._refused:
+                self._choose(self._groups[key], group)
+            reason = self._refused.get(key) or self._groups[key].solo_reason
+            if reason:
                 for c in waiting.pop(key):
-                    self._start_solo(c.spec, c.recipe, self._refused[key])
+                    self._start_solo(c.spec, c.recipe, reason)
+        return waiting
+
+    def _fill(self, fleet: Fleet, waiting: Sequence[Candidate], returning: Sequence[_Paused]) -> None:
+        """Let trials into the free lanes of a fleet."""
+        room = fleet.width - fleet.n_active
+        admitted: list[TrialSpec] = []
+        for held in returning[:room]:
+            assert held.trial is not None and held.row is not None
+            fleet.readmit(held.trial, held.row)
+            admitted.append(held.spec)
+        for held in returning[room:]:
+            self._go_on_solo(held)
+        room -= len(admitted)
+        for c in waiting[room:]:  # memory allows no wider fleet
+            self._start_solo(c.spec, c.recipe, "its fleet is as wide as memory allows")
+        for c in waiting[:room]:
+            assert c.lane is not None
+            try:
+                c.lane.expected = self._expected(fleet, c.lane)
+            except Exception as error:
+                self._restart_solo(c.spec, f"its own forward pass raised {blame(error)}")
                 continue
-            self._choose(self._groups[key], group)
-        demands = {}
-        for key, g in self._groups.items():
-            if g.solo_reason:
-                for c in waiting.pop(key, []):
-                    self._start_solo(c.spec, c.recipe, g.solo_reason)
-                continue
-            fleet = g.fleet
-            demands[key] = planner.Demand(
-                fleet.width if fleet else 0, fleet.n_active if fleet else 0, len(waiting.get(key, [])), g.max_width
-            )
-        for key, width in planner.widths(demands).items():
-            self._resize(key, self._groups[key], width)
-        for key, group in waiting.items():
-            fleet = self._groups[key].fleet
-            assert fleet is not None
-            room = fleet.width - fleet.n_active
-            for c in group[room:]:  # memory allows no wider fleet
-                self._start_solo(c.spec, c.recipe, "its fleet is as wide as memory allows")
-            admitted = []
-            for c in group[:room]:
-                assert c.lane is not None
-                try:
-                    c.lane.expected = self._expected(fleet, c.lane)
-                except Exception as error:
-                    self._restart_solo(c.spec, f"its own forward pass raised {blame(error)}")
-                    continue
-                fleet.admit(c.lane)
-                admitted.append(c)
-            fleet.arrange()
-            for c in admitted:
-                lane = fleet.lane_of(c.spec.number)
-                self._events.append(Event(0, "admitted", c.spec.number, fleet.number, lane))
+            fleet.admit(c.lane)
+            admitted.append(c.spec)
+        fleet.arrange()
+        for spec in admitted:
+            self._events.append(Event(0, "admitted", spec.number, fleet.number, fleet.lane_of(spec.number)))
+
+    # -- pausing ----------------------------------------------------------------------------------------------------------
+
+    def pause(self, trial: int) -> None:
+        """Copy a trial out of its lane, which is free for another; ``admit`` lets it go on where it was."""
+        if trial in self._solos:
+            solo = self._solos.pop(trial)
+            self._paused[trial] = _Paused(solo.spec, solo=solo)
+            self._events.append(Event(0, "left", trial, None, None, {"reason": "paused"}))
+            return
+        key, fleet, t = self._lane(trial)
+        lane = fleet.lane_of(trial)
+        held = _Paused(t.spec, key, t, fleet.state.take(lane).to_host())
+        kept = sum(p.row.memory_bytes for p in self._paused.values() if p.row is not None)
+        assert held.row is not None
+        if kept + held.row.memory_bytes > _PAUSED_BYTES:
+            held = _Paused(t.spec, key)
+        self._paused[trial] = held
+        fleet.leave(lane)
+        self._events.append(Event(0, "left", trial, fleet.number, lane, {"reason": "paused"}))
+
+    def _go_on_solo(self, held: _Paused) -> None:
+        """A promoted trial that no fleet can take: its solo self goes on, or it starts again from its first epoch."""
+        if held.solo is not None:
+            self._solos[held.spec.number] = held.solo
+            self._events.append(Event(0, "solo", held.spec.number, None, None, {"reason": "promoted"}))
+        else:
+            self._restart_solo(held.spec, "its paused state could not be kept, or its fleet has no lane for it")
 
     def _open_group(self, c: Candidate) -> _Group:
         template = self._rebuild(c.spec)
@@ -390,7 +455,7 @@ class Pool:
         """The recipe of a running trial."""
         if trial in self._solos:
             return self._solos[trial].recipe
-        return self._lane(trial)[1].recipe
+        return self._lane(trial)[2].recipe
 
     def epoch_done(self, trial: int, loss: float, value: float) -> None:
         """Step the schedules that step per epoch."""
@@ -411,32 +476,36 @@ class Pool:
             return self._remembered[trial]
         if trial in self._solos:
             return self._solos[trial].state_dict()
-        fleet, t = self._lane(trial)
-        return fleet.state.state_dict(fleet.lane_of(t.spec.number))
+        _, fleet, _ = self._lane(trial)
+        return fleet.state.state_dict(fleet.lane_of(trial))
 
-    def _lane(self, trial: int) -> tuple[Fleet, LaneTrial]:
-        for fleet in self._open():
-            for t in fleet.lanes:
+    def _lane(self, trial: int) -> tuple[str, Fleet, LaneTrial]:
+        """Signature, fleet and lane trial of a trial that trains in a lane."""
+        for key, g in self._groups.items():
+            for t in g.fleet.lanes if g.fleet is not None else ():
                 if t is not None and t.spec.number == trial:
-                    return fleet, t
+                    assert g.fleet is not None
+                    return key, g.fleet, t
         raise KeyError(trial)
 
     def remove(self, trial: int) -> None:
-        """Take a trial out; its lane is free for the next one."""
+        """Take a trial out, running or paused; its lane is free for the next one."""
         self._remembered.pop(trial, None)
         self._measured.discard(trial)
         broken = self._broken.pop(trial, None) is not None
+        if self._paused.pop(trial, None) is not None:
+            return
         if trial in self._solos:
             del self._solos[trial]
             self._events.append(Event(0, "left", trial, None, None))
             return
         try:
-            fleet, t = self._lane(trial)
+            _, fleet, _ = self._lane(trial)
         except KeyError:
             if broken:  # it had left its fleet, or never got into one
                 return
             raise
-        lane = fleet.lane_of(t.spec.number)
+        lane = fleet.lane_of(trial)
         fleet.leave(lane)
         self._events.append(Event(0, "left", trial, fleet.number, lane))
 

@@ -21,6 +21,15 @@ class LaneRow:
     flat: Tensor  # (4, P): parameters, first moment, second moment, mean gradient
     extra: dict[str, Tensor]
 
+    def to_host(self) -> LaneRow:
+        """The same in the host's memory."""
+        return LaneRow(self.flat.cpu(), {name: t.cpu() for name, t in self.extra.items()})
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes to keep."""
+        return sum(t.numel() * t.element_size() for t in (self.flat, *self.extra.values()))
+
 
 class LaneState:
     """Stacked parameters, optimizer state, buffers and lane hyperparameters of one fleet."""

@@ -40,7 +40,8 @@ class Trainer(Protocol):
     def n_lanes(self) -> int: ...
     @property
     def n_fleets(self) -> int: ...
-    def admit(self, candidates: Sequence[Candidate]) -> None: ...
+    def admit(self, candidates: Sequence[Candidate], promoted: Sequence[int] = ()) -> None: ...
+    def pause(self, trial: int) -> None: ...
     def run_epoch(self) -> list[Measured]: ...
     def epoch_done(self, trial: int, loss: float, value: float) -> None: ...
     def remember(self, trial: int) -> None: ...
@@ -95,6 +96,7 @@ class PoolSet:
     def __init__(self, local: Pool, remotes: Sequence[_Remote]) -> None:
         self._local, self._remotes = local, list(remotes)
         self._where: dict[int, int] = {}  # running trial -> pool; 0 is the local one
+        self._paused: dict[int, int] = {}  # paused trial -> the pool that keeps it
         self._signature: dict[int, tuple[str, float]] = {}
         self._warned: set[str] = set()
         self._events: list[Event] = []
@@ -111,9 +113,13 @@ class PoolSet:
     def n_fleets(self) -> int:
         return self._local.n_fleets + sum(r.n_fleets for r in self._remotes)
 
-    def admit(self, candidates: Sequence[Candidate]) -> None:
-        """Start trials, each in the pool where it delays the epoch least."""
+    def admit(self, candidates: Sequence[Candidate], promoted: Sequence[int] = ()) -> None:
+        """Start trials, each in the pool where it delays the epoch least; promoted ones go on in the pool that keeps them."""
         parts: list[list[Candidate]] = [[] for _ in range(1 + len(self._remotes))]
+        back: list[list[int]] = [[] for _ in parts]
+        for trial in promoted:
+            k = self._where[trial] = self._paused.pop(trial)
+            back[k].append(trial)
         running = [[] for _ in parts]  # type: list[list[tuple[str, float]]]
         for trial, k in self._where.items():
             running[k].append(self._signature[trial])
@@ -124,9 +130,15 @@ class PoolSet:
             running[k].append(mine)
             parts[k].append(c)
             self._where[c.spec.number], self._signature[c.spec.number] = k, mine
-        for remote, part in zip(self._remotes, parts[1:], strict=True):
-            remote.later("admit", [c.spec for c in part])  # also when empty: a fleet whose queue has dried up narrows
-        self._local.admit(parts[0])
+        for remote, part, those in zip(self._remotes, parts[1:], back[1:], strict=True):
+            # Also when there are none: a fleet whose queue has dried up narrows.
+            remote.later("admit", [c.spec for c in part], those)
+        self._local.admit(parts[0], back[0])
+
+    def pause(self, trial: int) -> None:
+        """Copy a trial out of its lane; it counts in no lane until it is promoted."""
+        self._tell(trial, "pause")
+        self._paused[trial] = self._where.pop(trial)
 
     def run_epoch(self) -> list[Measured]:
         """One epoch of every running trial, all pools at once, in the order of the trials' numbers."""
@@ -155,7 +167,7 @@ class PoolSet:
                 warnings.warn(f"trial {e.trial} trains solo: {reason}.", RuntimeWarning, stacklevel=4)
 
     def _tell(self, trial: int, method: str, *args: Any) -> None:
-        k = self._where[trial]
+        k = self._where[trial] if trial in self._where else self._paused[trial]
         if k == 0:
             getattr(self._local, method)(trial, *args)
         else:
@@ -179,9 +191,11 @@ class PoolSet:
         return {name: torch.from_numpy(raw).view(dtype).view(shape) for name, (raw, dtype, shape) in arrays.items()}
 
     def remove(self, trial: int) -> None:
-        """Take a trial out."""
+        """Take a trial out, running or paused."""
         self._tell(trial, "remove")
-        del self._where[trial], self._signature[trial]
+        self._where.pop(trial, None)
+        self._paused.pop(trial, None)
+        del self._signature[trial]
 
     def drain_events(self) -> list[Event]:
         """What happened since the last call."""
@@ -262,17 +276,18 @@ def _serve(
         state = pool.state_dict(trial, remembered=remembered)
         return {n: (t.contiguous().flatten().view(torch.uint8).numpy(), t.dtype, t.shape) for n, t in state.items()}
 
-    def admit(specs: Sequence[TrialSpec]) -> None:
+    def admit(specs: Sequence[TrialSpec], promoted: Sequence[int]) -> None:
         candidates = []
         for spec in specs:
             try:
                 candidates.append(admission(spec))
             except Exception as error:
                 pool.fail(spec.number, f"trial {spec.number}: define raised {blame(error)}")
-        pool.admit(candidates)
+        pool.admit(candidates, promoted)
 
     commands: dict[str, Callable[..., Any]] = {
         "admit": admit,
+        "pause": pool.pause,
         "run_epoch": run_epoch,
         "epoch_done": pool.epoch_done,
         "remember": pool.remember,

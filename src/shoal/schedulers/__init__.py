@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from shoal.errors import UsageError, did_you_mean
-from shoal.schedulers._base import Decision, Observation, Scheduler, Verdict, check_whole
+from shoal.schedulers._base import Decision, Observation, Promoter, Room, Scheduler, Verdict, check_whole
 from shoal.schedulers.asha import Asha
 from shoal.schedulers.fifo import Fifo
+from shoal.schedulers.halving import SuccessiveHalving, TopK
+from shoal.schedulers.hyperband import Hyperband
 from shoal.schedulers.median import Median
 from shoal.schedulers.patience import Patience
 
@@ -17,22 +19,32 @@ __all__ = [
     "Asha",
     "Decision",
     "Fifo",
+    "Hyperband",
     "Median",
     "Observation",
     "Patience",
+    "Promoter",
+    "Room",
     "Scheduler",
+    "SuccessiveHalving",
+    "TopK",
     "Verdict",
     "resolve",
 ]
 
-# Name -> max_epochs -> scheduler. A patience of a fifth of the way lets a curve rest on a plateau but not live there;
-# the median's warm-up of a tenth skips the epochs in which curves mostly show their learning rate.
-SCHEDULERS: Mapping[str, Callable[[int], Scheduler]] = MappingProxyType(
+# Name -> (max_epochs, n_trials) -> scheduler. A patience of a fifth of the way lets a curve rest on a plateau but not live
+# there; the median's warm-up of a tenth skips the epochs in which curves mostly show their learning rate. Three trials to
+# the end is what the paper of top-k takes; a wide search can afford a few more for what one epoch cannot tell apart.
+SCHEDULERS: Mapping[str, Callable[[int, int], Scheduler]] = MappingProxyType(
     {
-        "none": lambda max_epochs: Fifo(),
-        "asha": lambda max_epochs: Asha(max_epochs),
-        "median": lambda max_epochs: Median(warmup_epochs=max(1, max_epochs // 10)),
-        "patience": lambda max_epochs: Patience(max(3, max_epochs // 5)),
+        "none": lambda max_epochs, n_trials: Fifo(),
+        "asha": lambda max_epochs, n_trials: Asha(max_epochs, n_trials=n_trials),
+        "asha_stop": lambda max_epochs, n_trials: Asha(max_epochs, promote=False),
+        "halving": lambda max_epochs, n_trials: SuccessiveHalving(max_epochs),
+        "hyperband": lambda max_epochs, n_trials: Hyperband(max_epochs),
+        "median": lambda max_epochs, n_trials: Median(warmup_epochs=max(1, max_epochs // 10)),
+        "patience": lambda max_epochs, n_trials: Patience(max(3, max_epochs // 5)),
+        "top_k": lambda max_epochs, n_trials: TopK(max(3, n_trials // 50)),
     }
 )
 
@@ -54,7 +66,7 @@ def resolve(scheduler: str | Scheduler | None, *, max_epochs: int, n_trials: int
 
     Example:
         >>> resolve(None, max_epochs=30, n_trials=100)
-        Asha(30, eta=3, min_epochs=1)
+        Asha(30, eta=3, rungs=(1, 3, 10), promote=True)
     """
     check_whole("max_epochs", max_epochs, at_least=1)
     check_whole("n_trials", n_trials, at_least=1)
@@ -63,7 +75,7 @@ def resolve(scheduler: str | Scheduler | None, *, max_epochs: int, n_trials: int
     if isinstance(scheduler, str):
         if scheduler not in SCHEDULERS:
             raise UsageError(f"Unknown scheduler {scheduler!r}.{did_you_mean(scheduler, SCHEDULERS)}")
-        return SCHEDULERS[scheduler](max_epochs)
+        return SCHEDULERS[scheduler](max_epochs, n_trials)
     if isinstance(scheduler, type) or not isinstance(scheduler, Scheduler):
         raise UsageError(
             f"scheduler must be one of {', '.join(sorted(SCHEDULERS))}, or an object with a name and observe(rows); "

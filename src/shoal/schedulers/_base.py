@@ -24,7 +24,9 @@ class Decision(enum.StrEnum):
     """What happens to a trial next."""
 
     CONTINUE = "continue"
-    STOP = "stop"
+    STOP = "stop"  # for good
+    PAUSE = "pause"  # copied out of its lane, which is free for another; it may be promoted later
+    PROMOTE = "promote"  # of a paused trial: back into a lane, to train on where it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,49 @@ class Scheduler(Protocol):
 
         Returns:
             Trial number -> verdict. A trial that is not named continues.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What there is to fill, asked about once per round, after every verdict of the round was carried out.
+
+    Attributes:
+        free: Lanes in which nobody trains, 0 or more.
+        running: Trials that train now.
+        paused: Trial -> the epoch it was paused at.
+        n_asked: Trials that have been started so far; their numbers are 0 to ``n_asked - 1``.
+        more: Whether new trials can still be started.
+    """
+
+    free: int
+    running: frozenset[int]
+    paused: Mapping[int, int]
+    n_asked: int
+    more: bool
+
+
+@runtime_checkable
+class Promoter(Protocol):
+    """A scheduler that pauses trials and lets some of them go on later."""
+
+    @property
+    def name(self) -> str:
+        """As in ``Scheduler``."""
+
+    def observe(self, rows: Sequence[Observation]) -> Mapping[int, Verdict]:
+        """As in ``Scheduler``; a verdict may be PAUSE."""
+
+    def promote(self, room: Room) -> Mapping[int, Verdict]:
+        """Say which paused trials go on now, and which have no chance any more.
+
+        Args:
+            room: what there is to fill.
+
+        Returns:
+            Trial number -> a verdict of PROMOTE (at most ``room.free`` of them, most wanted first) or STOP. A paused
+            trial that is not named stays paused. When nothing runs, nothing is promoted and no new trial can be
+            started, the engine stops what is still paused.
         """
 
 
