@@ -11,19 +11,27 @@ samples happened to be in the split; it does not say what another training run w
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
+from shoal.errors import StorageError
+from shoal.lanes.fleet import Work
+from shoal.lanes.solo import measure
 from shoal.metrics import IGNORE_INDEX, Metric
-from shoal.records import Json
+from shoal.recipe import Recipe
+from shoal.records import Json, TrialSpec
+
+if TYPE_CHECKING:
+    from shoal.history import History
 
 LEVEL: Final = 0.95
 # Of output elements that all redraws together may go through, so that a large split costs about a second and no more.
 MAX_WORK: Final = 100_000_000
-MAX_REDRAWS: Final = 1000
+MAX_REDRAWS: Final = 500
 MIN_REDRAWS: Final = 100
 # A matrix beyond this is no longer read; the classes' own numbers are kept up to the second limit.
 MAX_MATRIX: Final = 64
@@ -34,7 +42,54 @@ N_BINS: Final = 40
 Score = Callable[[Tensor, Tensor], float]
 
 
-def scores(
+def score_winner(history: History, work: Work, trained: Callable[[TrialSpec], Recipe]) -> None:
+    """Look at the winner once, on the test split where there is one, and write what was seen into ``history.meta``.
+
+    ``meta["test"]`` holds its metrics; ``meta["winner"]`` has its number, ``valid`` and ``test`` (see `split_scores`), and
+    what `predictions` finds on the split named by ``split``. A winner that has been looked at is not looked at again.
+
+    Args:
+        history: Of the study.
+        work: Splits, metrics and device.
+        trained: A trial's recipe with its trained weights.
+    """
+    best, meta = history.record.best(), history.meta
+    known = meta.get("winner")
+    if best is None or (isinstance(known, dict) and known.get("trial") == best.spec.number):
+        return
+    try:
+        recipe = trained(best.spec)
+    except StorageError:
+        if work.data.test is not None:
+            raise
+        return  # its weights are gone, and nothing that was asked for needs them
+    recipe.model.to(work.device)
+    winner: dict[str, Json] = {"trial": best.spec.number}
+    for name, split in (("valid", work.data.valid), ("test", work.data.test)):
+        if split is None:
+            continue
+        loss, outputs = measure(recipe, split.tensors, best.spec.seed)
+        target = split.tensors[-1]
+        measured = {"loss": loss}
+        if outputs is not None:
+            measured.update({m.name: _of_metric(m)(outputs, target) for m in work.metrics})
+        winner[name] = split_scores(outputs, target, measured, work.metrics, _of_loss(recipe), best.spec.seed)
+        winner["split"] = name
+        found = predictions(outputs, target)
+        winner.update(found or {})
+        if name == "test":
+            meta["test"], meta["test_trial"] = dict[str, Json](measured), best.spec.number
+    meta["winner"] = winner
+
+
+def _of_loss(recipe: Recipe) -> Score | None:
+    """The recipe's loss as a function of outputs, if it is one."""
+    if not recipe.is_criterion or recipe.predict is not None:
+        return None
+    return lambda outputs, targets: float(recipe.loss(outputs, targets))
+
+
+def split_scores(
     outputs: Tensor | None,
     targets: Tensor,
     measured: Mapping[str, float],
@@ -58,7 +113,8 @@ def scores(
     ranges: dict[str, tuple[float, float]] = {}
     if outputs is not None:
         functions: dict[str, Score] = {m.name: _of_metric(m) for m in metrics}
-        if loss is not None:
+        # A loss that sums, or whose parts do not add up to the whole, says something else about redrawn samples.
+        if loss is not None and math.isclose(_quietly(loss, outputs, targets), measured["loss"], rel_tol=1e-3):
             functions["loss"] = loss
         ranges = _bootstrap(outputs, targets, {k: f for k, f in functions.items() if k in measured}, seed)
     found: dict[str, Json] = {}
@@ -87,7 +143,7 @@ def _bootstrap(
         rows = torch.randint(n, (n,), generator=generator).to(outputs.device)
         some, their_targets = outputs[rows], targets[rows]
         for name, function in functions.items():
-            drawn[name].append(function(some, their_targets))
+            drawn[name].append(_quietly(function, some, their_targets))
     tail = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
     ranges: dict[str, tuple[float, float]] = {}
     for name, values in drawn.items():
@@ -95,6 +151,16 @@ def _bootstrap(
         if math.isfinite(low) and math.isfinite(high):
             ranges[name] = (low, high)
     return ranges
+
+
+def _quietly(function: Score, outputs: Tensor, targets: Tensor) -> float:
+    """A score of some samples, or NaN: a metric of the user's may refuse a draw that lacks a class, or warn of it."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            return function(outputs, targets)
+        except Exception:
+            return math.nan
 
 
 def predictions(outputs: Tensor | None, targets: Tensor) -> dict[str, Json] | None:
@@ -111,15 +177,16 @@ def predictions(outputs: Tensor | None, targets: Tensor) -> dict[str, Json] | No
         return None
     if targets.is_complex() or outputs.is_complex():
         return None
+    n = len(targets)
     if not targets.is_floating_point():
-        if outputs.ndim == targets.ndim + 1 and (outputs.shape[0], *outputs.shape[2:]) == tuple(targets.shape):
-            return {"classes": _classes(outputs.argmax(dim=1), targets, outputs.shape[1])}
-        if outputs.shape in ((len(targets),), (len(targets), 1)) and targets.shape in ((len(targets),), outputs.shape):
+        if outputs.numel() == targets.numel() == n == len(outputs):  # one logit per sample: two classes
             return {"classes": _classes((outputs > 0).long(), targets, 2)}
+        if outputs.ndim == targets.ndim + 1 and (n, *outputs.shape[2:]) == tuple(targets.shape):
+            return {"classes": _classes(outputs.argmax(dim=1), targets, outputs.shape[1])}
         return None
-    if outputs.numel() != targets.numel() or outputs.shape[0] != targets.shape[0]:
+    if outputs.numel() != targets.numel() or len(outputs) != n:
         return None
-    if outputs.numel() == len(targets) and bool(((targets == 0) | (targets == 1)).all()):
+    if outputs.numel() == n and bool(((targets == 0) | (targets == 1)).all()):
         return {"classes": _classes((outputs > 0).long(), targets.long(), 2)}
     return {"residuals": _residuals(outputs, targets)}
 
@@ -165,9 +232,9 @@ def _residuals(outputs: Tensor, targets: Tensor) -> dict[str, Json]:
     both = _quantiles(torch.cat([truth, output]), marks)
     low, high = _widened(both[0], both[-1])
     first, last = _widened(quantiles[0], quantiles[-1])
-    grid = torch.bincount(
-        _bins(output, low, high) * N_BINS + _bins(truth, low, high), minlength=N_BINS * N_BINS
-    ).view(N_BINS, N_BINS)
+    grid = torch.bincount(_bins(output, low, high) * N_BINS + _bins(truth, low, high), minlength=N_BINS * N_BINS).view(
+        N_BINS, N_BINS
+    )
     return {
         "n": int(error.numel()),
         "mean": float(error.mean()),

@@ -137,7 +137,7 @@ def _runners_up(record: StudyRecord, best: TrialRecord) -> str:
     for trial in ranked:
         gap = (trial.value or 0.0) - best.value
         behind = "" if trial.spec.number == best.spec.number else ("tied" if gap == 0 else f"{gap:+.3g}")
-        values = [format_param(trial.spec.params[n]) if n in trial.spec.params else "–" for n in names]
+        values = [format_param(trial.spec.params[n]) if n in trial.spec.params else "-" for n in names]
         length = f"{trial.epoch}, stopped" if trial.state is TrialState.STOPPED else str(trial.epoch)
         rows.append([f"Trial {trial.spec.number}", text(trial.value), behind, length, *values])
     head = ["", metric_name(record), "to the best", "epochs", *names]

@@ -92,7 +92,5 @@ def speedups(record: StudyRecord) -> list[Json]:
         tick_s, step_s, n_lanes = (event.data.get(key) for key in ("tick_s", "solo_step_s", "tick_lanes"))
         numbers = [x for x in (tick_s, step_s, n_lanes) if isinstance(x, int | float) and math.isfinite(x) and x > 0]
         if event.kind == "fleet" and len(numbers) == 3:
-            found.append(
-                {"fleet": event.fleet, "tick_s": numbers[0], "solo_step_s": numbers[1], "lanes": numbers[2]}
-            )
+            found.append({"fleet": event.fleet, "tick_s": numbers[0], "solo_step_s": numbers[1], "lanes": numbers[2]})
     return found

@@ -48,13 +48,16 @@ SCRIPTS: Final = (
 )
 
 
-def write_report(record: StudyRecord, path: str | Path, importances: Mapping[str, float] | None = None) -> Path:
+def write_report(
+    record: StudyRecord, path: str | Path, importances: Mapping[str, float] | None = None, *, title: str | None = None
+) -> Path:
     """Write a study as one self-contained HTML file.
 
     Args:
         record: The study, running or finished, empty or large.
         path: The file to write; missing folders are made, an existing file is replaced in one step.
         importances: Parameter name -> share, as from `shoal.importances`; without it that figure is left out.
+        title: What the page is headed with; by default the study's name.
 
     Returns:
         The path that was written.
@@ -64,7 +67,7 @@ def write_report(record: StudyRecord, path: str | Path, importances: Mapping[str
     """
     path = Path(path)
     # A lone surrogate in a name has no UTF-8 form; a "?" in its place beats no report.
-    content = render_report(record, importances).encode("utf-8", "replace")
+    content = render_report(record, importances, title=title).encode("utf-8", "replace")
     scratch: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,12 +88,19 @@ def write_report(record: StudyRecord, path: str | Path, importances: Mapping[str
     return path
 
 
-def render_report(record: StudyRecord, importances: Mapping[str, float] | None = None, *, live: bool = False) -> str:
+def render_report(
+    record: StudyRecord,
+    importances: Mapping[str, float] | None = None,
+    *,
+    title: str | None = None,
+    live: bool = False,
+) -> str:
     """The page as text.
 
     Args:
         record: The study.
         importances: Parameter name -> share; without it that figure is left out.
+        title: What the page is headed with; by default the study's name.
         live: The page is served by ``shoal watch`` and asks its server for news; otherwise it asks nobody for anything.
 
     Returns:
@@ -100,7 +110,7 @@ def render_report(record: StudyRecord, importances: Mapping[str, float] | None =
     for character in "<>&":
         data = data.replace(character, f"\\u{ord(character):04x}")
     return string.Template(_asset("page.html")).substitute(
-        name=escape(record.name),
+        name=escape(title or record.name),
         overline="Shoal study, live" if live else "Shoal study",
         summary=escape(_summary(record)),
         css=_asset("page.css") + _asset("figures.css"),
@@ -174,15 +184,17 @@ def _held_out(record: StudyRecord) -> str:
 def _facts(record: StudyRecord) -> str:
     """The rest of ``meta``: what somebody needs who wants to run the study again."""
     facts: dict[str, str] = {}
+    parts: list[str] = []
     for key, value in record.meta.items():
         if key in {"metric", "test", "test_trial", "weights", "space", "elapsed_s", "winner"}:
             continue
         if isinstance(value, dict):
-            facts.update({f"{key}: {name}": _plain(item) for name, item in value.items()})
+            parts.append(pairs(key.capitalize(), {name: _plain(item) for name, item in value.items()}))
         else:
             facts[key] = _plain(value)
+    if facts:
+        parts.append(pairs("Made with", facts))
     reasons = Counter(trial.reason for trial in record.trials if trial.reason)
-    parts = [pairs("Options", facts)] if facts else []
     if reasons:
         top: Iterable[tuple[str, int]] = reasons.most_common(12)
         parts.append(pairs("Why trials ended", {reason: f"{count:,}" for reason, count in top}))

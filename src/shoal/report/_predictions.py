@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from shoal.records import Json, StudyRecord
@@ -50,10 +51,8 @@ def _names(found: dict[str, Json], count: int) -> list[str]:
     return [str(i) for i in range(count)]
 
 
-def _matrix(matrix: Sequence[Sequence[int]], names: Sequence[str], where: str) -> str:
+def _matrix(matrix: Any, names: Sequence[str], where: str) -> str:
     """A table whose cells are shaded by their share of the row, so that rare classes show their errors too."""
-    from html import escape
-
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     rows = []
     for i, (name, counts) in enumerate(zip(names, matrix, strict=True)):

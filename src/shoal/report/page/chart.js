@@ -114,8 +114,8 @@ function clipped(ctx, box, paint) {
 }
 
 /** Frame of a plot: grid lines, tick labels, axis titles. */
-function axes(ctx, box, x, y, xTitle, yTitle) {
-  const [grid, muted] = [css("grid"), css("muted")];
+function axes(ctx, box, x, y, xTitle, yTitle, gridless) {
+  const [grid, muted] = [gridless ? "transparent" : css("grid"), css("muted")];
   ctx.lineWidth = 1;
   ctx.strokeStyle = grid;
   ctx.fillStyle = muted;

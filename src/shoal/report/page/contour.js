@@ -42,16 +42,26 @@ const contourChart = new Chart($("contour"), {
       weights = blur(weights, nx, ny, log ? 0 : sigma, alongX);
     }
     const of = shades(members.map((i) => study.value[i]), false);
-    for (let v = 0; v < ny; v++) for (let u = 0; u < nx; u++) {
-      const weight = weights[v * nx + u];
-      if (weight < 0.08) continue;
-      const t = of(sums[v * nx + u] / weight);
-      ctx.globalAlpha = clamp(weight / 0.5, 0, 0.9);
-      ctx.fillStyle = viridis((Math.floor((study.up ? t : 1 - t) * 9.999) + 0.5) / 10);
-      ctx.fillRect(box.left + u * width, box.top + v * height, width + 0.5, height + 0.5);
+    const band = Array.from({ length: 10 }, (_, k) => viridis((k + 0.5) / 10));
+    // Between cells of a number's axis the field is interpolated; a choice has its own stripe.
+    const place = (at, n, choices) => { const f = choices ? Math.floor(at * n) : clamp(at * n - 0.5, 0, n - 1); const k = Math.min(Math.floor(f), n - 1); return [k, Math.min(k + 1, n - 1), f - k]; };
+    const [columns, rows] = [Math.ceil((box.right - box.left) / 2), Math.ceil((box.bottom - box.top) / 2)];
+    const acrossOf = Array.from({ length: columns }, (_, c) => place((c + 0.5) / columns, nx, px.choices));
+    for (let r = 0; r < rows; r++) {
+      const [v0, v1, b] = place((r + 0.5) / rows, ny, py.choices);
+      for (let c = 0; c < columns; c++) {
+        const [u0, u1, a] = acrossOf[c];
+        const mix = (grid) => (grid[v0 * nx + u0] * (1 - a) + grid[v0 * nx + u1] * a) * (1 - b) + (grid[v1 * nx + u0] * (1 - a) + grid[v1 * nx + u1] * a) * b;
+        const weight = mix(weights);
+        if (weight < 0.06) continue;
+        const t = of(mix(sums) / weight);
+        ctx.globalAlpha = clamp(weight / 0.4, 0, 0.92);
+        ctx.fillStyle = band[Math.min(Math.floor((study.up ? t : 1 - t) * 10), 9)];
+        ctx.fillRect(box.left + c * 2, box.top + r * 2, Math.min(2, box.right - box.left - c * 2), Math.min(2, box.bottom - box.top - r * 2));
+      }
     }
     ctx.globalAlpha = 1;
-    axes(ctx, box, x, Object.assign(y, y.labels ? {} : { ticks: y.ticks }), px.name + (px.log ? ", log scale" : ""), py.name + (py.log ? ", log scale" : ""));
+    axes(ctx, box, x, y, px.name + (px.log ? ", log scale" : ""), py.name + (py.log ? ", log scale" : ""), true);
     contour.plot = { x, y, box };
     ctx.lineWidth = 1;
     for (const i of members) {

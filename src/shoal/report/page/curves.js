@@ -1,6 +1,6 @@
 // Learning curves of all trials.
 
-const view = { series: 0, log: false, plot: null };
+const view = { series: 0, log: false, zoom: false, plot: null };
 const MAX_QUIET_CURVES = 2000;
 
 const wholeEpochs = (x) => { const all = x.ticks; x.ticks = (n) => all(n).filter((t) => Number.isInteger(t) && t >= 1); return x; };
@@ -45,6 +45,12 @@ function trace(ctx, i, series, plot) {
   ctx.stroke();
 }
 
+/** The later half of the curves of the best quarter of the trials: where the decision falls. */
+function zoomed(series) {
+  const ranked = judged().sort((a, b) => (better(study.value[a], study.value[b]) ? -1 : 1));
+  return ranked.slice(0, Math.max(1, Math.ceil(ranked.length / 4))).flatMap((i) => Array.from(series.points.subarray(study.start[i] + (lengthOf(i) >> 1), study.start[i + 1])));
+}
+
 /** Every k-th of too many, so that what is drawn is spread over all. */
 const thinned = (members, most) => (members.length <= most ? members : members.filter((_, k) => Math.floor((k * most) / members.length) !== Math.floor(((k - 1) * most) / members.length)));
 
@@ -57,7 +63,7 @@ const curveChart = new Chart($("curves"), {
     const series = study.series[view.series];
     const log = view.log && series.loss;
     const keep = study.best < 0 ? [] : Array.from(series.points.subarray(study.start[study.best], study.start[study.best + 1]));
-    const span = range(sampled(series.points), keep, log);
+    const span = view.zoom ? { ...range(zoomed(series), [], log), cut: 0 } : range(sampled(series.points), keep, log);
     const last = lastEpoch();
     const box = { left: 58, right: w - 34, top: 26, bottom: h - 44 };
     const x = wholeEpochs(scale(Math.min(1, last - 1), last, box.left, box.right, false));
@@ -136,6 +142,7 @@ const curveChart = new Chart($("curves"), {
 });
 
 $("curves-log").addEventListener("change", (event) => { view.log = event.target.checked; curveChart.redraw(); });
+$("curves-zoom").addEventListener("change", (event) => { view.zoom = event.target.checked; curveChart.redraw(); });
 
 function refreshCurves() {
   view.series = Math.min(view.series, study.series.length - 1);

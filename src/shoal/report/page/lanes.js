@@ -74,8 +74,9 @@ function refreshLanes() {
   const { lanes } = study.data;
   lanePlot.bars = lanes.row.map((row, k) => ({ row, trial: lanes.trial[k], start: num(lanes.start[k]), stop: num(lanes.stop[k]) }));
   lanePlot.rows = lanes.group.length;
-  const busy = lanePlot.bars.reduce((sum, bar) => sum + bar.stop - bar.start, 0) / (lanePlot.rows * num(lanes.end) || 1);
+  const opened = lanePlot.bars.reduce((least, bar) => Math.min(least, bar.start), Infinity);
+  const busy = lanePlot.bars.reduce((sum, bar) => sum + bar.stop - bar.start, 0) / (num(lanes.end) - opened || 1);
   $("lanes-note").textContent = lanePlot.bars.length
-    ? `One row per lane, one bar per trial. Bars cover ${Math.round(100 * busy)} % of the lanes' time.${gained()}`
+    ? `One row per lane, one bar per trial. From the first to the last, ${short(busy, 2)} trials trained at the same time on average.${gained()}`
     : "The study has recorded no lanes.";
 }

@@ -55,7 +55,7 @@ const parallelChart = new Chart($("parallel"), {
       ctx.fillStyle = css(colour); ctx.fillText(text, x, y);
     };
     // Names on two levels, so that long ones next to each other have room.
-    label(fit(ctx, axis.name, k === 0 || last ? step + 20 : 1.7 * step), clamp(axis.at, 2, this.edge || Infinity), k % 2 ? 24 : 8, k === 0 ? "left" : last ? "right" : "center", "ink");
+    label(fit(ctx, axis.name, k === 0 || last ? step + 20 : 1.7 * step), axis.at, k % 2 ? 24 : 8, k === 0 ? "left" : last ? "right" : "center", "ink");
     ctx.font = "11px system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
     const ticks = axis.y.labels ? axis.y.labels.map((text, j) => [text, j]) : axis.y.ticks(6).map((t) => [short(t, 3), t]);
     for (const [text, at] of ticks) label(fit(ctx, text, step * 0.62), axis.at + (last ? -6 : 6), axis.y(at), last ? "right" : "left", "muted");

@@ -102,12 +102,16 @@ function refreshTable() {
     table.down = study.best >= 0 && study.up;
   }
   // Widths from the longest texts: with only the rows in view to go by, columns would jump while scrolling.
+  const ctx = element("canvas").getContext("2d");
   const widths = table.cells.map((cell) => {
-    let most = cell.label.length + 3;
-    for (const i of study.all) most = Math.max(most, cell.text(i).length + (cell.key === "state" ? 3 : 0));
-    return clamp(most, 5, cell.key === "reason" ? 44 : 22);
+    let longest = "";
+    for (const i of study.all) { const text = cell.text(i); if (text.length > longest.length) longest = text; }
+    ctx.font = FONT.replace("12px", "600 14px");
+    const widest = Math.max(ctx.measureText(longest.replace(/[0-9]/g, "0")).width + (cell.key === "state" ? 14 : 0), ctx.measureText(cell.label).width * 0.93 + 16);
+    return Math.ceil(clamp(widest, 34, cell.key === "reason" ? 300 : 150)) + (cell.left ? 24 : 18);
   });
-  const columns = [36, ...widths.map((n) => n * 7.6 + 24)];
+  const columns = [38, ...widths];
+  columns[columns.length - 1] += 20;
   document.querySelector("#trials colgroup").replaceChildren(...columns.map((w) => { const col = element("col"); col.style.width = `${w}px`; return col; }));
   $("trials").style.minWidth = `${columns.reduce((a, b) => a + b, 0)}px`;
   arrange();
