@@ -92,7 +92,7 @@ class Trail:
 
 def step_schedule(recipe: Recipe, row: Measured) -> None:
     if recipe.schedule_every == "epoch":
-        recipe.step_schedule(loss=row.valid_loss, value=0.0)
+        recipe.step_schedule(loss=row.valid_loss, value=next(iter(row.metrics.values()), 0.0))
 
 
 def train_fused(

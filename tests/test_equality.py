@@ -33,8 +33,8 @@ from lanes_helpers import (
     train_solo,
     work_of,
 )
+from optimizer_tables import OPTIMIZERS
 from shoal.data import Datasets
-from shoal.lanes import optim as lane_optim
 from shoal.lanes.order import slot_weights
 from shoal.lanes.rng import KeyedRandom, permutation
 from shoal.lanes.solo import Solo
@@ -99,51 +99,6 @@ def regressor(act: type[nn.Module], p: float) -> nn.Module:
 
 def reconstruction(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     return (model(batch[0]) - batch[0]).square().mean()  # type: ignore[no-any-return]
-
-
-OPTIMIZERS: dict[str, Callable[[nn.Module], optim.Optimizer]] = {
-    "sgd": lambda m: optim.SGD(m.parameters(), lr=0.1),
-    "sgd wd": lambda m: optim.SGD(m.parameters(), lr=0.1, weight_decay=0.01),
-    "momentum": lambda m: optim.SGD(m.parameters(), lr=0.05, momentum=0.9),
-    "dampening": lambda m: optim.SGD(m.parameters(), lr=0.1, momentum=0.8, dampening=0.5),
-    "nesterov": lambda m: optim.SGD(m.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.02),
-    "maximize": lambda m: optim.SGD(m.parameters(), lr=0.01, momentum=0.5, weight_decay=0.1, maximize=True),
-    "rmsprop": lambda m: optim.RMSprop(m.parameters(), lr=0.002, weight_decay=0.01),
-    "rmsprop momentum": lambda m: optim.RMSprop(m.parameters(), lr=0.002, momentum=0.9, alpha=0.9),
-    "rmsprop centered": lambda m: optim.RMSprop(m.parameters(), lr=0.002, centered=True, momentum=0.5),
-    "rmsprop maximize": lambda m: optim.RMSprop(m.parameters(), lr=0.002, maximize=True),
-    "adam": lambda m: optim.Adam(m.parameters(), lr=0.01),
-    "adam l2": lambda m: optim.Adam(m.parameters(), lr=0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1),
-    "adam decoupled": lambda m: optim.Adam(m.parameters(), lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
-    "adam maximize": lambda m: optim.Adam(m.parameters(), lr=0.01, maximize=True),
-    "adamw": lambda m: optim.AdamW(m.parameters(), lr=0.01, weight_decay=0.1),
-    "groups": lambda m: optim.AdamW(
-        [{"params": _but_last(m)}, _group(m, lr=0.003, weight_decay=0.0)], lr=0.01, weight_decay=0.1
-    ),
-    "groups sgd": lambda m: optim.SGD(
-        [
-            {"params": _last(m), "momentum": 0.0, "weight_decay": 0.05},
-            {"params": _but_last(m), "lr": 0.02, "nesterov": True},
-        ],
-        lr=0.1,
-        momentum=0.9,
-    ),
-    "groups rmsprop": lambda m: optim.RMSprop(
-        [{"params": _last(m), "momentum": 0.3}, {"params": _but_last(m), "lr": 0.001}], lr=0.002
-    ),
-}
-
-
-def _last(m: nn.Module) -> list[Any]:
-    return [*m.parameters()][-2:]
-
-
-def _group(m: nn.Module, **options: float) -> dict[str, Any]:
-    return {"params": _last(m), **options}
-
-
-def _but_last(m: nn.Module) -> list[Any]:
-    return list(m.parameters())[:-2]
 
 
 SCHEDULES: dict[str, tuple[str, Callable[[optim.Optimizer, int], Any]]] = {
@@ -342,64 +297,7 @@ def test_from_the_same_state_gradients_agree(name: str, dtype: torch.dtype) -> N
             solo.recipe.optimizer.step()
 
 
-# --- (b) updates -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_from_the_same_gradient_updates_agree(dtype: torch.dtype) -> None:
-    # All optimizers of a family side by side, so that each takes the operations that any of the others needs.
-    built: dict[lane_optim.Family, list[tuple[str, nn.Module, optim.Optimizer]]] = {}
-    for name, make in OPTIMIZERS.items():
-        model = mlp(nn.ReLU, 0.0).to(dtype)
-        optimizer = make(model)
-        built.setdefault(lane_optim.family_of(optimizer), []).append((name, model, optimizer))
-    assert set(built) == set(lane_optim.Family)
-    n_steps = 10
-    steps = np.arange(1, n_steps + 1, dtype=np.float64)
-    for family, members in built.items():
-        size = sum(p.numel() for p in members[0][1].parameters())
-        p, m, v, a = torch.zeros(4, len(members), size, dtype=dtype).unbind(0)
-        table = np.empty((n_steps, lane_optim.K, len(members), size))
-        for row, (_, model, optimizer) in enumerate(members):
-            p[row] = torch.cat([t.detach().flatten() for t in model.parameters()])
-            for group in optimizer.param_groups:
-                c = lane_optim.coefficients(optimizer, family, group, steps)
-                at = 0
-                for t in model.parameters():
-                    if any(t is member for member in group["params"]):
-                        table[:, :, row, at : at + t.numel()] = c[:, :, None]
-                    at += t.numel()
-        uses = lane_optim.uses(np.moveaxis(table, 1, -1))
-        for k in range(n_steps):
-            g = made(len(members), size, seed=k, dtype=dtype)
-            for row, (_, model, optimizer) in enumerate(members):
-                at = 0
-                for t in model.parameters():
-                    t.grad = g[row, at : at + t.numel()].view_as(t).clone()
-                    at += t.numel()
-                optimizer.step()
-            coefficient = torch.from_numpy(table[k]).to(dtype).unbind(0)
-            lane_optim.UPDATES[family](p, m, v, a, g, coefficient, uses)
-            for row, (name, model, _) in enumerate(members):
-                expected = torch.cat([t.detach().flatten() for t in model.parameters()])
-                error = ((p[row] - expected).abs().max() / expected.abs().max()).item()
-                assert error <= (1e-13 if dtype == torch.float64 else 1e-6), f"{name}, step {k}: {error:.1e}"
-
-
-@pytest.mark.parametrize("family", lane_optim.Family)
-def test_idle_coefficients_change_nothing(family: lane_optim.Family) -> None:
-    p, m, v, a = state = [made(2, 64, seed=i, dtype=torch.float32).abs() for i in range(4)]
-    a.mul_(0.01)  # the square of a mean is never above the mean of squares
-    before = [t.clone() for t in state]
-    c = [torch.full((2, 1), float(x)) for x in lane_optim.idle(family)]
-    everything = frozenset({lane_optim.SIGN, lane_optim.L2, lane_optim.DECAY, lane_optim.C5})
-    for optional in (frozenset(), everything):
-        lane_optim.UPDATES[family](p, m, v, a, made(2, 64, seed=9, dtype=torch.float32), c, optional)
-        for t, b in zip(state, before, strict=True):
-            assert torch.equal(t, b)
-
-
-# --- (c) trajectories --------------------------------------------------------------------------------------------
+# --- (b) trajectories --------------------------------------------------------------------------------------------
 
 
 def check(

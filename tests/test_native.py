@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from lanes_helpers import KERNELS, assert_same_trail, made, specs_of, train_fused, work_of
-from shoal.lanes import native, optim
+from optimizer_tables import MORE, OPTIMIZERS
+from shoal.lanes import native, optim, tables
 from shoal.lanes.activations import TABLE, kind_of
 from shoal.lanes.kernels import TorchKernels, Updates
 from shoal.lanes.native import NativeKernels
 from shoal.lanes.native._build import Build, compiler
 from test_bit_identity import CASES, check_neighbours
-from test_equality import KINDS, OPTIMIZERS, definition, mixed, mlp
+from test_equality import KINDS, definition, mixed, mlp
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 
@@ -59,10 +60,10 @@ def in_fleets(kernels: NativeKernels) -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_updates_agree_with_torch_optim(kernels: NativeKernels, dtype: torch.dtype) -> None:
     built: dict[optim.Family, list[tuple[str, nn.Module, torch.optim.Optimizer]]] = {}
-    for name, make in OPTIMIZERS.items():
+    for name, make in {**OPTIMIZERS, **MORE}.items():  # families without a native form run on torch's kernels
         model = mlp(nn.ReLU, 0.0).to(dtype)
         optimizer = make(model)
-        built.setdefault(optim.family_of(optimizer), []).append((name, model, optimizer))
+        built.setdefault(tables.family_of(optimizer), []).append((name, model, optimizer))
     n_steps, steps = 10, np.arange(1, 11, dtype=np.float64)
     for family, members in built.items():
         shapes = [t.numel() for t in members[0][1].parameters()]
@@ -71,8 +72,14 @@ def test_updates_agree_with_torch_optim(kernels: NativeKernels, dtype: torch.dty
         state = torch.zeros(5, len(members), sum(shapes), dtype=dtype)
         for row, (_, model, optimizer) in enumerate(members):
             state[0, row] = torch.cat([t.detach().flatten() for t in model.parameters()])
+            second = tables.first_second(model, optimizer)
+            if second:
+                state[2, row] = torch.cat(
+                    [torch.full_like(t, 0).add(second[n]).flatten() for n, t in model.named_parameters()]
+                )
             for group in optimizer.param_groups:
-                c = optim.coefficients(optimizer, family, group, steps)
+                h = tables.stacked([tables.numbers(group)])
+                c = tables.coefficients(optimizer, family, h, steps, {})
                 for k, t in enumerate(model.parameters()):
                     if any(t is member for member in group["params"]):
                         table[:, :, row, k] = c

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,11 @@ def plateau(**more: Any) -> dict[str, Any]:
     return {**made, "schedule": lr_scheduler.ReduceLROnPlateau(made["optimizer"])}
 
 
+def stepped(**more: Any) -> dict[str, Any]:
+    made = parts(**more)
+    return {**made, "schedule": lr_scheduler.StepLR(made["optimizer"], 1)}
+
+
 TABLE: list[tuple[Callable[[], dict[str, Any]], str]] = [
     (lambda: parts(model="net"), r"Recipe\(model=...\) must be an nn.Module, not str"),
     (lambda: parts(optimizer=None), r"Recipe\(optimizer=...\) must be a torch.optim optimizer, not None"),
@@ -39,16 +45,27 @@ TABLE: list[tuple[Callable[[], dict[str, Any]], str]] = [
     (lambda: parts(batch_size=0), "at least 1, not 0"),
     (lambda: parts(batch_size=2.0), "whole number of at least 1, not 2.0"),
     (lambda: parts(batch_size=True), "whole number of at least 1, not True"),
-    (lambda: parts(schedule_every="batch"), "must be 'epoch' or 'step', not 'batch'"),
+    (lambda: parts(schedule_every="batch"), "must be 'epoch', 'step' or 'fraction', not 'batch'"),
     (lambda: parts(schedule=object()), "must be a torch.optim.lr_scheduler over the recipe's own optimizer"),
     (
         lambda: parts(schedule=lr_scheduler.StepLR(optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1), 1)),
         "over the recipe's own optimizer",
     ),
     (lambda: plateau(schedule_every="step"), "ReduceLROnPlateau needs a validation result; use schedule_every='epoch'"),
-    (lambda: parts(clip_norm=1.0), r"Recipe\(clip_norm=...\) is not available in this version"),
-    (lambda: parts(clip_value=1.0), r"Recipe\(clip_value=...\) is not available in this version"),
-    (lambda: parts(l1=0.1), r"Recipe\(l1=...\) is not available in this version"),
+    (lambda: plateau(schedule_every="fraction"), "ReduceLROnPlateau needs a validation result"),
+    (
+        lambda: stepped(schedule_every="fraction"),
+        "'fraction' is for CosineAnnealingWarmRestarts, .* not for torch.optim.lr_scheduler.StepLR; use 'epoch' or 'step'",
+    ),
+    (
+        lambda: parts(clip_norm=-1.0),
+        r"Recipe\(clip_norm=...\) must be a finite number of at least 0 \(0 or None for off\), not -1.0",
+    ),
+    (lambda: parts(clip_norm="1"), r"Recipe\(clip_norm=...\) must be a finite number .*, not '1'"),
+    (lambda: parts(clip_value=math.inf), r"Recipe\(clip_value=...\) must be a finite number .*, not inf"),
+    (lambda: parts(clip_value=True), r"Recipe\(clip_value=...\) must be a finite number .*, not True"),
+    (lambda: parts(l1=math.nan), r"Recipe\(l1=...\) must be a finite number of at least 0 \(0 for off\), not nan"),
+    (lambda: parts(l1=None), r"Recipe\(l1=...\) must be a finite number of at least 0 \(0 for off\), not None"),
     (lambda: parts(transform=torch.relu), r"Recipe\(transform=...\) is not available in this version"),
     (lambda: parts(extensions=[1]), r"Recipe\(extensions=...\) is not available in this version"),
     (

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, ReduceLROnPlateau
 
 from shoal.errors import RecipeError
 
@@ -30,7 +32,7 @@ FUNCTIONAL_CRITERIA: dict[Callable[..., Any], Callable[[], nn.Module]] = {
 }
 
 # Fields of the full recipe whose work has not been done yet: refused by name, so that none is silently ignored.
-_LATER = ("clip_norm", "clip_value", "l1", "transform", "extensions")
+_LATER = ("transform", "extensions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,17 @@ class Recipe:
         batch_size: Samples per update, from 1 to the size of the training split. The last batch of an epoch may be smaller.
         schedule: A scheduler of ``torch.optim.lr_scheduler`` on ``optimizer``. ``ReduceLROnPlateau`` is shown the validation
             loss when its mode is "min", and the study's metric when it is "max".
-        schedule_every: Whether ``schedule`` steps after each epoch or after each update.
+        schedule_every: Whether ``schedule`` steps after each epoch ("epoch") or after each update ("step"). "fraction" is for
+            ``CosineAnnealingWarmRestarts`` alone: after update i of the n of an epoch it is told ``epoch + i / n``, so that
+            its ``T_0`` counts epochs and the learning rate moves within them.
+        clip_norm: Largest norm of an update's gradient over all parameters together, as
+            ``torch.nn.utils.clip_grad_norm_`` has it. None or 0: not clipped.
+        clip_value: Largest absolute value of each element of it, clipped before the norm is taken. None or 0: not clipped.
+        l1: What the sum of absolute values of all trainable parameters (biases too) counts for in what is minimised: its
+            gradient is added before any clipping. The losses reported are without it. For L2 use ``weight_decay``.
         predict: ``predict(model, batch) -> outputs (n, ...)``: what metrics see. By default ``model(*inputs)`` for a
             criterion; with a callable loss and no ``predict`` only the loss is measured.
-        clip_norm, clip_value, l1, transform, extensions: Reserved for later versions; anything but the default is refused.
+        transform, extensions: Reserved for later versions; anything but the default is refused.
 
     Raises:
         RecipeError: If the parts do not fit each other; the message says which and what to do.
@@ -66,7 +75,7 @@ class Recipe:
     loss: Loss
     batch_size: int
     schedule: LRScheduler | ReduceLROnPlateau | None = None
-    schedule_every: Literal["epoch", "step"] = "epoch"
+    schedule_every: Literal["epoch", "step", "fraction"] = "epoch"
     clip_norm: float | None = None
     clip_value: float | None = None
     l1: float = 0.0
@@ -89,8 +98,12 @@ class Recipe:
             )
         if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise RecipeError(f"Recipe(batch_size=...) must be a whole number of at least 1, not {self.batch_size!r}.")
-        if self.schedule_every not in ("epoch", "step"):
-            raise RecipeError(f"Recipe(schedule_every=...) must be 'epoch' or 'step', not {self.schedule_every!r}.")
+        if self.schedule_every not in ("epoch", "step", "fraction"):
+            raise RecipeError(
+                f"Recipe(schedule_every=...) must be 'epoch', 'step' or 'fraction', not {self.schedule_every!r}."
+            )
+        for name in ("clip_norm", "clip_value", "l1"):
+            object.__setattr__(self, name, self._strength(name))
         for name in _LATER:
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default:
@@ -103,13 +116,31 @@ class Recipe:
                     "Recipe(schedule=...) must be a torch.optim.lr_scheduler over the recipe's own optimizer; build it as "
                     f"Scheduler(optimizer, ...). Got {_kind(self.schedule)}."
                 )
-            if self.schedule_every == "step" and isinstance(self.schedule, ReduceLROnPlateau):
+            if self.schedule_every != "epoch" and isinstance(self.schedule, ReduceLROnPlateau):
                 raise RecipeError("ReduceLROnPlateau needs a validation result; use schedule_every='epoch'.")
+            if self.schedule_every == "fraction" and not isinstance(self.schedule, CosineAnnealingWarmRestarts):
+                raise RecipeError(
+                    "schedule_every='fraction' is for CosineAnnealingWarmRestarts, the only scheduler that takes fractions of an "
+                    f"epoch, not for {_kind(self.schedule)}; use 'epoch' or 'step'."
+                )
         if type(self.loss).__name__ == "builtin_function_or_method" or self.loss in FUNCTIONAL_CRITERIA:
             known = FUNCTIONAL_CRITERIA.get(self.loss)
             if known is not None:
                 object.__setattr__(self, "loss", known())
         object.__setattr__(self, "training", {name: m.training for name, m in self.model.named_modules()})
+
+    def _strength(self, name: str) -> float | None:
+        """A clipping limit or a penalty as a float; None stays None."""
+        value, optional = getattr(self, name), name != "l1"
+        if value is None and optional:
+            return None
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+        if not 0 <= number < math.inf:
+            raise RecipeError(
+                f"Recipe({name}=...) must be a finite number of at least 0 (0{' or None' if optional else ''} for off), "
+                f"not {value!r}."
+            )
+        return number
 
     def _check_optimizer(self) -> None:
         named = dict(self.model.named_parameters())
@@ -140,8 +171,14 @@ class Recipe:
         for name, module in self.model.named_modules():
             module.training = self.training.get(name, True)
 
-    def step_schedule(self, *, loss: float = float("nan"), value: float = float("nan")) -> None:
-        """Advance the schedule once (after an epoch, or after an update), as a plain loop would."""
+    def step_schedule(self, *, loss: float = math.nan, value: float = math.nan, progress: float = math.nan) -> None:
+        """Advance the schedule once (after an epoch, or after an update), as a plain loop would.
+
+        Args:
+            loss: The validation loss, after an epoch.
+            value: The study's metric, after an epoch.
+            progress: Epochs behind the trial, as ``schedule_every="fraction"`` counts them.
+        """
         if self.schedule is None:
             return
         # A fused trial never calls ``optimizer.step``; torch warns about the order of calls unless told that it was.
@@ -150,6 +187,8 @@ class Recipe:
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
             if isinstance(self.schedule, ReduceLROnPlateau):
                 self.schedule.step(loss if self.schedule.mode == "min" else value)
+            elif self.schedule_every == "fraction":
+                self.schedule.step(progress)  # type: ignore[arg-type]
             else:
                 self.schedule.step()
 

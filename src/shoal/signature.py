@@ -9,12 +9,12 @@ import torch
 
 from shoal.errors import FuseError
 from shoal.keys import digest, object_key
-from shoal.lanes import optim
 from shoal.lanes.criteria import criterion_key, denominators, is_known
 from shoal.lanes.lane import LaneTrial
 from shoal.lanes.lift import lift_values, model_key
 from shoal.lanes.order import quantum
 from shoal.lanes.step import Layout, probe_samples
+from shoal.lanes.tables import family_of
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
 
@@ -51,7 +51,7 @@ class Signer:
         Raises:
             FuseError: If no lane form of the recipe exists; the message says why.
         """
-        optim.family_of(recipe.optimizer)
+        family_of(recipe.optimizer, recipe.schedule)
         if type(recipe.model).__name__ == "OptimizedModule":
             raise FuseError("its model was compiled by torch.compile; Shoal traces and compiles plain modules itself")
         layout = Layout.of(recipe)
@@ -89,5 +89,5 @@ def lane_trial(spec: TrialSpec, recipe: Recipe, target: torch.Tensor) -> LaneTri
         trainable = [p for p in recipe.model.parameters() if p.requires_grad]
         group_of = np.array([of[id(p)] for p in trainable])
     kinds = tuple(int(v) for name, v in lift_values(recipe.model).items() if name.endswith(".kind"))
-    family = optim.family_of(recipe.optimizer)
+    family = family_of(recipe.optimizer, recipe.schedule)
     return LaneTrial(spec, recipe, family, per_sample, kinds, groups=len(groups), group_of=group_of)

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.data import Datasets
+from shoal.errors import blame
 from shoal.lanes import optim
 from shoal.lanes.activations import runs_of
+from shoal.lanes.clip import Shaping
 from shoal.lanes.criteria import criterion_values, denominators, is_known
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Kernels, TorchKernels, Updates
@@ -26,6 +29,7 @@ from shoal.lanes.order import slot_weights
 from shoal.lanes.rng import sample_keys
 from shoal.lanes.state import LaneRow, LaneState
 from shoal.lanes.step import Layout, Program
+from shoal.lanes.tables import first_second
 from shoal.metrics import Metric
 from shoal.recipe import Recipe
 
@@ -115,7 +119,8 @@ class Fleet:
     def admit(self, trial: LaneTrial) -> int:
         """Let a fresh trial into a free lane; returns the lane."""
         lane = self.lanes.index(None)
-        self.state.put(lane, tensors_of(trial.recipe))
+        recipe = trial.recipe
+        self.state.put(lane, tensors_of(recipe), first_second(recipe.model, recipe.optimizer))
         self.lanes[lane] = trial
         return lane
 
@@ -165,15 +170,14 @@ class Fleet:
 
     def run_epoch(self) -> list[Measured]:
         """Train every lane for one epoch, then measure it on the validation split."""
-        active = [(i, t) for i, t in enumerate(self.lanes) if t is not None]
+        active, out = self._tabulate()
         if not active:
-            return []
+            return out
         with torch.no_grad(), self.program.kernels():
             losses, train_loss = self._train(active)
             for _, t in active:
                 t.epoch += 1
             valid_loss, metrics = self._validate()
-        out = []
         for i, t in active:
             named = {m.name: float(metrics[m.name][i]) for m in self.work.metrics} if metrics else {}
             finite = math.isfinite(float(train_loss[i])) and math.isfinite(float(valid_loss[i]))
@@ -184,6 +188,23 @@ class Fleet:
             )
         return out
 
+    def _tabulate(self) -> tuple[list[tuple[int, LaneTrial]], list[Measured]]:
+        """Make every lane's coefficients; a trial whose schedule raises is over, and the others go on without it."""
+        active: list[tuple[int, LaneTrial]] = []
+        broken: list[Measured] = []
+        n, nan = self.work.data.train.n, math.nan
+        for i, t in enumerate(self.lanes):
+            if t is None:
+                continue
+            try:
+                t.tabulate(t.shape(n, self.quantum).n_updates)
+            except Exception as error:
+                message = f"trial {t.spec.number}: its schedule raised {blame(error)}"
+                broken.append(Measured(t.spec.number, t.epoch, nan, nan, {}, nan, False, message))
+            else:
+                active.append((i, t))
+        return active, broken
+
     def _train(self, active: Sequence[tuple[int, LaneTrial]]) -> tuple[Tensor, Tensor]:
         """All ticks of an epoch: (first tick's loss (lanes,), mean loss over samples (lanes,)), on the host."""
         n, q, device, dtype = self.work.data.train.n, self.quantum, self.work.device, self.layout.dtype
@@ -191,7 +212,14 @@ class Fleet:
         ticks = max(s.n_ticks for s in shapes.values())
         orders = {i: t.sample_order(n) for i, t in active}
         keys = {i: t.keys(n) for i, t in active}
-        updates = self._updates(active, ticks)
+        due = np.zeros((ticks, self.width), dtype=bool)
+        for i, s in shapes.items():
+            due[: s.n_ticks, i] = s.due
+        recipes: list[Recipe | None] = [None] * self.width
+        for i, trial in active:
+            recipes[i] = trial.recipe
+        shaping = Shaping.of(recipes, due, self.state)
+        updates = self._updates(active, due, self.state.grads if shaping is None else shaping.shaped)
         tail = n % q if self.exact and n % q else q
         share = torch.zeros(ticks, self.width, dtype=torch.float64)  # of the epoch's samples, per tick
         goes_on = np.zeros((ticks, self.width), dtype=bool)  # the tick adds to a batch that an earlier one opened
@@ -237,8 +265,10 @@ class Fleet:
                 if state.buffers:
                     torch._foreach_copy_(state.buffers, outputs[n_grads:-1])
                 loss_rows[t].copy_(outputs[-1])
-                for due, update in updates:
-                    if due[t]:
+                if shaping is not None:
+                    shaping.apply(t)
+                for at_ticks, update in updates:
+                    if at_ticks[t]:
                         update(t)
         for i, trial in active:
             trial.updates += shapes[i].n_updates
@@ -247,23 +277,25 @@ class Fleet:
         return host[0], torch.where(share > 0, host * share, 0.0).sum(0)
 
     def _updates(
-        self, active: Sequence[tuple[int, LaneTrial]], ticks: int
+        self, active: Sequence[tuple[int, LaneTrial]], due: NDArray[np.bool_], grads: Tensor
     ) -> list[tuple[list[bool], Callable[[int], None]]]:
-        """This epoch's updates, one per stretch of neighbouring lanes of one family: at which ticks, and the update of a tick."""
-        n, q = self.work.data.train.n, self.quantum
+        """This epoch's updates, one per stretch of neighbouring lanes of one family: at which ticks, and the update of a tick.
+
+        Args:
+            active: Lanes and their trials.
+            due: Whose batch is full at which tick, (T, lanes).
+            grads: What the optimizers see, (lanes, P).
+        """
         families = [optim.Family.SGD if t is None else t.family for t in self.lanes]
         n_groups = len(self.layout.names) if any(t.groups > 1 for _, t in active) else 1
-        table = np.empty((ticks, optim.K, self.width, n_groups))
-        due = np.zeros((ticks, self.width), dtype=bool)
+        table = np.empty((len(due), optim.K, self.width, n_groups))
         for i, family in enumerate(families):
             table[:, :, i] = optim.idle(family)[:, None]
         for i, t in active:
-            s = t.shape(n, q)
-            c = t.coefficients(s.n_updates)  # (updates, K, groups)
+            c = t.table  # (updates, K, groups)
             if n_groups > 1:
                 c = c[:, :, t.group_of] if t.group_of is not None else np.repeat(c, n_groups, axis=2)
-            due[: s.n_ticks, i] = s.due
-            table[np.flatnonzero(s.due), :, i] = c
+            table[np.flatnonzero(due[:, i]), :, i] = c
         state = self.state
         out: list[tuple[list[bool], Callable[[int], None]]] = []
         for f, i, j in runs_of([int(f) for f in families]):
@@ -271,7 +303,7 @@ class Fleet:
             full = due[:, i:j]
             updates = Updates(
                 optim.Family(f),
-                (state.params[i:j], state.first[i:j], state.second[i:j], state.mean[i:j], state.grads[i:j]),
+                (state.params[i:j], state.first[i:j], state.second[i:j], state.mean[i:j], grads[i:j]),
                 torch.from_numpy(np.ascontiguousarray(part)).to(self.work.device, self.layout.dtype),
                 torch.from_numpy(np.ascontiguousarray(full).view(np.uint8)),
                 optim.uses(np.moveaxis(part, 1, -1)),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal.lanes import optim, order, rng
+from shoal.lanes import optim, order, rng, tables
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
 
@@ -43,23 +43,35 @@ class LaneTrial:
     best_value: float | None = None
     best_state: dict[str, Tensor] | None = None
     groups: int = 1
+    table: NDArray[np.float64] = field(
+        default_factory=lambda: np.empty((0, optim.K, 1)), repr=False
+    )  # (updates, K, groups)
+    carried: list[dict[str, float]] = field(
+        default_factory=list, repr=False
+    )  # per group: scalars of the optimizer's state
     group_of: NDArray[np.int64] | None = field(default=None, repr=False)
 
-    def coefficients(self, n_updates: int) -> NDArray[np.float64]:
-        """This epoch's coefficients, (updates, K, groups); a schedule that steps per update advances here."""
-        groups = self.recipe.optimizer.param_groups
+    def tabulate(self, n_updates: int) -> None:
+        """Make the coming epoch's coefficients. Call once per epoch: schedules that step per update advance here."""
+        recipe = self.recipe
+        groups = recipe.optimizer.param_groups
         steps = np.arange(self.updates + 1, self.updates + n_updates + 1, dtype=np.float64)
-        if self.recipe.schedule is None or self.recipe.schedule_every == "epoch":
-            table = [optim.coefficients(self.recipe.optimizer, self.family, g, steps) for g in groups]
-            return np.stack(table, axis=-1)
-        rows = []
-        for t in steps:
-            one = np.array([t])
-            rows.append(
-                np.stack([optim.coefficients(self.recipe.optimizer, self.family, g, one)[0] for g in groups], -1)
-            )
-            self.recipe.step_schedule()
-        return np.stack(rows)
+        if recipe.schedule is None or recipe.schedule_every == "epoch":
+            numbers = [tables.stacked([tables.numbers(g)]) for g in groups]
+        else:
+            snapshots: list[list[Mapping[str, float | tuple[float, ...]]]] = [[] for _ in groups]
+            for i in range(n_updates):
+                for taken, g in zip(snapshots, groups, strict=True):
+                    taken.append(tables.numbers(g))
+                recipe.step_schedule(progress=self.epoch + i / n_updates)
+            numbers = [tables.stacked(taken) for taken in snapshots]
+        while len(self.carried) < len(groups):
+            self.carried.append({})
+        per_group = [
+            tables.coefficients(recipe.optimizer, self.family, h, steps, carried)
+            for h, carried in zip(numbers, self.carried, strict=True)
+        ]
+        self.table = np.stack(per_group, axis=-1)
 
     def sample_order(self, n: int) -> NDArray[np.int64]:
         """The samples in this epoch's order, (n,)."""

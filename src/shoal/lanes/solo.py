@@ -6,12 +6,14 @@ Two things tell it from the loop a user would write: the order of samples and th
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shoal.lanes import clip
 from shoal.lanes.criteria import denominators, is_known
 from shoal.lanes.fleet import Work
 from shoal.lanes.lane import EVALUATION_CHUNK, EVALUATION_EPOCH, Measured
@@ -27,12 +29,36 @@ class Solo:
         self.spec, self.recipe, self.work = spec, recipe, work
         self.epoch = 0
         recipe.model.to(work.device)
+        # LBFGS, and whatever else says in the signature of its ``step`` that it evaluates the loss itself.
+        closure = inspect.signature(recipe.optimizer.step).parameters.get("closure")
+        self._takes_closure = closure is not None and closure.default is inspect.Parameter.empty
 
     def loss(self, batch: Batch) -> Tensor:
         """The recipe's own loss on a batch."""
         if self.recipe.is_criterion:
             return self.recipe.loss(self.recipe.model(*batch[:-1]), batch[-1])
         return self.recipe.loss(self.recipe.model, batch)
+
+    def step(self, batch: Batch, keys: Tensor) -> Tensor:
+        """One update: the batch's loss before it, without what L1 adds."""
+        recipe = self.recipe
+        losses: list[Tensor] = []
+
+        def closure() -> float:
+            with KeyedRandom(keys):  # the same draws each time that a line search comes back
+                loss = self.loss(batch)
+            recipe.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            clip.plain(recipe)
+            losses.append(loss.detach())
+            return losses[-1] + clip.penalty(recipe)  # type: ignore[return-value]
+
+        if self._takes_closure:
+            recipe.optimizer.step(closure)
+        else:
+            closure()
+            recipe.optimizer.step()
+        return losses[0]
 
     def run_epoch(self) -> Measured:
         """One epoch of training, then validation."""
@@ -41,22 +67,19 @@ class Solo:
         recipe.train_mode()
         order = torch.from_numpy(permutation(self.spec.seed, self.epoch, n)).to(device)
         keys = torch.from_numpy(sample_keys(self.spec.seed, self.epoch, n)).to(device)
+        n_updates = math.ceil(n / recipe.batch_size)
         first, total = math.nan, torch.zeros((), dtype=torch.float64, device=device)
         # Draws that have no keyed form (dropout inside attention) still repeat: torch's generator starts from the seed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.spec.seed, self.epoch))
             for at in range(0, n, recipe.batch_size):
                 rows = order[at : at + recipe.batch_size]
-                with KeyedRandom(keys[at : at + recipe.batch_size]):
-                    loss = self.loss(tuple(t[rows] for t in data.tensors))
-                recipe.optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                recipe.optimizer.step()
-                if recipe.schedule is not None and recipe.schedule_every == "step":
-                    recipe.step_schedule()
-                total += loss.detach().double() * (len(rows) / n)
+                loss = self.step(tuple(t[rows] for t in data.tensors), keys[at : at + recipe.batch_size])
+                if recipe.schedule is not None and recipe.schedule_every != "epoch":
+                    recipe.step_schedule(progress=self.epoch + at / recipe.batch_size / n_updates)
+                total += loss.double() * (len(rows) / n)
                 if at == 0:
-                    first = float(loss.detach())
+                    first = float(loss)
         self.epoch += 1
         valid_loss, outputs = self.measure(self.work.data.valid.tensors)
         metrics: dict[str, float] = {}

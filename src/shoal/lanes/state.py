@@ -45,11 +45,20 @@ class LaneState:
         self.inputs: list[Tensor] = [*layout.views(self.params), *(self.extra[name] for name in names)]
         self.buffers = [self.extra[name] for name in layout.buffers]
 
-    def put(self, lane: int, tensors: Mapping[str, Tensor]) -> None:
-        """Let a fresh trial into a lane: its tensors by name, its optimizer state at zero."""
+    def put(self, lane: int, tensors: Mapping[str, Tensor], second: Mapping[str, Tensor | float] | None = None) -> None:
+        """Let a fresh trial into a lane.
+
+        Args:
+            lane: A free one.
+            tensors: Everything that it holds, by name.
+            second: Where its optimizer's second row starts, by parameter; all other optimizer state starts at zero.
+        """
         self.flat[:, lane].zero_()
         for view, name in zip(self.layout.views(self.params), self.layout.names, strict=True):
             view[lane].copy_(tensors[name].detach())
+        if second:
+            for view, name in zip(self.layout.views(self.second), self.layout.names, strict=True):
+                view[lane] = second[name]
         for name, stacked in self.extra.items():
             stacked[lane].copy_(tensors[name].detach())
 
