@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import shutil
+import struct
 import subprocess
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
@@ -19,6 +21,7 @@ from shoal.errors import StorageError
 from shoal.records import EpochRow, Event, Json, ParamValue, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.report import render_report, write_report
 from shoal.report._data import report_data
+from shoal.report._predictions import per_class
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--"
 LR = json.dumps({"name": "FloatDistribution", "attributes": {"step": None, "low": 1e-4, "high": 0.1, "log": True}})
@@ -93,10 +96,15 @@ def test_hostile_texts_stay_texts() -> None:
             "options": {HOSTILE: HOSTILE},
             "fingerprint": HOSTILE,
             "space": {HOSTILE: HOSTILE},
+            "winner": {
+                "trial": 0,
+                "split": HOSTILE,
+                "classes": {"names": [HOSTILE], "matrix": [[1]], "hits": [1], "predicted": [1], "support": [1]},
+            },
         },
         name=HOSTILE,
     )
-    html = render_report(record)
+    html = render_report(record, {HOSTILE: 1.0})
     page = Page(html)
     assert "img" not in [tag for tag, _ in page.tags]
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
@@ -112,7 +120,7 @@ def test_script_writes_text_and_never_html_and_reaches_no_network() -> None:
     page = Page(html)
     for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "http"):
         assert forbidden not in page.scripts[1]
-    assert not [a for _, a in page.tags if {"src", "href"} & set(a)]
+    assert {a.get("src") or a.get("href") for _, a in page.tags if {"src", "href"} & set(a)} == {"data:,"}
     policy = [a.get("content") or "" for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
     assert policy and policy[0].startswith("default-src 'none'")
     assert "@import" not in html and "url(" not in html
@@ -168,14 +176,21 @@ def test_snippet_loads_weights(tmp_path: Path) -> None:
     assert torch.equal(scope["model"].weight, model.weight)
 
 
+def unpacked(data: Any, series: int = 0) -> list[list[float]]:
+    """Curves of a series, by trial, as the page reads them."""
+    raw = base64.b64decode(data["curves"]["series"][series]["data"])
+    values = iter(struct.unpack(f"<{len(raw) // 4}f", raw))
+    return [[next(values) for _ in range(length)] for length in data["curves"]["lengths"]]
+
+
 def test_non_finite_numbers_survive() -> None:
     values = [0.5, math.nan, math.inf, -math.inf]
     params: dict[str, ParamValue] = {"lr": math.inf}
     data = Page(render_report(study([trial(0, values, TrialState.STOPPED, params, {"lr": LR})]))).data
-    assert data["curves"]["value"][0] == [0.5, "NaN", "Infinity", "-Infinity"]
+    (curve,) = unpacked(data)
+    assert curve[0] == 0.5 and math.isnan(curve[1]) and curve[2:] == [math.inf, -math.inf]
     assert data["trials"]["value"] == ["-Infinity"]
     assert data["params"][0]["values"] == ["Infinity"]
-    assert [float(x) for x in data["curves"]["value"][0][2:]] == [math.inf, -math.inf]
 
 
 def test_parameters_become_columns() -> None:
@@ -200,6 +215,128 @@ def test_parameters_become_columns() -> None:
 def test_epochs_are_written_only_where_they_are_not_one_two_three() -> None:
     data: Any = report_data(study([trial(0, [0.1, 0.2]), trial(1, [0.1, 0.2], first_epoch=4)]))
     assert data["curves"]["epochs"] == {"1": [4, 5]}
+
+
+def test_every_recorded_metric_is_a_series() -> None:
+    rows = (
+        EpochRow(0, 1, 0.9, 0.5, {"loss": 0.7, "accuracy": 0.5, "f1": 0.4}),
+        EpochRow(0, 2, 0.8, 0.6, {"loss": 1e300, "accuracy": 0.6}),
+    )
+    one = TrialRecord(TrialSpec(0, 0, {}, {}), TrialState.FINISHED, 0.6, 2, "", rows)
+    data: Any = report_data(study([trial(1, [0.1]), one]))
+    names = [series["name"] for series in data["curves"]["series"]]
+    assert names == ["accuracy", "validation loss", "f1", "train loss"]
+    assert [series["loss"] for series in data["curves"]["series"]] == [False, True, False, True]
+    assert unpacked(data, 0)[0] == pytest.approx([0.5, 0.6])
+    assert unpacked(data, 1)[0][1] == math.inf  # beyond float32
+    assert unpacked(data, 2)[0][0] == pytest.approx(0.4) and math.isnan(unpacked(data, 2)[0][1])
+
+
+def test_extra_metrics_give_way_when_a_study_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.report._data.MAX_POINTS", 9)
+    metrics = {"loss": 0.7, "accuracy": 0.5, "f1": 0.4}
+    rows = tuple(EpochRow(0, epoch, 0.9, 0.5, metrics) for epoch in (1, 2, 3))
+    one = TrialRecord(TrialSpec(0, 0, {}, {}), TrialState.FINISHED, 0.5, 3, "", rows)
+    data: Any = report_data(study([one]))
+    assert [series["name"] for series in data["curves"]["series"]] == ["accuracy", "validation loss", "train loss"]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"tick_s": 0.002, "tick_lanes": 8, "solo_step_s": 0.001}, 1),
+        ({}, 0),
+        ({"tick_s": 0.0, "tick_lanes": 8, "solo_step_s": 0.001}, 0),
+        ({"tick_s": "fast", "tick_lanes": 8, "solo_step_s": 0.001}, 0),
+    ],
+)
+def test_a_gain_is_told_only_where_it_was_measured(data: dict[str, Json], expected: int) -> None:
+    found: Any = report_data(study([trial(0, [0.5])], [Event(0, "fleet", fleet=3, data=data)]))["speedups"]
+    assert len(found) == expected
+    if expected:
+        assert found == [{"fleet": 3, "lanes": 8, "tick_s": 0.002, "solo_step_s": 0.001}]
+
+
+WINNER: dict[str, Json] = {
+    "trial": 1,
+    "valid": {"n": 100, "level": 0.95, "scores": {"accuracy": {"value": 0.75, "low": 0.66, "high": 0.84}}},
+    "test": {"n": 400, "level": 0.95, "scores": {"accuracy": {"value": 0.7, "low": 0.65, "high": 0.74}}},
+}
+
+
+def test_how_sure_the_best_is() -> None:
+    trials = [trial(i, [value], params={"lr": 0.1}) for i, value in enumerate([0.5, 0.75, 0.73, 0.1])]
+    meta: dict[str, Json] = {"test": {"accuracy": 0.7, "f1": 0.6}, "winner": WINNER}
+    text = Page(render_report(study(trials, meta=meta))).text
+    for expected in (
+        "0.75  (0.66 to 0.84)",
+        "Test, 400 samples, 95 % interval",
+        "0.7  (0.65 to 0.74)",
+        "Held-out accuracy",
+        "95 % interval 0.65 to 0.74",
+        "On 400 held-out samples",
+        "standard error of 0.046 (100 samples): 1 other finished trial lies within it",
+    ):
+        assert expected in text, expected
+
+
+def test_intervals_of_another_winner_are_not_shown() -> None:
+    meta: dict[str, Json] = {"test": {"accuracy": 0.7}, "winner": {**WINNER, "trial": 0}}
+    text = Page(render_report(study([trial(0, [0.5]), trial(1, [0.75])], meta=meta))).text
+    assert "interval" not in text and "0.7" in text
+
+
+def test_runners_up_are_the_next_best_and_then_the_stopped() -> None:
+    trials = [
+        trial(0, [0.5]),
+        trial(1, [0.75]),
+        trial(2, [0.9], TrialState.STOPPED),
+        trial(3, [0.75]),
+        trial(4, [], TrialState.FAILED),
+        trial(5, [math.nan], TrialState.STOPPED),
+    ]
+    html = render_report(study(trials))
+    table = html[html.index("The best and the runners-up") :]
+    order = [f"Trial {n}" for n in (1, 3, 0, 2)]
+    assert [table.index(name) for name in order] == sorted(table.index(name) for name in order)
+    assert "tied" in table and "1, stopped" in table and "Trial 4" not in table and "Trial 5" not in table
+
+
+CLASSES: dict[str, Json] = {
+    "n": 3,
+    "matrix": [[8, 2, 0], [1, 9, 0], [0, 0, 0]],
+    "hits": [8, 9, 0],
+    "predicted": [9, 11, 0],
+    "support": [10, 10, 0],
+}
+
+
+def test_classes_of_the_winner_are_scored_as_scikit_learn_scores_them() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    truth, guesses = [0] * 10 + [1] * 10, [0] * 8 + [1] * 2 + [0] + [1] * 9
+    expected = metrics.precision_recall_fscore_support(truth, guesses, labels=[0, 1, 2], zero_division=0)
+    assert per_class(dict(CLASSES)) == [pytest.approx(row) for row in zip(*expected, strict=True)]
+
+
+def test_confusions_are_a_table_that_reads_aloud() -> None:
+    html = render_report(study([trial(1, [0.5])], meta={"winner": {"trial": 1, "split": "test", "classes": CLASSES}}))
+    assert "Confusion matrix of trial 1 on the test split" in html
+    assert 'title="2 of 10 of class 0 predicted as 1">2</td>' in html
+    assert "0.889" in html and html.count("<tr><th scope") >= 5
+
+
+def test_many_classes_show_their_worst_confusions() -> None:
+    n = 70
+    counts: dict[str, Json] = {"n": n, "hits": [1] * n, "predicted": [2] * n, "support": [3] * n}
+    counts["confusions"] = [[4, 5, 2]]
+    html = render_report(study([trial(1, [0.5])], meta={"winner": {"trial": 1, "classes": counts}}))
+    assert "Most frequent confusions of trial 1 on the validation split" in html and "66.7 %" in html
+
+
+@pytest.mark.parametrize("classes", [{"n": 2}, {"hits": [1], "predicted": [], "support": [1]}])
+def test_winner_that_cannot_be_read_is_said_so(classes: dict[str, Json]) -> None:
+    html = render_report(study([trial(1, [0.5])], meta={"winner": {"trial": 1, "classes": classes}}))
+    assert "cannot be read" in html
 
 
 def lane_bars(record: StudyRecord) -> list[tuple[str, int, int, float, float]]:
@@ -294,12 +431,13 @@ def test_ten_thousand_trials_stay_small() -> None:
 def test_controls_have_names() -> None:
     page = Page(render_report(study([trial(0, [0.5])], meta={"weights": {"0": "w"}})))
     controls = [attributes for tag, attributes in page.tags if tag in ("input", "button", "nav")]
-    assert len(controls) >= 6
+    controls += [attributes for tag, attributes in page.tags if tag == "select"]
+    assert len(controls) >= 12
     assert all(attributes.get("aria-label") for attributes in controls)
 
 
 def test_style_serves_dark_screens_phones_and_paper() -> None:
-    css = resources.files("shoal.report").joinpath("page.css").read_text(encoding="utf-8")
+    css = resources.files("shoal.report").joinpath("page", "page.css").read_text(encoding="utf-8")
     for query in ("prefers-color-scheme: dark", "@media print", "@media (max-width"):
         assert query in css
 
@@ -309,8 +447,8 @@ def test_script_parses_and_its_scales_work(tmp_path: Path) -> None:
     whole = tmp_path / "page.js"
     whole.write_text(Page(render_report(study([]))).scripts[1], encoding="utf-8")
     subprocess.run(["node", "--check", str(whole)], check=True)
-    charts = resources.files("shoal.report").joinpath("charts.js").read_text(encoding="utf-8")
-    pure = charts[: charts.index("const FONT")]
+    folder = resources.files("shoal.report").joinpath("page")
+    pure = "".join(folder.joinpath(name).read_text(encoding="utf-8") for name in ("text.js", "scales.js"))
     probe = """
     const y = scale(0, 1, 100, 0, false, 0), l = scale(1e-4, 1e-1, 0, 300, true, 0);
     console.log(JSON.stringify([y(0.25), y.ticks(5), Math.round(l(1e-3)), l.ticks(4), short(num("NaN")), short(-2e-9),

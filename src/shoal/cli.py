@@ -260,10 +260,12 @@ def run_resume(arguments: argparse.Namespace) -> int:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """``shoal report``: reads the study file only."""
+    from shoal.importances import importances
     from shoal.report import write_report
 
     record = _load_study(arguments.study)
-    path = write_report(record, arguments.output or _report_name(arguments.study))
+    name = _report_name(arguments.study)
+    path = write_report(record, arguments.output or name, importances(record), title=name.stem)
     print(path)
     return 0
 

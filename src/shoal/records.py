@@ -99,7 +99,7 @@ class StudyRecord:
 
     ``meta`` holds JSON facts under these keys: ``metric`` (name), ``options`` (keywords of ``tune``), ``fingerprint``
     (of ``define``'s code), ``space`` (name -> distribution JSON), ``test`` (metric name -> value on the test split, of
-    the winner), ``weights`` (trial number as str -> file), ``hardware``, ``elapsed_s``.
+    the winner), ``weights`` (trial number as str -> file), ``hardware``, ``elapsed_s``, ``winner`` (see `shoal.winner`).
     """
 
     name: str

@@ -120,9 +120,11 @@ class Study:
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that needs nothing else; returns its path."""
+        from shoal.importances import importances
         from shoal.report import write_report
 
-        return write_report(self.record, path)
+        record, title = self.record, None if self._store is None else Path(self._store.path).stem
+        return write_report(record, path, importances(record), title=title)
 
     def close(self) -> None:
         """Let go of the study file. Called by ``tune`` itself; a closed study can still be read."""

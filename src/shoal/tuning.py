@@ -19,7 +19,6 @@ from shoal.lanes import native
 from shoal.lanes.fleet import Work
 from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate, Pool
-from shoal.lanes.solo import measure
 from shoal.lanes.workers import n_workers, pools
 from shoal.metrics import Metric, resolve, standard_metrics
 from shoal.planner import total_lanes
@@ -34,6 +33,7 @@ from shoal.session import Session, candidate
 from shoal.signature import Signer
 from shoal.study import Study, trained
 from shoal.weights import WeightStore
+from shoal.winner import score_winner
 
 if TYPE_CHECKING:
     from shoal.storage import StudyStore
@@ -176,7 +176,7 @@ def tune(
         session.run(Engine(session, pool, scheme, rules, lanes, history.tick, start.paused), timeout_s, progress)
         study.interrupted, study.timed_out = session.interrupted, session.timed_out
         if not study.interrupted:
-            _score_winner(history, work, weights, rebuild)
+            score_winner(history, work, lambda spec: trained(spec, rebuild, weights))
         _write_down(history, weights, store)
     return study
 
@@ -254,21 +254,6 @@ def _value_of(chosen: Metric | None) -> Callable[[Measured], float]:
         return m.metrics[name]
 
     return value_of
-
-
-def _score_winner(history: History, work: Work, weights: WeightStore, rebuild: Callable[[TrialSpec], Recipe]) -> None:
-    """Score the winner on the test split, once."""
-    best, meta = history.record.best(), history.meta
-    if best is None or work.data.test is None or meta.get("test_trial") == best.spec.number:
-        return
-    recipe = trained(best.spec, rebuild, weights)
-    recipe.model.to(work.device)
-    split = work.data.test
-    loss, outputs = measure(recipe, split.tensors, best.spec.seed)
-    scores: dict[str, Json] = {"loss": loss}
-    if outputs is not None:
-        scores.update({m.name: float(m.compute(outputs[None], split.tensors[-1])[0]) for m in work.metrics})
-    meta["test"], meta["test_trial"] = scores, best.spec.number
 
 
 def _write_down(history: History, weights: WeightStore, store: StudyStore | None) -> None:

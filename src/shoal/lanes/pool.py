@@ -273,14 +273,15 @@ class Pool:
                     self._events.append(Event(0, "admitted", t.spec.number, fleet.number, i))
         self._take_up(g, fleet, key)
 
-    def _take_up(self, g: _Group, fleet: Fleet, signature: str) -> None:
-        """Make a fleet the one that trains its group's lanes."""
+    def _take_up(self, g: _Group, fleet: Fleet, signature: str, timed: Mapping[str, Json] | None = None) -> None:
+        """Make a fleet the one that trains its group's lanes; ``timed`` is what was measured for it."""
         g.fleet = fleet
         data: dict[str, Json] = {
             "width": fleet.width,
             "signature": signature,
             "tier": self._kernels.tier,
             "quantum": g.quantum,
+            **(timed or {}),
         }
         self._events.append(Event(0, "fleet", None, fleet.number, None, data))
 
@@ -292,6 +293,7 @@ class Pool:
             return
         width = planner.snug(len(group), g.max_width)
         fleet = self._fleet(g, width)
+        timed: dict[str, Json] = {}
         try:
             for c in group[:width]:
                 assert c.lane is not None
@@ -301,6 +303,8 @@ class Pool:
             if self._measure:
                 solo_s = self._time_solo(group[0])
                 busy = min(len(group), width)
+                # For the report: what the lanes gain, on this machine.
+                timed = {"tick_s": fused_s, "tick_lanes": busy, "solo_step_s": solo_s}
                 if solo_s * busy < 0.9 * fused_s:
                     g.solo_reason = (
                         f"faster one by one on this device ({1e3 * solo_s:.1f} ms a step, against {1e3 * fused_s / busy:.1f} ms in "
@@ -318,7 +322,7 @@ class Pool:
             return
         # The trial run left its traces in program and state; the lanes are filled anew from the recipes.
         fleet.lanes = [None] * width
-        self._take_up(g, fleet, group[0].signature)
+        self._take_up(g, fleet, group[0].signature, timed)
 
     def _slots(self, fleet: Fleet) -> tuple[Tensor, Tensor, Tensor]:
         n, q, w = self.work.data.train.n, fleet.quantum, fleet.width

@@ -8,7 +8,6 @@ it back with ``textContent`` only. A content security policy in the page forbids
 from __future__ import annotations
 
 import json
-import math
 import os
 import string
 import tempfile
@@ -17,19 +16,48 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from importlib import resources
 from pathlib import Path
+from typing import Final
 
-from shoal._text import format_duration, format_number
+from shoal._text import format_duration
 from shoal.errors import StorageError
-from shoal.records import Json, StudyRecord, TrialRecord, TrialState
-from shoal.report._data import elapsed_s, metric_name, report_data
+from shoal.records import Json, StudyRecord, TrialState
+from shoal.report._best import best_section, interval_of
+from shoal.report._data import report_data
+from shoal.report._html import note, pairs, tile
+from shoal.report._numbers import elapsed_s, metric_name, text
+from shoal.report._predictions import predictions_section
+
+# In the order of the page; each file draws one figure, the first five are what they stand on.
+SCRIPTS: Final = (
+    "text.js",
+    "scales.js",
+    "study.js",
+    "filter.js",
+    "chart.js",
+    "curves.js",
+    "history.js",
+    "importances.js",
+    "groups.js",
+    "slices.js",
+    "contour.js",
+    "parallel.js",
+    "residuals.js",
+    "lanes.js",
+    "table.js",
+    "start.js",
+)
 
 
-def write_report(record: StudyRecord, path: str | Path) -> Path:
+def write_report(
+    record: StudyRecord, path: str | Path, importances: Mapping[str, float] | None = None, *, title: str | None = None
+) -> Path:
     """Write a study as one self-contained HTML file.
 
     Args:
         record: The study, running or finished, empty or large.
         path: The file to write; missing folders are made, an existing file is replaced in one step.
+        importances: Parameter name -> share, as from `shoal.importances`; without it that figure is left out.
+        title: What the page is headed with; by default the study's name.
 
     Returns:
         The path that was written.
@@ -39,7 +67,7 @@ def write_report(record: StudyRecord, path: str | Path) -> Path:
     """
     path = Path(path)
     # A lone surrogate in a name has no UTF-8 form; a "?" in its place beats no report.
-    content = render_report(record).encode("utf-8", "replace")
+    content = render_report(record, importances, title=title).encode("utf-8", "replace")
     scratch: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,32 +88,44 @@ def write_report(record: StudyRecord, path: str | Path) -> Path:
     return path
 
 
-def render_report(record: StudyRecord) -> str:
+def render_report(
+    record: StudyRecord,
+    importances: Mapping[str, float] | None = None,
+    *,
+    title: str | None = None,
+    live: bool = False,
+) -> str:
     """The page as text.
 
     Args:
         record: The study.
+        importances: Parameter name -> share; without it that figure is left out.
+        title: What the page is headed with; by default the study's name.
+        live: The page is served by ``shoal watch`` and asks its server for news; otherwise it asks nobody for anything.
 
     Returns:
         A complete HTML document.
     """
-    data = json.dumps(report_data(record), allow_nan=False, separators=(",", ":"))
+    data = json.dumps(report_data(record, importances), allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         data = data.replace(character, f"\\u{ord(character):04x}")
     return string.Template(_asset("page.html")).substitute(
-        name=escape(record.name),
+        name=escape(title or record.name),
+        overline="Shoal study, live" if live else "Shoal study",
         summary=escape(_summary(record)),
-        css=_asset("page.css"),
-        script="".join(_asset(name) for name in ("charts.js", "page.js", "table.js")),
+        css=_asset("page.css") + _asset("figures.css"),
+        script="".join(_asset(name) for name in (*SCRIPTS, *(("live.js",) if live else ()))),
+        connect="; connect-src 'self'" if live else "",
         tiles=_tiles(record),
-        best=_best(record),
+        best=best_section(record),
+        predictions=predictions_section(record),
         facts=_facts(record),
         data=data,
     )
 
 
 def _asset(name: str) -> str:
-    return resources.files("shoal.report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("shoal.report").joinpath("page", name).read_text(encoding="utf-8")
 
 
 def _summary(record: StudyRecord) -> str:
@@ -107,6 +147,7 @@ def _tiles(record: StudyRecord) -> str:
     wall_s = elapsed_s(record)
     rate = f"{epochs / wall_s:,.0f} per second" if wall_s > 0 and epochs else ""
     total = len(record.trials)
+    held_out = _held_out(record)
     bar = "".join(
         f'<i class="s-{state}" style="flex-grow:{counts[state]}"></i>' for state in TrialState if counts[state]
     )
@@ -115,99 +156,50 @@ def _tiles(record: StudyRecord) -> str:
     )
     return "".join(
         (
-            _tile(
+            tile(
                 f"Best {metric_name(record)}",
-                _number(best.value) if best is not None else "none yet",
+                text(best.value) if best is not None else "none yet",
                 f"trial {best.spec.number}, epoch {best.epoch}" if best is not None else "no trial has finished",
             ),
+            held_out,
             f'<div class="tile wide"><dt>Trials</dt><dd>{total:,}</dd>'
             f'<div class="statebar" aria-hidden="true">{bar}</div><small>{legend}</small></div>',
-            _tile("Wall time", format_duration(wall_s) if wall_s else "unknown", ""),
-            _tile("Epochs trained", f"{epochs:,}", rate),
+            tile("Wall time", format_duration(wall_s) if wall_s else "unknown", ""),
+            tile("Epochs trained", f"{epochs:,}", rate),
         )
     )
 
 
-def _tile(label: str, value: str, note: str) -> str:
-    small = f"<small>{escape(note)}</small>" if note else ""
-    return f'<div class="tile"><dt>{escape(label)}</dt><dd>{escape(value)}</dd>{small}</div>'
-
-
-def _best(record: StudyRecord) -> str:
-    best = record.best()
-    if best is None:
-        return '<p class="note">No trial has finished yet, so there is no best configuration.</p>'
-    # Parameters in full and not rounded: this is where people copy them from.
-    parts = [
-        _pairs("Parameters", {name: _exact(value) for name, value in best.spec.params.items()}),
-        _pairs(f"Validation, epoch {best.epoch}", _validation(best, metric_name(record))),
-    ]
-    test = record.meta.get("test")
-    if isinstance(test, dict) and test:
-        parts.append(_pairs("Test", {name: _number(value) for name, value in test.items()}))
-    return f'<div class="columns">{"".join(parts)}</div>{_snippet(record, best)}'
-
-
-def _validation(best: TrialRecord, metric: str) -> dict[str, str]:
-    metrics: dict[str, str] = {metric: _number(best.value)}
-    row = next((row for row in best.rows if row.epoch == best.epoch), None)
-    if row is not None:
-        metrics.update({name: _number(value) for name, value in row.metrics.items() if name != metric})
-        metrics["train loss"] = _number(row.train_loss)
-    return metrics
-
-
-def _snippet(record: StudyRecord, best: TrialRecord) -> str:
-    weights = record.meta.get("weights")
-    file = weights.get(str(best.spec.number)) if isinstance(weights, dict) else None
-    if not isinstance(file, str):
-        return '<p class="note">The study kept no weights of this trial.</p>'
-    code = (
-        "from safetensors.torch import load_file\n"
-        "model = ...  # the same nn.Module that define() builds from the parameters above\n"
-        f"model.load_state_dict(load_file({file!r}))"
-    )
-    return (
-        "<h3>Load its weights in plain PyTorch</h3>"
-        f'<div class="code"><pre tabindex="0"><code id="snippet">{escape(code)}</code></pre>'
-        '<button type="button" id="copy" aria-label="Copy the snippet">Copy</button></div>'
-    )
+def _held_out(record: StudyRecord) -> str:
+    """The winner's score on samples that no trial was chosen by, when the study had some."""
+    test, metric = record.meta.get("test"), metric_name(record)
+    score = test.get(metric) if isinstance(test, dict) else None
+    if not isinstance(score, int | float) or record.best() is None:
+        return ""
+    found = interval_of(record, "test")
+    remark = "on the test split" if found is None else f"95 % interval {found[0]:.3g} to {found[1]:.3g}"
+    return tile(f"Held-out {metric}", text(score), remark)
 
 
 def _facts(record: StudyRecord) -> str:
     """The rest of ``meta``: what somebody needs who wants to run the study again."""
     facts: dict[str, str] = {}
+    parts: list[str] = []
     for key, value in record.meta.items():
-        if key in {"metric", "test", "weights", "space", "elapsed_s"}:
+        if key in {"metric", "test", "test_trial", "weights", "space", "elapsed_s", "winner"}:
             continue
         if isinstance(value, dict):
-            facts.update({f"{key}: {name}": _plain(item) for name, item in value.items()})
+            parts.append(pairs(key.capitalize(), {name: _plain(item) for name, item in value.items()}))
         else:
             facts[key] = _plain(value)
+    if facts:
+        parts.append(pairs("Made with", facts))
     reasons = Counter(trial.reason for trial in record.trials if trial.reason)
-    parts = [_pairs("Options", facts)] if facts else []
     if reasons:
         top: Iterable[tuple[str, int]] = reasons.most_common(12)
-        parts.append(_pairs("Why trials ended", {reason: f"{count:,}" for reason, count in top}))
-    return f'<div class="columns">{"".join(parts)}</div>' if parts else '<p class="note">None recorded.</p>'
-
-
-def _pairs(title: str, pairs: Mapping[str, str]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in pairs.items()
-    )
-    return f'<table class="pairs"><caption>{escape(title)}</caption><tbody>{rows}</tbody></table>'
-
-
-def _exact(value: object) -> str:
-    return repr(value) if isinstance(value, float) else str(value)
+        parts.append(pairs("Why trials ended", {reason: f"{count:,}" for reason, count in top}))
+    return f'<div class="columns">{"".join(parts)}</div>' if parts else note("None recorded.")
 
 
 def _plain(value: Json) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _number(value: object) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("∞" if value > 0 else "-∞")
-    return format_number(value) if isinstance(value, int | float) else str(value)

@@ -1,0 +1,42 @@
+"""Small questions that several parts of the report ask of a study, and how numbers are rounded for the page."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from shoal._text import format_number, json_ready
+from shoal.records import Json, StudyRecord
+
+DIGITS: Final = 5
+
+
+def metric_name(record: StudyRecord) -> str:
+    """The metric that the study is judged by."""
+    return str(record.meta.get("metric") or "value")
+
+
+def elapsed_s(record: StudyRecord) -> float:
+    """How long the study ran: what it says itself, or the latest time anywhere in it."""
+    said = record.meta.get("elapsed_s")
+    times = [event.time_s for event in record.events]
+    times += [trial.time_s for trial in record.trials]
+    times += [trial.rows[-1].time_s for trial in record.trials if trial.rows]
+    if isinstance(said, int | float):
+        times.append(float(said))
+    return max((t for t in times if math.isfinite(t)), default=0.0)
+
+
+def rounded(value: float | None) -> Json:
+    """Five significant digits, as JSON: numbers that JSON does not have become strings (see `shoal._text`)."""
+    if value is None or not math.isfinite(value):
+        return json_ready(value)
+    short = float(f"{value:.{DIGITS}g}")
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+def text(value: object) -> str:
+    """A number as people read it, NaN and infinities included."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("∞" if value > 0 else "-∞")
+    return format_number(value) if isinstance(value, int | float) else str(value)
