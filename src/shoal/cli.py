@@ -125,6 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument(
         "-o", "--output", metavar="PATH", help="HTML file to write (default: the study's name with .html)"
     )
+    report.add_argument("--figures", metavar="DIR", help="also write each figure as PNG and SVG into this folder")
 
     best = _command(commands, "best", "print a study's best trial", run_best)
     _add_study(best)
@@ -261,12 +262,15 @@ def run_resume(arguments: argparse.Namespace) -> int:
 def run_report(arguments: argparse.Namespace) -> int:
     """``shoal report``: reads the study file only."""
     from shoal.importances import importances
-    from shoal.report import write_report
+    from shoal.report import write_figures, write_report
 
     record = _load_study(arguments.study)
     name = _report_name(arguments.study)
-    path = write_report(record, arguments.output or name, importances(record), title=name.stem)
-    print(path)
+    shares = importances(record)
+    print(write_report(record, arguments.output or name, shares, title=name.stem))
+    if arguments.figures:
+        for path in write_figures(record, arguments.figures, shares):
+            print(path)
     return 0
 
 
