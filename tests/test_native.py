@@ -216,6 +216,65 @@ def test_a_run_does_not_touch_its_neighbours(kernels: NativeKernels) -> None:
         torch.testing.assert_close(y[part], TABLE[kinds[kind]].forward(alone, *TABLE[kinds[kind]].args))
 
 
+# --- cross-entropy ---------------------------------------------------------------------------------------------
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("smoothing", [None, 0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("q", "classes", "ignore"), [(1, 2, -100), (7, 10, 3), (600, 3, -1)])
+def test_cross_entropy_agrees_with_torch(
+    kernels: NativeKernels,
+    q: int,
+    classes: int,
+    ignore: int,
+    weighted: bool,
+    smoothing: float | None,
+    dtype: torch.dtype,
+) -> None:
+    lanes = 3
+    scores = (20 * made(lanes, q, classes, dtype=dtype)).requires_grad_()
+    target = torch.arange(lanes * q).view(lanes, q) % classes
+    if ignore < 0:
+        target[0, 0] = ignore
+    weight = made(lanes, classes, seed=4, dtype=dtype).abs() if weighted else None
+    lane_smoothing = None if smoothing is None else torch.full((lanes,), smoothing, dtype=torch.float64)
+    loss, log_p = kernels.loss(scores.detach(), target, weight, lane_smoothing, ignore)
+    expected = torch.stack(
+        [
+            nn.functional.cross_entropy(
+                s,
+                y,
+                None if weight is None else weight[i],
+                ignore_index=ignore,
+                reduction="none",
+                label_smoothing=smoothing or 0.0,
+            )
+            for i, (s, y) in enumerate(zip(scores, target, strict=True))
+        ]
+    )
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(loss, expected.detach(), rtol=tolerance, atol=10 * tolerance)
+    grad = made(lanes, q, seed=5, dtype=dtype)
+    expected.backward(grad)  # type: ignore[no-untyped-call]
+    assert scores.grad is not None
+    slope = kernels.loss_backward(grad, log_p, target, weight, lane_smoothing, ignore)
+    torch.testing.assert_close(slope, scores.grad, rtol=tolerance, atol=10 * tolerance)
+
+
+@needs_compiler
+def test_cross_entropy_of_what_is_not_finite(kernels: NativeKernels) -> None:
+    nan, inf = float("nan"), float("inf")
+    scores = torch.tensor([[[0.0, -inf, 1.0], [nan, 0.0, 0.0], [0.0, 0.0, nan], [1e30, 0.0, -1e30]]])
+    target = torch.tensor([[2, 1, 1, 0]])
+    loss, log_p = kernels.loss(scores, target, None, None, -100)
+    expected = nn.functional.cross_entropy(scores[0], target[0], reduction="none")
+    torch.testing.assert_close(loss[0], expected, equal_nan=True)
+    slope = kernels.loss_backward(torch.ones(1, 4), log_p, target, None, None, -100)
+    assert slope[0, [0, 3]].isfinite().all() and slope[0, [1, 2]].isnan().any(1).all()
+
+
 # --- whole trainings ---------------------------------------------------------------------------------------------
 
 

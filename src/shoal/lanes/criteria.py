@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoal.keys import module_key
+from shoal.lanes.crossentropy import class_loss
 
 _ELEMENTWISE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
     nn.MSELoss: lambda c, out, y: F.mse_loss(out, y, reduction="none"),
@@ -77,6 +78,9 @@ def numerators(criterion: Any, out: Tensor, target: Tensor, values: dict[str, Te
 
 
 def _class_numerators(criterion: Any, out: Tensor, target: Tensor, values: dict[str, Tensor]) -> Tensor:
+    if type(criterion) is nn.CrossEntropyLoss and out.dim() == 2 and not target.is_floating_point():
+        smoothing = values.get("loss.label_smoothing")
+        return class_loss(out, target, values.get("loss.weight"), smoothing, criterion.ignore_index)
     # Classes first, (C, q, ...): along a short last axis, torch's softmax kernels are 15 times slower on a CPU.
     scores = out.movedim(1, 0).contiguous()
     log_p = torch.log_softmax(scores, 0) if type(criterion) is nn.CrossEntropyLoss else scores

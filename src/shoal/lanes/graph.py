@@ -255,15 +255,27 @@ def specialise(
     def mask(keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
         return kernels().mask(keys, element, threshold, scale)
 
+    def loss(*arguments: Any) -> tuple[Tensor, Tensor]:
+        return kernels().loss(*arguments)
+
+    def loss_backward(*arguments: Any) -> Tensor:
+        return kernels().loss_backward(*arguments)
+
+    lane = torch.ops.shoal
+    others = {
+        lane.lane_keep_mask.default: mask,
+        lane.lane_class_loss.default: loss,
+        lane.lane_class_loss_backward.default: loss_backward,
+    }
     for node in gm.graph.nodes:
-        if node.target is torch.ops.shoal.lane_activation.default:
+        if node.target is lane.lane_activation.default:
             node.args = (node.args[0], kind_names[node.args[1]])
             node.target = forward
-        elif node.target is torch.ops.shoal.lane_activation_backward.default:
+        elif node.target is lane.lane_activation_backward.default:
             node.args = (*node.args[:3], kind_names[node.args[3]])
             node.target = backward
-        elif node.target is torch.ops.shoal.lane_keep_mask.default:
-            node.target = mask
+        else:
+            node.target = others.get(node.target, node.target)
 
 
 class Tick:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shoal.lanes import optim
 from shoal.lanes.activations import apply_runs, apply_runs_backward
+from shoal.lanes.crossentropy import gradient_of, loss_of
 from shoal.lanes.rng import mask_of
 
 Runs = Sequence[tuple[int, int, int]]  # (kind, first lane, one past the last)
@@ -57,6 +58,24 @@ class Kernels(Protocol):
         """Dropout: keys (lanes, q), element (n,), threshold and scale (lanes,) -> (lanes, q, n), scale where kept, else 0."""
         ...
 
+    def loss(
+        self, scores: Tensor, target: Tensor, weight: Tensor | None, smoothing: Tensor | None, ignore: int
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy per sample and log p, classes first; shapes as in ``shoal.lanes.crossentropy``."""
+        ...
+
+    def loss_backward(
+        self,
+        grad: Tensor,
+        log_p: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        smoothing: Tensor | None,
+        ignore: int,
+    ) -> Tensor:
+        """Its gradient in the scores, (lanes, q, C)."""
+        ...
+
     def updater(self, updates: Updates) -> Callable[[int], None]:
         """A function that carries out the updates of one tick."""
         ...
@@ -75,6 +94,9 @@ class TorchKernels:
 
     def mask(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
         return mask_of(keys, element, threshold, scale)
+
+    loss = staticmethod(loss_of)
+    loss_backward = staticmethod(gradient_of)
 
     def updater(self, updates: Updates) -> Callable[[int], None]:
         u = updates

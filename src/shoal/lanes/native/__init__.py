@@ -51,6 +51,14 @@ class NativeKernels:
         self._masks = {
             t: _function(library, f"shoal_mask_{s}", *[_LONG] * 3, *[_POINTER] * 5) for t, s in _TYPES.items()
         }
+        self._losses = {
+            t: _function(library, f"shoal_loss_{s}", *[_LONG] * 3, *[_POINTER] * 4, _LONG, *[_POINTER] * 2)
+            for t, s in _TYPES.items()
+        }
+        self._loss_slopes = {
+            t: _function(library, f"shoal_loss_backward_{s}", *[_LONG] * 3, *[_POINTER] * 5, _LONG, _POINTER)
+            for t, s in _TYPES.items()
+        }
         self._forward = _function(library, "shoal_forward_f32", _INT, _FLOAT, *[_LONG] * 2, *[_POINTER] * 2)
         self._backward = _function(library, "shoal_backward_f32", _INT, _FLOAT, *[_LONG] * 2, *[_POINTER] * 4)
 
@@ -104,6 +112,40 @@ class NativeKernels:
         self._masks[scale.dtype](*keys.shape, element.shape[0], *sources, out.data_ptr(), torch.get_num_threads())
         return out
 
+    def loss(
+        self, scores: Tensor, target: Tensor, weight: Tensor | None, smoothing: Tensor | None, ignore: int
+    ) -> tuple[Tensor, Tensor]:
+        dtype = scores.dtype
+        if dtype not in _TYPES or target.dtype != torch.int64:
+            return self._torch.loss(scores, target, weight, smoothing, ignore)
+        lanes, q, classes = scores.shape
+        held = [scores.contiguous(), target.contiguous(), *_numbers(weight, smoothing, dtype)]
+        loss = torch.empty(lanes, q, dtype=dtype)
+        log_p = torch.empty(classes, lanes, q, dtype=dtype)
+        pointers = [None if t is None else t.data_ptr() for t in held]
+        outs = (loss.data_ptr(), log_p.data_ptr())
+        self._losses[dtype](lanes, q, classes, *pointers, ignore, *outs, torch.get_num_threads())
+        return loss, log_p
+
+    def loss_backward(
+        self,
+        grad: Tensor,
+        log_p: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        smoothing: Tensor | None,
+        ignore: int,
+    ) -> Tensor:
+        dtype = log_p.dtype
+        if dtype not in _TYPES or target.dtype != torch.int64:
+            return self._torch.loss_backward(grad, log_p, target, weight, smoothing, ignore)
+        classes, lanes, q = log_p.shape
+        held = [grad.contiguous(), log_p.contiguous(), target.contiguous(), *_numbers(weight, smoothing, dtype)]
+        out = torch.empty(lanes, q, classes, dtype=dtype)
+        pointers = [None if t is None else t.data_ptr() for t in held]
+        self._loss_slopes[dtype](lanes, q, classes, *pointers, ignore, out.data_ptr(), torch.get_num_threads())
+        return out
+
     def updater(self, updates: Updates) -> Callable[[int], None]:
         u, table = updates, updates.table.contiguous()
         if u.family not in _FAMILIES or table.dtype not in _TYPES or table.shape[1] != optim.K:
@@ -121,6 +163,11 @@ class NativeKernels:
             call(*sizes, first + t * step, full + t * rows, threads)
 
         return update
+
+
+def _numbers(weight: Tensor | None, smoothing: Tensor | None, dtype: torch.dtype) -> list[Tensor | None]:
+    """Weights of classes and label smoothing as the library reads them."""
+    return [None if t is None else t.to(dtype).contiguous() for t in (weight, smoothing)]
 
 
 def _function(library: ctypes.CDLL, name: str, *arguments: Any) -> Any:

@@ -164,56 +164,157 @@ enum Kind { IDENTITY, RELU, TANH, SIGMOID, SILU, GELU, GELU_TANH, LEAKY_RELU };
 constexpr float GELU_A = 0.79788456f, GELU_B = 0.044715f;  // sqrt(2 / pi), and the cubic term's weight
 
 template <typename F>
-void each(int64_t lanes, int64_t n, float* out, int threads, F f) {
+void each(int64_t lanes, int64_t n, const float* x_, float* y_, int threads, F f) {
   LANES_IN_PARALLEL
-  for (int64_t lane = 0; lane < lanes; ++lane)
-    for (int64_t i = lane * n; i < (lane + 1) * n; ++i) out[i] = f(i);
-}
-
-void forward(int kind, float slope, int64_t lanes, int64_t n, const float* __restrict x, float* __restrict y, int threads) {
-  switch (kind) {
-    case IDENTITY: each(lanes, n, y, threads, [=](int64_t i) { return x[i]; }); break;
-    case RELU: each(lanes, n, y, threads, [=](int64_t i) { return x[i] < 0.0f ? 0.0f : x[i]; }); break;
-    case TANH: each(lanes, n, y, threads, [=](int64_t i) { return tanh_(x[i]); }); break;
-    case SIGMOID: each(lanes, n, y, threads, [=](int64_t i) { return 1.0f / (1.0f + exp_(-x[i])); }); break;
-    case SILU: each(lanes, n, y, threads, [=](int64_t i) { return x[i] / (1.0f + exp_(-x[i])); }); break;
-    case GELU: each(lanes, n, y, threads, [=](int64_t i) { return x[i] * phi_(x[i], exp_(-0.5f * x[i] * x[i])); }); break;
-    case GELU_TANH:
-      each(lanes, n, y, threads, [=](int64_t i) {
-        return 0.5f * x[i] * (1.0f + tanh_(GELU_A * (x[i] + GELU_B * x[i] * x[i] * x[i])));
-      });
-      break;
-    case LEAKY_RELU: each(lanes, n, y, threads, [=](int64_t i) { return x[i] > 0.0f ? x[i] : x[i] * slope; }); break;
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    const float* __restrict x = x_ + lane * n;
+    float* __restrict y = y_ + lane * n;
+    for (int64_t i = 0; i < n; ++i) y[i] = f(x[i]);
   }
 }
 
-void backward(int kind, float slope, int64_t lanes, int64_t n, const float* __restrict g, const float* __restrict x,
-              const float* __restrict y, float* __restrict out, int threads) {
+void forward(int kind, float slope, int64_t lanes, int64_t n, const float* x, float* y, int threads) {
+  const auto each_ = [=](auto f) { each(lanes, n, x, y, threads, f); };
   switch (kind) {
-    case IDENTITY: each(lanes, n, out, threads, [=](int64_t i) { return g[i]; }); break;
-    case RELU: each(lanes, n, out, threads, [=](int64_t i) { return y[i] <= 0.0f ? 0.0f : g[i]; }); break;
-    case TANH: each(lanes, n, out, threads, [=](int64_t i) { return g[i] * (1.0f - y[i] * y[i]); }); break;
-    case SIGMOID: each(lanes, n, out, threads, [=](int64_t i) { return g[i] * (y[i] * (1.0f - y[i])); }); break;
+    case IDENTITY: each_([](float x) { return x; }); break;
+    case RELU: each_([](float x) { return x < 0.0f ? 0.0f : x; }); break;
+    case TANH: each_([](float x) { return tanh_(x); }); break;
+    case SIGMOID: each_([](float x) { return 1.0f / (1.0f + exp_(-x)); }); break;
+    case SILU: each_([](float x) { return x / (1.0f + exp_(-x)); }); break;
+    case GELU: each_([](float x) { return x * phi_(x, exp_(-0.5f * x * x)); }); break;
+    case GELU_TANH: each_([](float x) { return 0.5f * x * (1.0f + tanh_(GELU_A * (x + GELU_B * x * x * x))); }); break;
+    case LEAKY_RELU: each_([=](float x) { return x > 0.0f ? x : x * slope; }); break;
+  }
+}
+
+template <typename F>
+void each(int64_t lanes, int64_t n, const float* g_, const float* x_, const float* y_, float* out_, int threads, F f) {
+  LANES_IN_PARALLEL
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    const float* __restrict g = g_ + lane * n;
+    const float* __restrict x = x_ + lane * n;
+    const float* __restrict y = y_ + lane * n;
+    float* __restrict out = out_ + lane * n;
+    for (int64_t i = 0; i < n; ++i) out[i] = f(g[i], x[i], y[i]);
+  }
+}
+
+void backward(int kind, float slope, int64_t lanes, int64_t n, const float* g, const float* x, const float* y, float* out,
+              int threads) {
+  const auto each_ = [=](auto f) { each(lanes, n, g, x, y, out, threads, f); };
+  switch (kind) {
+    case IDENTITY: each_([](float g, float, float) { return g; }); break;
+    case RELU: each_([](float g, float, float y) { return y <= 0.0f ? 0.0f : g; }); break;
+    case TANH: each_([](float g, float, float y) { return g * (1.0f - y * y); }); break;
+    case SIGMOID: each_([](float g, float, float y) { return g * (y * (1.0f - y)); }); break;
     case SILU:
-      each(lanes, n, out, threads, [=](int64_t i) {
-        const float s = 1.0f / (1.0f + exp_(-x[i]));
-        return g[i] * (s * (1.0f + x[i] * (1.0f - s)));
+      each_([](float g, float x, float) {
+        const float s = 1.0f / (1.0f + exp_(-x));
+        return g * (s * (1.0f + x * (1.0f - s)));
       });
       break;
     case GELU:
-      each(lanes, n, out, threads, [=](int64_t i) {
-        const float e = exp_(-0.5f * x[i] * x[i]);
-        return g[i] * (phi_(x[i], e) + x[i] * e * 0.39894228f);
+      each_([](float g, float x, float) {
+        const float e = exp_(-0.5f * x * x);
+        return g * (phi_(x, e) + x * e * 0.39894228f);
       });
       break;
     case GELU_TANH:
-      each(lanes, n, out, threads, [=](int64_t i) {
-        const float t = tanh_(GELU_A * (x[i] + GELU_B * x[i] * x[i] * x[i]));
-        const float slant = GELU_A * (1.0f + 3.0f * GELU_B * x[i] * x[i]);
-        return g[i] * (0.5f * (1.0f + t) + 0.5f * x[i] * (1.0f - t * t) * slant);
+      each_([](float g, float x, float) {
+        const float t = tanh_(GELU_A * (x + GELU_B * x * x * x));
+        const float slant = GELU_A * (1.0f + 3.0f * GELU_B * x * x);
+        return g * (0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * slant);
       });
       break;
-    case LEAKY_RELU: each(lanes, n, out, threads, [=](int64_t i) { return x[i] > 0.0f ? g[i] : g[i] * slope; }); break;
+    case LEAKY_RELU: each_([=](float g, float x, float) { return x > 0.0f ? g : g * slope; }); break;
+  }
+}
+
+// ---- cross-entropy ----
+
+inline float exp_of(float x) { return exp_(x); }
+inline double exp_of(double x) { return std::exp(x); }
+
+// Samples at a time: what is kept of them between passes stays in the nearest cache, and loops run along them.
+constexpr int64_t BLOCK = 256;
+
+// scores (lanes, q, C), target (lanes, q), weight (lanes, C) or null, smoothing (lanes) or null -> loss (lanes, q),
+// log_p (C, lanes, q).
+template <typename T>
+void class_loss(int64_t lanes, int64_t q, int64_t C, const T* scores, const int64_t* target, const T* weight, const T* smoothing,
+                int64_t ignore, T* loss, T* log_p, int threads) {
+  LANES_IN_PARALLEL
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    T top[BLOCK], sum[BLOCK];
+    const T s = smoothing == nullptr ? T(0) : smoothing[lane];
+    for (int64_t first = 0; first < q; first += BLOCK) {
+      const int64_t n = q - first < BLOCK ? q - first : BLOCK, at = lane * q + first;
+      for (int64_t c = 0; c < C; ++c) {
+        T* __restrict row = log_p + c * lanes * q + at;
+        for (int64_t i = 0; i < n; ++i) row[i] = scores[(at + i) * C + c];
+        if (c == 0)
+          for (int64_t i = 0; i < n; ++i) top[i] = row[i];
+        else
+          for (int64_t i = 0; i < n; ++i) top[i] = row[i] <= top[i] ? top[i] : row[i];  // NaN wins
+      }
+      for (int64_t i = 0; i < n; ++i) sum[i] = T(0);
+      for (int64_t c = 0; c < C; ++c) {
+        const T* __restrict row = log_p + c * lanes * q + at;
+        for (int64_t i = 0; i < n; ++i) sum[i] += exp_of(row[i] - top[i]);
+      }
+      for (int64_t i = 0; i < n; ++i) top[i] += std::log(sum[i]);
+      for (int64_t i = 0; i < n; ++i) sum[i] = T(0);  // from here on of weighted log p, for smoothing
+      for (int64_t c = 0; c < C; ++c) {
+        T* __restrict row = log_p + c * lanes * q + at;
+        const T w = weight == nullptr ? T(1) : weight[lane * C + c];
+        for (int64_t i = 0; i < n; ++i) row[i] -= top[i];
+        if (s > T(0))
+          for (int64_t i = 0; i < n; ++i) sum[i] += w * row[i];
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t y = target[at + i];
+        if (y == ignore || y < 0 || y >= C) {
+          loss[at + i] = T(0);
+          continue;
+        }
+        const T own = -(weight == nullptr ? T(1) : weight[lane * C + y]) * log_p[y * lanes * q + at + i];
+        loss[at + i] = s > T(0) ? (T(1) - s) * own - s / T(C) * sum[i] : own;
+      }
+    }
+  }
+}
+
+// grad (lanes, q), the others as above -> out (lanes, q, C).
+template <typename T>
+void class_loss_backward(int64_t lanes, int64_t q, int64_t C, const T* grad, const T* log_p, const int64_t* target, const T* weight,
+                         const T* smoothing, int64_t ignore, T* out, int threads) {
+  LANES_IN_PARALLEL
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    T kept[BLOCK], even[BLOCK];
+    const T s = smoothing == nullptr ? T(0) : smoothing[lane];
+    T all = T(C);
+    if (weight != nullptr) {
+      all = T(0);
+      for (int64_t c = 0; c < C; ++c) all += weight[lane * C + c];
+    }
+    for (int64_t first = 0; first < q; first += BLOCK) {
+      const int64_t n = q - first < BLOCK ? q - first : BLOCK, at = lane * q + first;
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t y = target[at + i];
+        const bool counts = y != ignore && y >= 0 && y < C;
+        kept[i] = counts ? (T(1) - s) * (weight == nullptr ? T(1) : weight[lane * C + y]) * grad[at + i] : T(0);
+        even[i] = counts ? s / T(C) * grad[at + i] : T(0);
+      }
+      for (int64_t c = 0; c < C; ++c) {
+        const T* __restrict row = log_p + c * lanes * q + at;
+        const T w = weight == nullptr ? T(1) : weight[lane * C + c];
+        for (int64_t i = 0; i < n; ++i) {
+          const T p = exp_of(row[i]);
+          const T own = target[at + i] == c ? kept[i] : T(0);
+          out[(at + i) * C + c] = kept[i] * p - own + even[i] * (all * p - w);
+        }
+      }
+    }
   }
 }
 
@@ -248,5 +349,25 @@ void shoal_forward_f32(int kind, float slope, int64_t lanes, int64_t n, const fl
 void shoal_backward_f32(int kind, float slope, int64_t lanes, int64_t n, const float* g, const float* x, const float* y, float* out,
                         int threads) {
   backward(kind, slope, lanes, n, g, x, y, out, threads);
+}
+
+void shoal_loss_f32(int64_t lanes, int64_t q, int64_t C, const float* scores, const int64_t* target, const float* weight,
+                    const float* smoothing, int64_t ignore, float* loss, float* log_p, int threads) {
+  class_loss(lanes, q, C, scores, target, weight, smoothing, ignore, loss, log_p, threads);
+}
+
+void shoal_loss_f64(int64_t lanes, int64_t q, int64_t C, const double* scores, const int64_t* target, const double* weight,
+                    const double* smoothing, int64_t ignore, double* loss, double* log_p, int threads) {
+  class_loss(lanes, q, C, scores, target, weight, smoothing, ignore, loss, log_p, threads);
+}
+
+void shoal_loss_backward_f32(int64_t lanes, int64_t q, int64_t C, const float* grad, const float* log_p, const int64_t* target,
+                             const float* weight, const float* smoothing, int64_t ignore, float* out, int threads) {
+  class_loss_backward(lanes, q, C, grad, log_p, target, weight, smoothing, ignore, out, threads);
+}
+
+void shoal_loss_backward_f64(int64_t lanes, int64_t q, int64_t C, const double* grad, const double* log_p, const int64_t* target,
+                             const double* weight, const double* smoothing, int64_t ignore, double* out, int threads) {
+  class_loss_backward(lanes, q, C, grad, log_p, target, weight, smoothing, ignore, out, threads);
 }
 }
