@@ -373,7 +373,7 @@ def test_a_wrong_file_exits_with_2(library: Library, capsys: pytest.CaptureFixtu
     [
         ("", "the following arguments are required: COMMAND"),
         ("tun", "invalid choice: 'tun'"),
-        ("tune", "the following arguments are required: FILE.py[:define]"),
+        ("tune", "the following arguments are required: FILE"),
         ("tune a.py --n-trials 0", "must be a whole number of at least 1; got '0'"),
         ("tune a.py --n-trials many", "must be a whole number of at least 1; got 'many'"),
         ("tune a.py --timeout -1", "must be a number greater than 0; got '-1'"),
@@ -407,7 +407,7 @@ def test_every_command_and_option_has_help() -> None:
     found = list(parsers(build_parser()))
     assert {name for name, _, _ in found} == {
         "shoal",
-        *(f"shoal {c}" for c in ["tune", "resume", "report", "best", "explain"]),
+        *(f"shoal {c}" for c in ["tune", "resume", "report", "best", "explain", "predict"]),
     }
     for name, parser, text in found:
         assert text and parser.description, f"{name} has no help"
@@ -417,7 +417,7 @@ def test_every_command_and_option_has_help() -> None:
 
 
 def test_help_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([], ["tune"], ["resume"], ["report"], ["best"], ["explain"]):
+    for command in ([], ["tune"], ["resume"], ["report"], ["best"], ["explain"], ["predict"]):
         assert main([*command, "--help"]) == 0
         assert "usage: shoal" in capsys.readouterr().out
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from shoal.records import StudyRecord
     from shoal.replay import steps_per_epoch
     from shoal.study import Study
+    from shoal.tabular import TableModel, TableStudy, load_table_model, predict_table, resume_table, tune_table
     from shoal.tuning import resume, tune
 
 # Loaded on first use: Optuna, SQLAlchemy and torch's tracer together take longer to import than many a study to run.
@@ -28,11 +29,17 @@ _HOME = {
     "Study": "study",
     "StudyError": "errors",
     "StudyRecord": "records",
+    "TableModel": "tabular",
+    "TableStudy": "tabular",
     "UsageError": "errors",
     "explain": "explaining",
+    "load_table_model": "tabular",
+    "predict_table": "tabular",
     "resume": "tuning",
+    "resume_table": "tabular",
     "steps_per_epoch": "replay",
     "tune": "tuning",
+    "tune_table": "tabular",
 }
 
 __all__ = [
@@ -46,13 +53,19 @@ __all__ = [
     "Study",
     "StudyError",
     "StudyRecord",
+    "TableModel",
+    "TableStudy",
     "UsageError",
     "__version__",
     "explain",
+    "load_table_model",
     "nn",
+    "predict_table",
     "resume",
+    "resume_table",
     "steps_per_epoch",
     "tune",
+    "tune_table",
 ]
 
 

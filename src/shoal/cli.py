@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from shoal import _data_commands as data_files
 from shoal._text import format_number, format_param, json_ready
 from shoal._user_file import UserFile, load_user_file
 from shoal.errors import ShoalError, StudyError, UsageError, did_you_mean
@@ -112,12 +113,14 @@ def build_parser() -> argparse.ArgumentParser:
         (["--value"], {"choices": ["last", "best"], "help": "which epoch a trial is judged by"}),
     ):
         tune.add_argument(*flags, default=argparse.SUPPRESS, **settings)
+    data_files.add_options(tune)
     _add_output(tune)
 
     resume = _command(commands, "resume", "go on with a killed, interrupted or finished study", run_resume)
     _add_study(resume)
     _add_file(resume)
     _add_budget(resume, resume=True)
+    data_files.add_options(resume)
     _add_output(resume)
 
     report = _command(commands, "report", "write a study's HTML report", run_report)
@@ -137,6 +140,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--n-trials", metavar="N", type=_positive_int, default=20, help="trials to look at (default: 20)"
     )
     explain.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the trials looked at (default: 0)")
+    data_files.add_options(explain)
+
+    predict = _command(
+        commands, "predict", "predict new rows with the model tuned from a data file", data_files.run_predict
+    )
+    predict.add_argument("study", metavar="STUDY", help="study file, or the .model.safetensors file beside it")
+    predict.add_argument("file", metavar="FILE", help="CSV or Parquet file with the new rows")
+    predict.add_argument(
+        "-o", "--output", metavar="PATH", help="CSV file to write (default: FILE's name with .predictions.csv)"
+    )
     return parser
 
 
@@ -169,8 +182,9 @@ def _command(commands: Any, name: str, text: str, run: object) -> argparse.Argum
 def _add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
-        metavar="FILE.py[:define]",
-        help="Python file with define(trial), data() and perhaps options = {...}; after a colon, define's name",
+        metavar="FILE",
+        help="Python file with define(trial), data() and perhaps options = {...}, with ':NAME' after it if define has "
+        "another name; or a CSV or Parquet file, with --target",
     )
 
 
@@ -238,6 +252,9 @@ def _load_study(name: str) -> StudyRecord:
 
 def run_tune(arguments: argparse.Namespace) -> int:
     """``shoal tune``: the file's options, overridden by those of the command line."""
+    if data_files.is_data_file(arguments.file):
+        return _tune_data(arguments)
+    data_files.refuse_options(arguments)
     user = _load(arguments.file)
     keywords: dict[str, Any] = {"storage": f"{user.path.stem}.db", **user.options}
     keywords.update({key: getattr(arguments, key) for key in _TUNE_KEYWORDS if hasattr(arguments, key)})
@@ -248,15 +265,31 @@ def run_tune(arguments: argparse.Namespace) -> int:
 
 def run_resume(arguments: argparse.Namespace) -> int:
     """``shoal resume``: the study's own options; the file brings code and data, and its options are not read again."""
-    user = _load(arguments.file)
     keywords = {
         key: getattr(arguments, key) for key in ("n_trials", "max_epochs", "timeout_s") if hasattr(arguments, key)
     }
     keywords.update(_progress(arguments))
+    if data_files.is_data_file(arguments.file):
+        tabular = importlib.import_module("shoal.tabular")
+        ready = data_files.prepare(arguments, tabular.seed_of(arguments.study))
+        table = tabular.resume_prepared(arguments.study, ready, **keywords)
+        return _finish(table.study, arguments.study, arguments, table)
+    data_files.refuse_options(arguments)
+    user = _load(arguments.file)
     study = _library().resume(
         arguments.study, user.define, train=user.train, valid=user.valid, test=user.test, **keywords
     )
     return _finish(study, arguments.study, arguments)
+
+
+def _tune_data(arguments: argparse.Namespace) -> int:
+    """``shoal tune`` on a data file."""
+    keywords = {key: getattr(arguments, key) for key in _TUNE_KEYWORDS if hasattr(arguments, key)}
+    storage = keywords.setdefault("storage", data_files.study_name(arguments.file))
+    keywords.update(_progress(arguments))
+    ready = data_files.prepare(arguments, keywords.get("seed", 0))
+    table = importlib.import_module("shoal.tabular").tune_prepared(ready, **keywords)
+    return _finish(table.study, storage, arguments, table)
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -286,9 +319,14 @@ def run_best(arguments: argparse.Namespace) -> int:
 
 def run_explain(arguments: argparse.Namespace) -> int:
     """``shoal explain``: what the planner would do, without training."""
-    user = _load(arguments.file)
+    source: Any
+    if data_files.is_data_file(arguments.file):
+        source = data_files.prepare(arguments, arguments.seed)
+    else:
+        data_files.refuse_options(arguments)
+        source = _load(arguments.file)
     explanation = _library().explain(
-        user.define, train=user.train, valid=user.valid, n_trials=arguments.n_trials, seed=arguments.seed
+        source.define, train=source.train, valid=source.valid, n_trials=arguments.n_trials, seed=arguments.seed
     )
     print(explanation)
     return 0
@@ -301,7 +339,7 @@ def _progress(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"progress": "json"} if arguments.json else {}
 
 
-def _finish(study: Any, storage: object, arguments: argparse.Namespace) -> int:
+def _finish(study: Any, storage: object, arguments: argparse.Namespace, table: Any = None) -> int:
     """Print what came out and where it lies; say how to go on when the study was interrupted."""
     record: StudyRecord = study.record
     report = study.report(arguments.report) if arguments.report else None
@@ -313,12 +351,20 @@ def _finish(study: Any, storage: object, arguments: argparse.Namespace) -> int:
             **(facts or {"trial": None}),
         }
         result.update({"study": _where(storage), "report": None if report is None else str(report)})
+        if table is not None:
+            result["model"] = _where(table.model_file)
+            result["comparison"] = None if table.comparison is None else json_ready(table.comparison.scores)
+            result["notes"] = list(table.notes)
         print(_json(result))
     else:
         lines = ["No trial has finished." if facts is None else _best_text(facts)]
         lines.append(_row("study", _where(storage) or "in memory, gone when this program ends"))
         if report is not None:
             lines.append(_row("report", str(report)))
+        if table is not None and table.model_file is not None:
+            lines.append(_row("model", str(table.model_file)))
+        if table is not None and table.comparison is not None:
+            lines += ["", str(table.comparison)]
         print("\n".join(lines))
     if not study.interrupted:
         return 0
@@ -326,7 +372,7 @@ def _finish(study: Any, storage: object, arguments: argparse.Namespace) -> int:
     if storage is None:
         print(f"shoal: {stopped}; without a study file it cannot go on.", file=sys.stderr)
     else:
-        command = shlex.join(["shoal", "resume", str(storage), arguments.file])
+        command = shlex.join(["shoal", "resume", str(storage), *data_files.again(arguments)])
         print(f"shoal: {stopped}; go on with: {command}", file=sys.stderr)
     # A time limit is what the user asked for: running into it is no failure.
     return 0 if stopped == "out of time" else EXIT_INTERRUPTED

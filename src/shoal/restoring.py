@@ -147,7 +147,8 @@ def check_same(previous: StudyRecord, facts: Mapping[str, Json]) -> None:
     advice = "Use the file that the study was started with, or another storage."
     if previous.meta.get("fingerprint") not in (None, facts["fingerprint"]):
         raise StorageError(
-            f"study {previous.name!r} belongs to other code: define() has changed since it was started. {advice}"
+            f"study {previous.name!r} belongs to other code: define() has changed since it was started (of a data file: its "
+            f"target, its other options, or its rows). {advice}"
         )
     if previous.meta.get("data") not in (None, facts["data"]):
         raise StorageError(f"study {previous.name!r} was started with other data (its fingerprint differs). {advice}")
