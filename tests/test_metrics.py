@@ -9,11 +9,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torch import Tensor
 
+from shoal import memory
 from shoal.errors import UsageError
-from shoal.metrics import Metric, resolve, standard_metrics
+from shoal.metrics import Meter, Metric, further, resolve, standard_metrics
 from shoal.records import Direction
 
 Oracle = Callable[[Tensor, Tensor], float]
@@ -28,6 +31,17 @@ for metric_name, function in (("precision", sk.precision_score), ("recall", sk.r
     CLASSIFICATION[metric_name] = averaged(function, "macro")
     for kind in ("micro", "weighted"):
         CLASSIFICATION[f"{metric_name}_{kind}"] = averaged(function, kind)
+
+CLASSIFICATION["mcc"] = lambda truth, predicted: float(sk.matthews_corrcoef(truth, predicted))
+CLASSIFICATION["kappa"] = lambda truth, predicted: float(sk.cohen_kappa_score(truth, predicted))
+CLASSIFICATION["balanced_accuracy"] = lambda truth, predicted: float(
+    sk.recall_score(truth, predicted, average="macro", labels=np.unique(truth), zero_division=0)
+)
+for metric_name, function in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score)):
+    CLASSIFICATION[f"{metric_name}_macro"] = averaged(function, "macro")
+    CLASSIFICATION[f"{metric_name}_class_1"] = lambda truth, predicted, f=function: float(  # type: ignore[misc]
+        f(truth, predicted, average=None, labels=[0, 1], zero_division=0)[1]
+    )
 
 REGRESSION: dict[str, Oracle] = {
     "mae": lambda truth, output: float(sk.mean_absolute_error(truth, output)),
@@ -248,3 +262,222 @@ def test_nonsense_is_refused(metric: str, targets: Tensor | None, direction: Dir
 def test_outputs_that_do_not_suit_are_refused(name: str, outputs: Tensor, targets: Tensor, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         named(name, targets).compute(outputs, targets)
+
+
+# --- scores ------------------------------------------------------------------------------------------------------
+
+
+def auroc(truth: Tensor, scores: Tensor) -> float:
+    return float(sk.roc_auc_score(truth, scores))
+
+
+def average_precision(truth: Tensor, scores: Tensor) -> float:
+    return float(sk.average_precision_score(truth, scores))
+
+
+RANKED = {"auroc": auroc, "average_precision": average_precision}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    scores=st.lists(st.lists(st.integers(-4, 4), min_size=12, max_size=12), min_size=1, max_size=3),
+    truth=st.lists(st.booleans(), min_size=12, max_size=12).filter(lambda t: 0 < sum(t) < 12),
+    column=st.booleans(),
+    floating=st.booleans(),
+)
+def test_ranks_of_binary_scores_are_exact_with_ties(
+    scores: list[list[int]], truth: list[bool], column: bool, floating: bool
+) -> None:
+    outputs = torch.tensor(scores, dtype=torch.float32)
+    targets = torch.tensor(truth).to(torch.float32 if floating else torch.int64)
+    for name, oracle in RANKED.items():
+        expected = [oracle(targets, lane) for lane in outputs]
+        shown = outputs[..., None] if column else outputs
+        close(named(name, targets).compute(shown, targets), expected)
+        # A probability ranks as its logit does.
+        close(named(name, targets).compute((shown.double() * 3).sigmoid(), targets), expected)
+
+
+@pytest.mark.parametrize("name", RANKED)
+@pytest.mark.parametrize("as_probabilities", [False, True])
+@pytest.mark.parametrize("n_classes", [2, 3, 5])
+def test_ranks_of_classes_against_the_rest(name: str, as_probabilities: bool, n_classes: int) -> None:
+    logits, targets = made(4, 40, n_classes).double(), torch.arange(40) ** 2 % 7 % n_classes
+    chances = logits.softmax(2)
+    shown = chances if as_probabilities else logits
+    plain, by_support = [], []
+    for lane in chances:
+        if n_classes == 2:
+            each = [RANKED[name](targets, lane[:, 1])]
+            support = [1.0]
+        else:
+            present = [k for k in range(n_classes) if bool((targets == k).any())]
+            each = [RANKED[name]((targets == k).int(), lane[:, k]) for k in present]
+            support = [float((targets == k).sum()) for k in present]
+        plain.append(sum(each) / len(each))
+        by_support.append(float(np.average(each, weights=support)))
+    close(named(name, targets).compute(shown, targets), plain)
+    close(named(f"{name}_weighted", targets).compute(shown, targets), by_support)
+    if name == "auroc" and n_classes == 3:
+        close(
+            named(name, targets).compute(shown, targets),
+            [sk.roc_auc_score(targets, c, multi_class="ovr") for c in chances],
+        )
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 4])
+@pytest.mark.parametrize("as_probabilities", [False, True])
+def test_log_loss_scores_as_in_scikit_learn(n_classes: int, as_probabilities: bool) -> None:
+    targets = torch.arange(24) % max(2, n_classes)
+    logits = made(3, 24, n_classes).double()
+    chances = logits.sigmoid() if n_classes == 1 else logits.softmax(2)
+    expected = [float(sk.log_loss(targets, lane.squeeze(1) if n_classes == 1 else lane)) for lane in chances]
+    found = named("log_loss", targets)
+    assert found.direction == "minimize"
+    scale = "probabilities" if as_probabilities else "logits"
+    close(found.compute(chances if as_probabilities else logits, targets, scale), expected)  # type: ignore[arg-type]
+
+
+def test_log_loss_of_a_certain_mistake_is_large_and_finite() -> None:
+    targets = torch.tensor([0, 1])
+    sure = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]], dtype=torch.float64)
+    close(named("log_loss", targets).compute(sure, targets), [float(sk.log_loss(targets, sure[0]))])
+
+
+@pytest.mark.parametrize("name", ["auroc", "average_precision", "log_loss", "f1_class_2", "balanced_accuracy", "mcc"])
+def test_ignored_targets_do_not_count_for_scores_either(name: str) -> None:
+    logits, targets = made(3, 30, 4), torch.arange(30) % 4
+    kept = torch.arange(30) % 5 > 0
+    metric = named(name, targets)
+    holes = targets.masked_fill(~kept, -100)
+    torch.testing.assert_close(metric.compute(logits, holes), metric.compute(logits[:, kept], targets[kept]))
+
+
+# --- several labels ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+@pytest.mark.parametrize("scale", ["logits", "probabilities"])
+def test_several_labels_score_as_in_scikit_learn(dtype: torch.dtype, scale: str) -> None:
+    logits, truth = made(4, 25, 3).double(), (made(25, 3, seed=2) > 0.5).to(dtype)
+    truth[:, 2] = 0  # never true
+    shown = logits if scale == "logits" else logits.sigmoid()
+    oracles: dict[str, Callable[[Tensor], float]] = {
+        "accuracy": lambda lane: float(sk.accuracy_score(truth.int(), lane > 0)),
+    }
+    for score, function in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score)):
+        for average in ("macro", "micro", "weighted"):
+            oracles[f"{score}_{average}"] = lambda lane, f=function, a=average: float(  # type: ignore[misc]
+                f(truth.int(), (lane > 0).int(), average=a, zero_division=0)
+            )
+        oracles[f"{score}_class_1"] = lambda lane, f=function: float(  # type: ignore[misc]
+            f(truth.int(), (lane > 0).int(), average=None, zero_division=0)[1]
+        )
+    for name, oracle in RANKED.items():
+        oracles[name] = lambda lane, f=oracle: (f(truth[:, 0], lane[:, 0]) + f(truth[:, 1], lane[:, 1])) / 2  # type: ignore[misc]
+    for name, expected in oracles.items():
+        found = named(name, truth).compute(shown, truth, scale)  # type: ignore[arg-type]
+        close(found, [expected(lane) for lane in logits])
+
+
+def test_binary_pixels_are_places() -> None:
+    logits, truth = made(2, 5, 1, 3, 3), (made(5, 1, 3, 3, seed=3) > 0).float()
+    expected = [float(sk.f1_score(truth.flatten(), lane.flatten() > 0, average="macro")) for lane in logits]
+    close(named("f1", truth).compute(logits, truth), expected)
+    close(named("f1", truth[:, 0].long()).compute(logits, truth[:, 0].long()), expected)
+
+
+# --- chunks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "outputs", "targets"),
+    [
+        (["accuracy", "f1", "mcc", "top_2_accuracy", "auroc", "log_loss", "average_precision_weighted"],
+         made(3, 50, 5), torch.arange(50) % 5),
+        (["mae", "mse", "rmse", "r2"], made(3, 50, 2), made(50, 2, seed=1)),
+        (["accuracy", "f1_micro", "auroc"], made(3, 50, 4), (made(50, 4, seed=1) > 0).float()),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_chunks_add_up_to_the_whole(
+    names: list[str], outputs: Tensor, targets: Tensor, in_a_file: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_a_file:
+        monkeypatch.setattr(memory, "limit_bytes", lambda: 0)
+    metrics = [named(name, targets) for name in names]
+    meter = Meter(metrics, targets)
+    for part in torch.split(outputs, 16, dim=1):
+        meter.add(part)
+    for name, values in meter.results().items():
+        torch.testing.assert_close(values, named(name, targets).compute(outputs, targets), rtol=1e-12, atol=1e-14)
+
+
+def test_lanes_are_ranked_in_groups_that_fit_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shoal.metrics import _meter
+
+    logits, targets = made(7, 20, 3), torch.arange(20) % 3
+    expected = named("auroc", targets).compute(logits, targets)
+    monkeypatch.setattr(_meter, "_GROUP_BYTES", 2 * 20 * 3 * 8)
+    assert torch.equal(named("auroc", targets).compute(logits, targets), expected)
+
+
+def test_what_was_not_asked_for_is_left_out_where_it_does_not_suit() -> None:
+    targets = torch.arange(12) % 4
+    meter = Meter(standard_metrics(targets), targets)
+    meter.add(made(2, 12, 2))  # an embedding, say: two numbers for four classes
+    assert meter.results() == {}
+    asked = Meter([named("accuracy", targets), *standard_metrics(targets)[1:]], targets)
+    with pytest.raises(UsageError, match="metric 'accuracy': targets have class 3, but the outputs have 2 classes"):
+        asked.add(made(2, 12, 2))
+
+
+def test_outputs_need_a_row_per_sample() -> None:
+    targets = torch.arange(12) % 4
+    for outputs in (made(2), made(2, 3, 4)):
+        with pytest.raises(UsageError, match="metric 'accuracy' needs one row of outputs per sample: 12 samples gave"):
+            Meter([named("accuracy", targets)], targets).add(outputs, 12)
+
+
+def test_further_metrics_need_no_direction() -> None:
+    found = further(["auroc", "loss", bias], targets=INTS.clamp(max=1))
+    assert [metric.name for metric in found] == ["auroc", "bias"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ("f1", "metrics must be a list of names and callables to record, such as ['f1']; got 'f1'"),
+        ([3], "each of metrics must be a name or a callable"),
+        (["f1_mcro"], "Unknown metric 'f1_mcro'. Did you mean 'f1_micro'?"),
+        (["f1", "f1"], "metrics has 'f1' twice"),
+        (["roc_auc"], "Unknown metric 'roc_auc'. Did you mean 'auroc'?"),
+    ],
+)
+def test_nonsense_among_further_metrics_is_refused(metrics: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        further(metrics, targets=INTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "targets", "message"),
+    [
+        ("auroc", made(2, 4, 3), torch.zeros(4).long(), "needs targets of at least two classes in the split"),
+        ("f1_class_7", made(2, 4, 3), INTS, "there is no class 7; the outputs have 3 classes (0 to 2)"),
+        ("mcc", made(2, 4, 3), torch.ones(4, 3), "needs one class per sample; these targets have several labels"),
+        ("kappa", made(2, 4, 3), torch.ones(4, 3), "metric 'kappa' needs one class per sample"),
+        ("balanced_accuracy", made(2, 4, 3), torch.ones(4, 3), "Take f1, auroc or average_precision"),
+        ("log_loss", made(2, 4, 3), torch.ones(4, 3), "needs one class per sample; these targets have several labels"),
+        ("f1", made(2, 4, 3), torch.full((4, 3), 2), "its target must be 0 or 1; the targets go from 2 to 2"),
+    ],
+)
+def test_scores_that_make_no_sense_are_refused(name: str, outputs: Tensor, targets: Tensor, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        named(name, targets).compute(outputs, targets)
+
+
+def test_a_constant_guess_has_no_kappa_and_no_correlation() -> None:
+    targets = torch.ones(5).long()
+    logits = torch.tensor([0.0, 1.0]).expand(1, 5, 2)
+    for name in ("kappa", "mcc"):
+        close(named(name, targets).compute(logits, targets), [0.0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -20,7 +20,7 @@ from shoal.lanes.fleet import Work
 from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate, Pool
 from shoal.lanes.workers import n_workers, pools
-from shoal.metrics import Metric, resolve, standard_metrics
+from shoal.metrics import Metric, further, resolve, standard_metrics
 from shoal.planner import total_lanes
 from shoal.progress import ProgressMode
 from shoal.recipe import Recipe
@@ -47,6 +47,7 @@ def tune(
     test: Any = None,
     metric: str | Callable[..., float] | None = None,
     direction: Direction | None = None,
+    metrics: Sequence[str | Callable[..., float]] = (),
     value: Literal["last", "best"] = "last",
     n_trials: int = 100,
     max_epochs: int = 30,
@@ -69,6 +70,7 @@ def tune(
         metric: A name ("accuracy", "f1", "loss", "rmse", ...) or a callable ``(outputs, targets) -> number``; by default accuracy
             for integer targets and the loss otherwise.
         direction: "minimize" or "maximize"; follows from a named metric.
+        metrics: Further metrics, by name or as callables, that are recorded beside it and decide nothing.
         value: Which epoch a trial is judged by, and whose weights are kept: its "last" or its "best".
         n_trials: Trials in all. A study file that already has some is continued up to this number.
         max_epochs: Epochs of a trial that is not stopped early. A larger number than a study file was made with trains its
@@ -104,6 +106,7 @@ def tune(
     data = load(train, valid, test, seed=seed)
     target = data.train.tensors[-1] if len(data.train.tensors) > 1 else None
     chosen = resolve(metric, targets=target, direction=direction)
+    others = further(metrics, targets=target)
     way: Direction = chosen.direction if chosen is not None else (direction or "minimize")
     metric_name = chosen.name if chosen is not None else "loss"
     scheme = resolve_scheduler(scheduler, max_epochs=max_epochs, n_trials=n_trials)
@@ -111,6 +114,7 @@ def tune(
     options: dict[str, Json] = {
         "metric": metric_name if not callable(metric) else None,
         "direction": way,
+        "metrics": None if any(callable(m) for m in metrics) else list(cast("Sequence[str]", metrics)),
         "value": value,
         "n_trials": n_trials,
         "max_epochs": max_epochs,
@@ -129,7 +133,7 @@ def tune(
         "sampler": asker.name,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {where}",
     }
-    work = Work(_to(data, where), _metrics(chosen, target), where)
+    work = Work(_to(data, where), _metrics(chosen, others, target), where)
     lanes = total_lanes(n_trials, learns=asker.learns)
     signer = Signer(work.data.train.tensors)
 
@@ -215,7 +219,7 @@ def resume(
     options = load_study(str(storage)).meta.get("options")
     if not isinstance(options, dict):
         raise StorageError(f"{storage} holds no options to resume with; call tune() with this storage instead.")
-    if options.get("metric") is None or options.get("sampler") is None:
+    if any(options.get(key) is None for key in ("metric", "sampler")) or options.get("metrics", []) is None:
         raise UsageError(
             "this study was started with a metric or sampler object, which no file can hold; call tune() again with the same "
             "arguments and this storage, which continues it."
@@ -265,9 +269,11 @@ def _write_down(history: History, weights: WeightStore, store: StudyStore | None
         store.flush()
 
 
-def _metrics(chosen: Metric | None, target: torch.Tensor | None) -> tuple[Metric, ...]:
-    standard = [m for m in standard_metrics(target) if chosen is None or m.name != chosen.name]
-    return tuple([*([chosen] if chosen else []), *standard])
+def _metrics(chosen: Metric | None, others: Sequence[Metric], target: torch.Tensor | None) -> tuple[Metric, ...]:
+    """What is measured every epoch: what decides, what was asked for beside it, and what is standard; each name once."""
+    found = {m.name: m for m in (*standard_metrics(target), *others, *([chosen] if chosen else []))}
+    first = [chosen.name] if chosen else []
+    return tuple(found[name] for name in dict.fromkeys([*first, *(m.name for m in others), *found]))
 
 
 def _to(data: Datasets, device: torch.device) -> Datasets:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from shoal.errors import StorageError
+from shoal.lanes.criteria import scale_of
 from shoal.lanes.fleet import Work
 from shoal.lanes.solo import measure
-from shoal.metrics import IGNORE_INDEX, Metric
+from shoal.metrics import IGNORE_INDEX, Meter, Metric, Scale
 from shoal.recipe import Recipe
 from shoal.records import Json, TrialSpec
 
@@ -72,10 +73,14 @@ def score_winner(history: History, work: Work, trained: Callable[[TrialSpec], Re
         target = split.tensors[-1]
         measured = {"loss": loss}
         if outputs is not None:
-            measured.update({m.name: _of_metric(m)(outputs, target) for m in work.metrics})
-        winner[name] = split_scores(outputs, target, measured, work.metrics, _of_loss(recipe), best.spec.seed)
+            meter = Meter(work.metrics, target, scale_of(recipe))
+            meter.add(outputs[None])
+            measured.update({name: float(value[0]) for name, value in meter.results().items()})
+        winner[name] = split_scores(
+            outputs, target, measured, work.metrics, _of_loss(recipe), best.spec.seed, scale_of(recipe)
+        )
         winner["split"] = name
-        found = predictions(outputs, target)
+        found = predictions(outputs, target, cut=0.5 if scale_of(recipe) == "probabilities" else 0.0)
         winner.update(found or {})
         if name == "test":
             meta["test"], meta["test_trial"] = dict[str, Json](measured), best.spec.number
@@ -96,6 +101,7 @@ def split_scores(
     metrics: Sequence[Metric],
     loss: Score | None = None,
     seed: int = 0,
+    scale: Scale = "logits",
 ) -> dict[str, Json]:
     """A split's scores, each with its interval where one can be had.
 
@@ -106,13 +112,14 @@ def split_scores(
         metrics: What to compute again on redrawn samples.
         loss: (outputs, targets) -> mean loss, if that is what the recipe's loss is.
         seed: Of the redraws.
+        scale: What the outputs are.
 
     Returns:
         ``n``, ``level``, and ``scores``: name -> ``{"value", "low", "high"}``, the last two absent where unknown.
     """
     ranges: dict[str, tuple[float, float]] = {}
     if outputs is not None:
-        functions: dict[str, Score] = {m.name: _of_metric(m) for m in metrics}
+        functions: dict[str, Score] = {m.name: _of_metric(m, scale) for m in metrics}
         # A loss that sums, or whose parts do not add up to the whole, says something else about redrawn samples.
         if loss is not None and math.isclose(_quietly(loss, outputs, targets), measured["loss"], rel_tol=1e-3):
             functions["loss"] = loss
@@ -126,8 +133,8 @@ def split_scores(
     return {"n": int(targets.shape[0]), "level": LEVEL, "scores": found}
 
 
-def _of_metric(metric: Metric) -> Score:
-    return lambda outputs, targets: float(metric.compute(outputs[None], targets)[0])
+def _of_metric(metric: Metric, scale: Scale) -> Score:
+    return lambda outputs, targets: float(metric.compute(outputs[None], targets, scale)[0])
 
 
 def _bootstrap(
@@ -163,12 +170,13 @@ def _quietly(function: Score, outputs: Tensor, targets: Tensor) -> float:
             return math.nan
 
 
-def predictions(outputs: Tensor | None, targets: Tensor) -> dict[str, Json] | None:
+def predictions(outputs: Tensor | None, targets: Tensor, cut: float = 0.0) -> dict[str, Json] | None:
     """Confusion counts for classes, binned residuals for numbers, None for anything else.
 
     Args:
         outputs: (n, C) or (n, C, ...) logits, (n,) or (n, 1) binary logits; for regression, the targets' shape.
         targets: (n, ...).
+        cut: Above it, one output per sample means class 1.
 
     Returns:
         ``{"classes": ...}`` (see ``_classes``) or ``{"residuals": ...}`` (see ``_residuals``).
@@ -180,14 +188,14 @@ def predictions(outputs: Tensor | None, targets: Tensor) -> dict[str, Json] | No
     n = len(targets)
     if not targets.is_floating_point():
         if outputs.numel() == targets.numel() == n == len(outputs):  # one logit per sample: two classes
-            return {"classes": _classes((outputs > 0).long(), targets, 2)}
+            return {"classes": _classes((outputs > cut).long(), targets, 2)}
         if outputs.ndim == targets.ndim + 1 and (n, *outputs.shape[2:]) == tuple(targets.shape):
             return {"classes": _classes(outputs.argmax(dim=1), targets, outputs.shape[1])}
         return None
     if outputs.numel() != targets.numel() or len(outputs) != n:
         return None
     if outputs.numel() == n and bool(((targets == 0) | (targets == 1)).all()):
-        return {"classes": _classes((outputs > 0).long(), targets.long(), 2)}
+        return {"classes": _classes((outputs > cut).long(), targets.long(), 2)}
     return {"residuals": _residuals(outputs, targets)}
 
 

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from shoal.keys import module_key
 from shoal.lanes.crossentropy import class_loss
+from shoal.metrics import Scale
+from shoal.recipe import Recipe
 
 _ELEMENTWISE: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Tensor]] = {
     nn.MSELoss: lambda c, out, y: F.mse_loss(out, y, reduction="none"),
@@ -41,6 +43,11 @@ def is_known(criterion: object) -> bool:
     if type(criterion) not in _ELEMENTWISE:
         return False
     return getattr(criterion, "weight", None) is None and getattr(criterion, "pos_weight", None) is None
+
+
+def scale_of(recipe: Recipe) -> Scale:
+    """What the outputs that metrics see are: ``BCELoss`` is the one criterion that wants probabilities."""
+    return "probabilities" if type(recipe.loss) is nn.BCELoss and recipe.predict is None else "logits"
 
 
 def criterion_key(criterion: nn.Module) -> object:

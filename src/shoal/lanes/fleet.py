@@ -20,17 +20,17 @@ from shoal.errors import blame
 from shoal.lanes import optim
 from shoal.lanes.activations import runs_of
 from shoal.lanes.clip import Shaping
-from shoal.lanes.criteria import criterion_values, denominators, is_known
+from shoal.lanes.criteria import criterion_values, denominators, is_known, scale_of
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Kernels, TorchKernels, Updates
-from shoal.lanes.lane import EVALUATION_CHUNK, EVALUATION_EPOCH, LaneTrial, Measured
+from shoal.lanes.lane import EVALUATION_EPOCH, LaneTrial, Measured, evaluation_chunk
 from shoal.lanes.lift import lift_values
 from shoal.lanes.order import slot_weights
 from shoal.lanes.rng import sample_keys
 from shoal.lanes.state import LaneRow, LaneState
 from shoal.lanes.step import Layout, Program
 from shoal.lanes.tables import first_second
-from shoal.metrics import Metric
+from shoal.metrics import Meter, Metric
 from shoal.recipe import Recipe
 
 # Only this many sample slots are tabulated at once, so that an epoch of a million samples needs no gigabyte of indices.
@@ -179,7 +179,7 @@ class Fleet:
                 t.epoch += 1
             valid_loss, metrics = self._validate()
         for i, t in active:
-            named = {m.name: float(metrics[m.name][i]) for m in self.work.metrics} if metrics else {}
+            named = {name: float(values[i]) for name, values in metrics.items()}
             finite = math.isfinite(float(train_loss[i])) and math.isfinite(float(valid_loss[i]))
             out.append(
                 Measured(
@@ -315,42 +315,42 @@ class Fleet:
 
     def _validate(self) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss (lanes,), metric name -> (lanes,)), on the host."""
-        split = self.work.data.valid
-        loss, outputs = self.measure(split.tensors)
-        if outputs is None:
-            return loss, {}
-        target = split.tensors[-1]
-        return loss, {m.name: m.compute(outputs, target).double().cpu() for m in self.work.metrics}
+        split, recipe = self.work.data.valid, self.program._recipe
+        meter = Meter(self.work.metrics, split.tensors[-1], scale_of(recipe))
+        loss = self.measure(split.tensors, meter)
+        return loss, meter.results()
 
-    def measure(self, data: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Loss and outputs of every lane on a split: ((lanes,) on the host, (lanes, n, ...))."""
-        n = data[0].shape[0]
+    def measure(self, data: Sequence[Tensor], meter: Meter) -> Tensor:
+        """The validation loss of every lane, (lanes,) on the host; ``meter`` is shown all outputs, chunk by chunk."""
+        n, size = data[0].shape[0], evaluation_chunk(data)
         keys = np.zeros((self.width, n), dtype=np.int32)
+        each = np.zeros(self.width)  # what a sample's numerator counts for
         for i, t in enumerate(self.lanes):
             if t is not None:
                 keys[i] = sample_keys(t.spec.seed, EVALUATION_EPOCH, n)
+                if t.valid_weight is None:
+                    t.valid_weight = evaluation_weight(t.recipe, data[-1])
+                each[i] = t.valid_weight
         key_t = torch.from_numpy(keys).to(self.work.device)
-        weight = evaluation_weights(self.program._recipe, data).to(self.work.device, self.layout.dtype)
+        weight = torch.from_numpy(each).to(self.work.device, self.layout.dtype)[:, None]  # (lanes, 1)
         total = torch.zeros(self.width, dtype=torch.float64)
-        parts: list[Tensor] = []
         known = is_known(self.program._recipe.loss)
-        for first in range(0, n, EVALUATION_CHUNK):
-            chunk = [t[first : first + EVALUATION_CHUNK] for t in data]
-            size = chunk[0].shape[0]
-            out = self.program.evaluate(
-                self.state.inputs, chunk, weight[first : first + size], key_t[:, first : first + size].contiguous()
-            )
-            total += out[-1].double().cpu() * (1.0 if known else size / n)
+        for first in range(0, n, size):
+            chunk = [t[first : first + size] for t in data]
+            q = chunk[0].shape[0]
+            slots = weight.expand(-1, q).contiguous(), key_t[:, first : first + q].contiguous()
+            out = self.program.evaluate(self.state.inputs, chunk, *slots)
+            total += out[-1].double().cpu() * (1.0 if known else q / n)
             if len(out) > 1:
-                parts.append(out[0])
-        return total, (torch.cat(parts, 1) if parts else None)
+                meter.add(out[0], q)
+        return total
 
 
-def evaluation_weights(recipe: Recipe, data: Sequence[Tensor]) -> Tensor:
-    """(n,) float64: with them, a known criterion's numerators sum to its mean over the whole split."""
-    n = data[0].shape[0]
+def evaluation_weight(recipe: Recipe, target: Tensor) -> float:
+    """With it, a known criterion's numerators sum to its mean over a whole split."""
     if not is_known(recipe.loss):
-        return torch.ones(n, dtype=torch.float64)
+        return 1.0
     if recipe.loss.reduction == "sum":  # type: ignore[union-attr]
-        return torch.full((n,), 1.0 / n, dtype=torch.float64)
-    return torch.full((n,), 1.0, dtype=torch.float64) / denominators(recipe.loss, data[-1]).sum()
+        return 1.0 / len(target)
+    total = float(denominators(recipe.loss, target).sum())
+    return 1.0 / total if total else math.inf  # all targets ignored: 0 / 0 as in torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,6 +50,9 @@ class LaneTrial:
         default_factory=list, repr=False
     )  # per group: scalars of the optimizer's state
     group_of: NDArray[np.int64] | None = field(default=None, repr=False)
+    valid_weight: float | None = (
+        None  # of a sample of the validation split; None until it is measured for the first time
+    )
 
     def tabulate(self, n_updates: int) -> None:
         """Make the coming epoch's coefficients. Call once per epoch: schedules that step per update advance here."""
@@ -87,5 +90,13 @@ class LaneTrial:
 
 # Evaluation draws (a VAE that samples, say) come from an epoch that training never reaches.
 EVALUATION_EPOCH = 2**31
-# Samples per evaluation chunk: fixed, so that a model which mixes samples sees the same chunks in a lane and alone.
-EVALUATION_CHUNK = 512
+_CHUNK_BYTES = 2**20
+
+
+def evaluation_chunk(data: Sequence[Tensor]) -> int:
+    """Samples per evaluation chunk: at most 512, and fewer where samples are large, since every lane's activations of a chunk are
+    in memory at once. It depends on the data alone, so that a model which mixes samples sees the same chunks in a lane and alone.
+    """
+    per_sample = sum(t[0].numel() * t.element_size() for t in data)
+    fits = max(1, _CHUNK_BYTES // max(1, per_sample))
+    return int(max(8, min(512, 1 << (fits.bit_length() - 1))))

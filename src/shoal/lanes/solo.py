@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from shoal.lanes import clip
-from shoal.lanes.criteria import denominators, is_known
+from shoal.lanes.criteria import denominators, is_known, scale_of
 from shoal.lanes.fleet import Work
-from shoal.lanes.lane import EVALUATION_CHUNK, EVALUATION_EPOCH, Measured
+from shoal.lanes.lane import EVALUATION_EPOCH, Measured, evaluation_chunk
 from shoal.lanes.rng import KeyedRandom, derive, permutation, sample_keys
+from shoal.metrics import Meter
 from shoal.recipe import Batch, Recipe
 from shoal.records import TrialSpec
 
@@ -81,17 +82,12 @@ class Solo:
                 if at == 0:
                     first = float(loss)
         self.epoch += 1
-        valid_loss, outputs = self.measure(self.work.data.valid.tensors)
-        metrics: dict[str, float] = {}
-        if outputs is not None:
-            target = self.work.data.valid.tensors[-1]
-            metrics = {m.name: float(m.compute(outputs[None], target)[0]) for m in self.work.metrics}
+        valid = self.work.data.valid.tensors
+        meter = Meter(self.work.metrics, valid[-1], scale_of(recipe))
+        valid_loss, _ = measure(recipe, valid, self.spec.seed, meter)
+        metrics = {name: float(value[0]) for name, value in meter.results().items()}
         finite = math.isfinite(float(total)) and math.isfinite(valid_loss)
         return Measured(self.spec.number, self.epoch, float(total), valid_loss, metrics, first, finite)
-
-    def measure(self, data: Batch) -> tuple[float, Tensor | None]:
-        """(loss, outputs (n, ...)) on a split, in evaluation mode."""
-        return measure(self.recipe, data, self.spec.seed)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and buffers, copied to the CPU."""
@@ -99,31 +95,35 @@ class Solo:
         return {name: t.detach().cpu().clone() for name, t in tensors.items()}
 
 
-def measure(recipe: Recipe, data: Batch, seed: int) -> tuple[float, Tensor | None]:
-    """Loss and outputs of a recipe's model on a split, in evaluation mode: (mean loss, outputs (n, ...) or None)."""
-    n = data[0].shape[0]
+def measure(recipe: Recipe, data: Batch, seed: int, meter: Meter | None = None) -> tuple[float, Tensor | None]:
+    """Loss and outputs of a recipe's model on a split, in evaluation mode: (mean loss, outputs (n, ...) or None).
+
+    With a meter, outputs are shown to it chunk by chunk, and none are kept.
+    """
+    n, step = data[0].shape[0], evaluation_chunk(data)
     keys = torch.from_numpy(sample_keys(seed, EVALUATION_EPOCH, n)).to(data[0].device)
     share = np.ones(n)
-    by_target = is_known(recipe.loss) and recipe.loss.reduction == "mean"  # type: ignore[union-attr]
+    known = is_known(recipe.loss)
+    by_target = known and recipe.loss.reduction != "sum"  # type: ignore[union-attr]
     if by_target:
         share = denominators(recipe.loss, data[-1]).numpy()
+    whole = float(share.sum())
     total, parts = 0.0, []
     recipe.model.eval()
     with torch.no_grad():
-        for at in range(0, n, EVALUATION_CHUNK):
-            batch = tuple(t[at : at + EVALUATION_CHUNK] for t in data)
+        for at in range(0, n, step):
+            batch = tuple(t[at : at + step] for t in data)
             size = batch[0].shape[0]
             with KeyedRandom(keys[at : at + size]):
-                if recipe.is_criterion:
-                    out = recipe.model(*batch[:-1])
-                    loss = recipe.loss(out, batch[-1])
-                    parts.append(out if recipe.predict is None else recipe.predict(recipe.model, batch))
-                else:
-                    loss = recipe.loss(recipe.model, batch)
-                    if recipe.predict is not None:
-                        parts.append(recipe.predict(recipe.model, batch))
-            if is_known(recipe.loss) and not by_target:  # reduction="sum": per sample, so that sizes compare
+                out = recipe.model(*batch[:-1]) if recipe.is_criterion else None
+                loss = recipe.loss(recipe.model, batch) if out is None else recipe.loss(out, batch[-1])
+                shown = out if recipe.predict is None else recipe.predict(recipe.model, batch)
+            if meter is not None and shown is not None:
+                meter.add(shown[None], size)
+            elif shown is not None:
+                parts.append(shown)
+            if known and not by_target:  # reduction="sum": per sample, so that sizes compare
                 total += float(loss) / n
-            else:
-                total += float(loss) * float(share[at : at + size].sum() / share.sum())
+            elif whole == 0 or share[at : at + size].any():  # else the chunk is all ignored, and its mean is 0 / 0
+                total += float(loss) * (float(share[at : at + size].sum()) / whole if whole else 1.0)
     return total, (torch.cat(parts) if parts else None)

@@ -202,8 +202,8 @@ class Program:
         return self._functions[key](*state, *data, idx, weights, keys)
 
     def evaluate(self, state: Sequence[Tensor], chunk: Sequence[Tensor], weights: Tensor, keys: Tensor) -> Any:
-        """A chunk of validation data: chunk tensors (q, ...), weights (q,), keys (lanes, q) -> ``[outputs?, loss (lanes,)]``."""
-        key = ("evaluate", weights.shape[0])
+        """A chunk of validation data: chunk tensors (q, ...), weights and keys (lanes, q) -> ``[outputs?, loss (lanes,)]``."""
+        key = ("evaluate", weights.shape[1])
         if key not in self._functions:
             flags = {m: m.training for m in self._recipe.model.modules()}
             self._recipe.model.eval()
@@ -259,7 +259,7 @@ class Program:
         self, key: tuple[str, int], f: Callable[..., Any], inputs: list[Tensor], stacked: int
     ) -> graph.Blueprint | None:
         """Trace at two narrow widths, on tensors that lie in memory like a fleet's own: a trace decides by strides what to copy."""
-        slots = range(len(inputs) - (3 if key[0] == "train" else 1), len(inputs))
+        slots = range(len(inputs) - (3 if key[0] == "train" else 2), len(inputs))
 
         def narrow(width: int) -> list[Tensor]:
             rest = [t[:1].repeat(width, *(1 for _ in t.shape[1:])) if i in slots else t for i, t in enumerate(inputs)]
@@ -308,7 +308,7 @@ class Program:
 
         def step(*inputs: Tensor) -> list[Tensor]:
             n_state = len(inputs) - n_data - 2
-            dims = (*(0 for _ in range(n_state)), *(None for _ in range(n_data + 1)), 0)
+            dims = (*(0 for _ in range(n_state)), *(None for _ in range(n_data)), 0, 0)
             return list(vmap(lane, in_dims=dims)(*inputs))
 
         return step

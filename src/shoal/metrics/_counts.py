@@ -29,6 +29,8 @@ class Counts:
     def __init__(self, source: Source) -> None:
         self.name, self._cut = source.name, 0.0 if source.scale == "logits" else 0.5
         self.labels = False  # whether a place may have several
+        self.hits = self.predicted = self.support = self.right = self.n = torch.zeros((), dtype=torch.float64)
+        self._bad = torch.zeros((), dtype=torch.bool)
 
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         found = read(self.name, outputs, targets)
@@ -47,14 +49,9 @@ class Counts:
             predicted = zeros.scatter_add(1, choice, weight)
             support = zeros.new_zeros(found.n_classes).scatter_add(0, known, kept.to(torch.float64))
             right = hits.sum(1)
-        sums = [hits, predicted, support, right, kept.sum().double()]
-        bad = has_nan(outputs)
-        if hasattr(self, "_bad"):
-            old = (self.hits, self.predicted, self.support, self.right, self.n)
-            sums = [a + b for a, b in zip(old, sums, strict=True)]
-            bad = bad | self._bad
-        self.hits, self.predicted, self.support, self.right, self.n = sums
-        self._bad = bad
+        self.hits, self.predicted, self.support = self.hits + hits, self.predicted + predicted, self.support + support
+        self.right, self.n = self.right + right, self.n + kept.sum().double()
+        self._bad = self._bad | has_nan(outputs)
 
     def blame(self, values: Tensor) -> Tensor:
         """NaN for lanes whose outputs have NaN."""

@@ -8,7 +8,7 @@ Counts of classes and sums of errors take memory that does not grow with the dat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -65,7 +65,7 @@ class Metric:
         Raises:
             UsageError: If the outputs do not suit the targets or the metric.
         """
-        meter = Meter((self,), targets, scale)
+        meter = Meter((replace(self, asked=True),), targets, scale)
         meter.add(outputs)
         return meter.results()[self.name].to(outputs.device)
 
@@ -80,6 +80,7 @@ class Meter:
     """
 
     def __init__(self, metrics: Sequence[Metric], targets: Tensor, scale: Scale = "logits") -> None:
+        self._names = [metric.name for metric in metrics]
         self._targets, self._at = targets, 0
         by_kind: dict[Callable[[Source], Statistic], list[Metric]] = {}
         for metric in metrics:
@@ -114,12 +115,14 @@ class Meter:
                 self._live[k] = False
 
     def results(self) -> dict[str, Tensor]:
-        """Metric name -> (lanes,) float64, on the host.
+        """Metric name -> (lanes,) float64, on the host; nothing if there were no outputs.
 
         Raises:
             UsageError: If the outputs or targets as a whole do not suit a metric that was asked for.
         """
         out: dict[str, Tensor] = {}
+        if self._at == 0:
+            return out
         for (group, _), statistic, live in zip(self._parts, self._statistics, self._live, strict=True):
             for metric in group if live else ():
                 try:
@@ -127,7 +130,7 @@ class Meter:
                 except UsageError:
                     if metric.asked:
                         raise
-        return out
+        return {name: out[name] for name in self._names if name in out}
 
 
 class Whole:
