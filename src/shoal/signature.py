@@ -13,7 +13,8 @@ from shoal.lanes.criteria import criterion_key, denominators, is_known
 from shoal.lanes.lane import LaneTrial
 from shoal.lanes.lift import lift_values, model_key
 from shoal.lanes.order import quantum
-from shoal.lanes.step import Layout, probe_samples
+from shoal.lanes.probe import probe_padding, probe_samples
+from shoal.lanes.step import Layout
 from shoal.lanes.tables import family_of
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
@@ -44,6 +45,7 @@ class Signer:
     def __init__(self, data: tuple[torch.Tensor, ...]) -> None:
         self._data = data
         self._independent: dict[str, bool] = {}
+        self._no_lane_form: dict[str, str] = {}  # structure -> why; empty where there is nothing against it
 
     def sign(self, recipe: Recipe) -> Signature:
         """The signature of a recipe.
@@ -71,10 +73,23 @@ class Signer:
                 Exception
             ):  # the forward pass raises on this data: the plain loop will say so, with the user's traceback
                 self._independent[structure] = False
+        if structure not in self._no_lane_form:
+            self._no_lane_form[structure] = self._objection(recipe)
+        if self._no_lane_form[structure]:
+            raise FuseError(self._no_lane_form[structure])
         exact = not self._independent[structure]
         q = recipe.batch_size if exact else quantum(recipe.batch_size)
         parts.append(("batch size" if exact else "quantum", str(q)))
         return Signature(digest(tuple(parts)), tuple(parts), q, exact)
+
+    def _objection(self, recipe: Recipe) -> str:
+        try:
+            probe_padding(recipe, self._data)
+        except FuseError as error:
+            return str(error)
+        except Exception:  # as above: the plain loop will say so
+            return ""
+        return ""
 
 
 def lane_trial(spec: TrialSpec, recipe: Recipe, target: torch.Tensor) -> LaneTrial:

@@ -144,15 +144,25 @@ def _contiguous(graph: fx.Graph, x: fx.Node) -> fx.Node:
 def check(gm: fx.GraphModule) -> None:
     """Refuse a graph that would not do for every lane what it did for the one that was traced.
 
+    Attention kernels can draw, but do not where their rate of dropout is 0.
+
     Raises:
         FuseError: If it draws from torch's generator, which no lane owns, or reads a value back to Python.
     """
     for node in gm.graph.nodes:
         tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags:
+        if torch.Tag.nondeterministic_seeded in tags and _argument(node, "dropout_p") != 0.0:
             raise FuseError(f"its forward pass draws random numbers through {node.target}, which has no keyed form")
         if node.target in (_aten._local_scalar_dense.default, _aten.item.default):
             raise FuseError("its forward pass reads a tensor's value into Python (.item(), float(), if tensor)")
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    """What an operator is given as its argument ``name``; None where it has no such argument."""
+    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == name:
+            return node.args[i] if i < len(node.args) else node.kwargs.get(name, argument.default_value)
+    return None
 
 
 class WidthError(FuseError):

@@ -1,12 +1,17 @@
 """What may differ between lanes of one fleet, taken out of a model: activation classes and dropout rates.
 
+A dropout module is replaced as a whole. Attention and recurrent layers hold a rate of their own, as a number: they keep their place
+and get a number that is each lane's. A rate of 0 is not lifted, since with it torch draws nothing at all.
+
 ``lift_values(model)`` reads them; ``lift_template(model)`` replaces the modules that hold them by stand-ins which receive the same
 values as lane tensors. Both walk the model alike, so the names agree. Whatever is not lifted stays in the structural key.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +19,19 @@ from torch.nn import functional as F
 
 from shoal.keys import module_key
 from shoal.lanes.activations import LaneActivation, kind_of
+from shoal.lanes.rng import LaneRate
 
-_DROPOUTS = {nn.Dropout: F.dropout, nn.Dropout1d: F.dropout1d, nn.Dropout2d: F.dropout2d, nn.Dropout3d: F.dropout3d}
+_DROPOUTS = {
+    nn.Dropout: F.dropout,
+    nn.Dropout1d: F.dropout1d,
+    nn.Dropout2d: F.dropout2d,
+    nn.Dropout3d: F.dropout3d,
+    nn.AlphaDropout: F.alpha_dropout,
+    nn.FeatureAlphaDropout: F.feature_alpha_dropout,
+}
+# Whether a mask is the causal one, these find out by its values, which lanes may not do. It is a hint only: False is always right.
+_HINTS = {nn.TransformerEncoder: "is_causal", nn.TransformerDecoder: "tgt_is_causal"}
+_DROPPING = (nn.MultiheadAttention, nn.RNN, nn.GRU, nn.LSTM)
 
 
 class LaneDropout(nn.Module):
@@ -40,10 +56,22 @@ def _is_dropout(module: nn.Module) -> bool:
     return type(module) in _DROPOUTS and not module.inplace and plain
 
 
+def _has_rate(module: nn.Module) -> bool:
+    rate: object = getattr(module, "dropout", 0.0)
+    return type(module) in _DROPPING and type(rate) is float and rate > 0
+
+
 def _liftable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if name and (_is_dropout(module) or kind_of(module) is not None):
             yield name, module
+
+
+def _rates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that hold a rate, and the names of their lane tensors."""
+    for name, module in model.named_modules():
+        if _has_rate(module):
+            yield f"{name}.dropout_rate" if name else "dropout_rate", module
 
 
 def lift_values(model: nn.Module) -> dict[str, Tensor]:
@@ -54,6 +82,7 @@ def lift_values(model: nn.Module) -> dict[str, Tensor]:
             out[f"{name}.p"] = torch.tensor(module.p, dtype=torch.float32)
         else:
             out[f"{name}.kind"] = torch.tensor(kind_of(module))
+    out.update({name: torch.tensor(module.dropout, dtype=torch.float32) for name, module in _rates(model)})
     return out
 
 
@@ -72,7 +101,22 @@ def lift_template(model: nn.Module) -> frozenset[str]:
             for key, child in parent._modules.items():
                 if child is module:
                     parent._modules[key] = stand_in
+    for name, module in list(_rates(model)):
+        names.add(name)
+        module.register_buffer("dropout_rate", torch.tensor(module.dropout, dtype=torch.float32))
+        module.dropout = LaneRate(module)  # type: ignore[assignment]
+    for module in model.modules():
+        if type(module) in _HINTS:
+            module.register_forward_pre_hook(_without_hint, with_kwargs=True)
     return frozenset(names)
+
+
+def _without_hint(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    name = _HINTS[type(module)]
+    position = list(inspect.signature(module.forward).parameters).index(name)
+    if len(args) <= position and kwargs.get(name) is None:
+        kwargs = {**kwargs, name: False}
+    return args, kwargs
 
 
 def model_key(model: nn.Module) -> tuple[object, ...]:
@@ -101,8 +145,20 @@ def model_key(model: nn.Module) -> tuple[object, ...]:
     return (tuple(parts), aliases, tuple(t for t in ties if t[0] != t[1]))
 
 
+def _not_structure(module: nn.Module) -> Iterator[str]:
+    """Attributes of torch's own layers that are lifted, or that repeat what the parameters say."""
+    if _has_rate(module):
+        yield "dropout"
+    if isinstance(module, nn.RNNBase):
+        own = [getattr(module, name, None) for name in module._flat_weights_names]
+        if len(own) == len(module._flat_weights) and all(
+            a is b for a, b in zip(own, module._flat_weights, strict=True)
+        ):
+            yield from ("_flat_weights", "_flat_weight_refs")
+
+
 def _module_key(module: nn.Module, lifted: set[str], name: str) -> object:
-    key = module_key(module)
+    key = module_key(module, skip=_not_structure(module))
     prefix = f"{name}." if name else ""
     # Which class sits at a lifted child is not part of the parent's key.
     children = tuple((n, "lifted" if f"{prefix}{n}" in lifted else c) for n, c in key[-1])  # type: ignore[index]

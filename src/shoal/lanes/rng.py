@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+Handler = Callable[..., Any]
+_HANDLERS: dict[Callable[..., Any], Handler] = {}  # filled by the modules that know how: draws, attention, sequences
 _GOLDEN, _M1, _M2 = -1640531527, -2048144789, -1028477387  # 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35 as int32
 
 
@@ -92,21 +93,48 @@ def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Ten
     return torch.ops.shoal.lane_keep_mask(lanes[0], element, *lanes[1:]), 0
 
 
+class LaneRate(float):
+    """A dropout rate of each lane's own, for modules that hold it as a number: to Python it is one half, to a draw a tensor.
+
+    Args:
+        module: Its buffer ``dropout_rate`` holds the rate, and is a lane tensor while the module runs over lanes.
+    """
+
+    _module: nn.Module
+
+    def __new__(cls, module: nn.Module) -> LaneRate:
+        self = super().__new__(cls, 0.5)
+        self._module = module
+        return self
+
+    @property
+    def tensor(self) -> Tensor:
+        """The rate, ()."""
+        return self._module.get_buffer("dropout_rate")
+
+
 class KeyedRandom(TorchFunctionMode):
-    """While active, dropout and ``torch.rand*`` draw from the samples' keys instead of torch's generator.
+    """While active, dropout, ``torch.rand*`` and their like draw from the samples' keys instead of torch's generator.
 
     Args:
         keys: int32 (q,), one per sample of the micro-batch; may be a vmapped tensor.
+        lanes: Whether this pass is for lanes: recurrent layers become one operation, packed sequences stay padded.
+        rate: Stands for every rate of dropout; for a probe, which must not miss one that happens to be 0 in this trial.
+        slack: Sequences that are padded to the longest one get this many steps more; for a probe.
 
     A tensor whose first axis has ``q`` entries is drawn sample by sample. Any other shape is drawn as a whole from the first
     sample's key, and ``whole`` becomes True: such a forward pass mixes samples and is not split into micro-batches.
     """
 
-    def __init__(self, keys: Tensor) -> None:
+    def __init__(self, keys: Tensor, *, lanes: bool = False, rate: float | None = None, slack: int = 0) -> None:
         super().__init__()
         self.keys = keys
+        self.lanes, self.rate, self.slack = lanes, rate, slack
         self.site = 0
         self.whole = False
+        self.rows = 1  # of a draw's first axis that belong to one sample: heads, inside of attention
+        self.packed = False  # sequences have been packed
+        self.sorted: tuple[Tensor, Tensor] | None = None  # (values, indices) of the last sort
 
     def bits(self, shape: torch.Size | tuple[int, ...], device: torch.device) -> Tensor:
         """Uniform int32 of ``shape``."""
@@ -118,7 +146,7 @@ class KeyedRandom(TorchFunctionMode):
         self.site += 1
         q = self.keys.shape[0]
         n = math.prod(shape)
-        by_sample = len(shape) > 0 and shape[0] == q
+        by_sample = len(shape) > 0 and shape[0] in (q, q * self.rows)
         self.whole |= not by_sample
         element = torch.arange(n // q if by_sample else n, dtype=torch.int32, device=device)
         element = mix(element * _GOLDEN + (self.site * 0x632BE5AB & 0x7FFFFFFF))
@@ -133,15 +161,34 @@ class KeyedRandom(TorchFunctionMode):
         u = self.uniform(shape, torch.float64 if dtype == torch.float64 else torch.float32, device) + 2.0**-25
         return (math.sqrt(2.0) * torch.erfinv((2.0 * u - 1.0).clamp(-1 + 2.0**-24, 1 - 2.0**-24))).to(dtype)
 
-    def dropout(self, x: Tensor, p: float | Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """``x * keep / (1 - p)``, the mask broadcast from ``shape``; ``p`` may be one lane's number as a tensor."""
-        p = torch.as_tensor(p, dtype=torch.float32, device=x.device)
+    def keep(self, p: float | Tensor, shape: torch.Size | tuple[int, ...], like: Tensor, scale: Tensor) -> Tensor:
+        """``scale`` where a unit is kept, else 0, of ``shape`` and in the dtype of ``like``; ``p`` and ``scale`` ()."""
+        p = self.rate_of(p, like)
         # Keep where bits / 2 >= p * 2^31 - 2^30. The upper clamp keeps the rounding of float32 inside the range.
         threshold = (p * 2.0**31 - 2.0**30).clamp(-(2.0**30), 2.0**30 - 64).to(torch.int32)
-        scale = torch.where(p < 1, 1.0 / (1.0 - p), 0.0).to(x.dtype)
-        keys, element = self._draw(shape, x.device)
-        mask: Tensor = torch.ops.shoal.keep_mask(keys, element, threshold, scale)
-        return x * mask.view(shape)
+        keys, element = self._draw(shape, like.device)
+        kept: Tensor = torch.ops.shoal.keep_mask(keys, element, threshold, scale.to(like.dtype))
+        return kept.view(shape)
+
+    def rate_of(self, p: float | Tensor, like: Tensor) -> Tensor:
+        """A rate of dropout as float32 ().
+
+        Raises:
+            ValueError: If a number is no probability.
+        """
+        if isinstance(p, float | int) and not 0 <= p <= 1:
+            raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+        given = self.rate if self.rate is not None else p.tensor if isinstance(p, LaneRate) else p
+        return torch.as_tensor(given, dtype=torch.float32, device=like.device)
+
+    def mask(self, p: float | Tensor, shape: torch.Size | tuple[int, ...], like: Tensor) -> Tensor:
+        """What dropout multiplies by: 1 / (1 - p) where a unit is kept, else 0."""
+        p = self.rate_of(p, like)
+        return self.keep(p, shape, like, torch.where(p < 1, 1.0 / (1.0 - p), 0.0))
+
+    def dropout(self, x: Tensor, p: float | Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """``x * keep / (1 - p)``, the mask broadcast from ``shape``; ``p`` may be one lane's number as a tensor."""
+        return x * self.mask(p, shape, x)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -150,47 +197,14 @@ class KeyedRandom(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if handler is None else handler(self, *args, **(kwargs or {}))
 
 
-def _dropout(
-    mode: KeyedRandom, input: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
-    if not training:
-        return input
-    out = mode.dropout(input, p, input.shape)
-    return input.copy_(out) if inplace else out
+def handles(*functions: Callable[..., Any]) -> Callable[[Handler], Handler]:
+    """Say what is called in place of torch's ``functions`` while ``KeyedRandom`` is active: ``f(mode, *args, **kwargs)``.
 
+    Inside, the mode is off, so that ``functions`` themselves may be called; ``with mode:`` turns it on again.
+    """
 
-def _feature_dropout(
-    mode: KeyedRandom, input: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
-    if not training:
-        return input
-    out = mode.dropout(input, p, (*input.shape[:2], *(1 for _ in input.shape[2:])))
-    return input.copy_(out) if inplace else out
+    def register(handler: Handler) -> Handler:
+        _HANDLERS.update(dict.fromkeys(functions, handler))
+        return handler
 
-
-def _like(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def handler(mode: KeyedRandom, input: Tensor, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
-        return draw(mode, input.shape, dtype or input.dtype, device or input.device)
-
-    return handler
-
-
-def _sized(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def handler(mode: KeyedRandom, *size: Any, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
-        shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
-        return draw(mode, shape, dtype or torch.get_default_dtype(), torch.device(device or mode.keys.device))
-
-    return handler
-
-
-_HANDLERS: dict[Callable[..., Any], Callable[..., Tensor]] = {
-    F.dropout: _dropout,
-    torch.dropout: lambda mode, input, p, train: _dropout(mode, input, p, train),
-    F.dropout1d: _feature_dropout,
-    F.dropout2d: _feature_dropout,
-    F.dropout3d: _feature_dropout,
-    torch.rand_like: _like(KeyedRandom.uniform),
-    torch.randn_like: _like(KeyedRandom.normal),
-    torch.rand: _sized(KeyedRandom.uniform),
-    torch.randn: _sized(KeyedRandom.normal),
-}
+    return register

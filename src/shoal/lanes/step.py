@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.func import functional_call, grad_and_value, vmap
 
 from shoal.errors import FuseError
@@ -83,7 +84,7 @@ class Layout:
         return sum(s.numel() for s in self.shapes)
 
 
-class _Objective(nn.Module):
+class Objective(nn.Module):
     """A recipe's forward pass and loss as one module, so that ``functional_call`` reaches the model inside a callable loss."""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
@@ -114,19 +115,32 @@ class _Objective(nn.Module):
         return loss, seen
 
 
+@contextmanager
+def _unvalidated_distributions() -> Iterator[None]:
+    """``torch.distributions`` checks its arguments by their values, which lanes may not do; a wrong one gives a loss of NaN."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
 def _trace(f: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.GraphModule:
     from torch.fx.experimental.proxy_tensor import (
         make_fx,
     )  # imports sympy: half a second that `import shoal` need not pay
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _unvalidated_distributions():
             # vmap says where it loops over lanes; what that costs is measured, not guessed from a warning.
             warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
             gm = make_fx(f)(*inputs)
     except FuseError:
         raise
     except Exception as error:  # whatever the user's forward raises under tracing: it has no batched form
+        if "randomness error mode" in str(error):
+            raise FuseError("its forward pass draws random numbers in a way that has no keyed form") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FuseError(f"it cannot be traced over lanes ({type(error).__name__}: {reason[:200]})") from error
     graph.check(gm)
@@ -160,10 +174,10 @@ class Program:
         self.layout, self.width = layout, width
         self._recipe, self._kernels, self._runs = template, kernels, runs
         self._blueprints, self._example = blueprints, example
-        self._objective = _Objective(template.model, template)
+        self._objective = Objective(template.model, template)
         self.graphs: dict[tuple[str, int], torch.fx.GraphModule] = {}
         self._functions: dict[tuple[str, int], graph.Tick] = {}
-        self._convolves = any(isinstance(m, nn.modules.conv._ConvNd | nn.RNNBase) for m in template.model.modules())
+        self._convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in template.model.modules())
 
     @staticmethod
     def prepare(template: Recipe) -> Recipe:
@@ -276,7 +290,7 @@ class Program:
 
             def objective(params: dict[str, Tensor], buffers: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
                 advanced = {name: t.clone() for name, t in buffers.items()}
-                with KeyedRandom(keys):
+                with KeyedRandom(keys, lanes=True):
                     loss, _ = functional_call(
                         self._objective, {**params, **fixed, **advanced}, (batch, weights, values, False)
                     )
@@ -300,7 +314,7 @@ class Program:
         def lane(*tensors: Tensor) -> tuple[Tensor, ...]:
             params, fixed, buffers, values, batch, weights, keys = self._lane(tensors, n_data, evaluate=True)
             scratch = {name: t.clone() for name, t in buffers.items()}
-            with KeyedRandom(keys):
+            with KeyedRandom(keys, lanes=True):
                 loss, seen = functional_call(
                     self._objective, {**params, **fixed, **scratch}, (batch, weights, values, True)
                 )
@@ -316,32 +330,3 @@ class Program:
 
 def _shape(value: object) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-def probe_samples(recipe: Recipe, layout: Layout, data: Sequence[Tensor], n: int) -> bool:
-    """Whether samples of a micro-batch are independent: changing one must not change what the others get.
-
-    Runs the template's own forward pass twice, in training mode, under the same keys. Layers that mix samples (batch norm,
-    contrastive losses, attention across the batch) and losses that are not sums over samples give False.
-    """
-    if not is_known(recipe.loss) or n < 3:
-        return False
-    q = min(8, n - 1)
-    named = {**dict(recipe.model.named_parameters()), **dict(recipe.model.named_buffers())}
-    keys = torch.arange(q, dtype=torch.int32, device=data[0].device)
-    rows = torch.arange(q, device=data[0].device)
-    swapped = rows.clone()
-    swapped[0] = q
-
-    def run(idx: Tensor) -> tuple[Tensor, bool]:
-        batch = tuple(t[idx] for t in data)
-        tensors = {name: t.detach().clone() for name, t in named.items()}
-        with torch.no_grad(), KeyedRandom(keys) as mode:
-            out = functional_call(recipe.model, tensors, batch[:-1])
-        return out, mode.whole
-
-    (first, whole), (second, _) = run(rows), run(swapped)
-    if not isinstance(first, Tensor) or whole or first.dim() == 0 or first.shape[0] != q:
-        return False
-    scale = first.abs().max().clamp(min=1e-12)
-    return bool(((first[1:] - second[1:]).abs().max() <= 1e-5 * scale).item())

@@ -1,0 +1,96 @@
+"""Trial runs of a recipe's own forward pass, before it is signed: do its samples see each other, and does padding change anything?
+
+Glossary: ``q`` samples, a few of the training split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from shoal.errors import FuseError
+from shoal.lanes.criteria import criterion_values, is_known
+from shoal.lanes.rng import KeyedRandom
+from shoal.lanes.step import Layout, Objective
+from shoal.recipe import Recipe
+
+
+def probe_samples(recipe: Recipe, layout: Layout, data: Sequence[Tensor], n: int) -> bool:
+    """Whether samples of a micro-batch are independent: changing one must not change what the others get.
+
+    Runs the template's own forward pass twice, in training mode, under the same keys. Layers that mix samples (batch norm,
+    contrastive losses, attention across the batch) and losses that are not sums over samples give False.
+    """
+    if not is_known(recipe.loss) or n < 3:
+        return False
+    q = min(8, n - 1)
+    named = {**dict(recipe.model.named_parameters()), **dict(recipe.model.named_buffers())}
+    keys = torch.arange(q, dtype=torch.int32, device=data[0].device)
+    rows = torch.arange(q, device=data[0].device)
+    swapped = rows.clone()
+    swapped[0] = q
+
+    def run(idx: Tensor) -> tuple[Tensor, bool]:
+        batch = tuple(t[idx] for t in data)
+        tensors = {name: t.detach().clone() for name, t in named.items()}
+        # Rates may be 0 in this recipe and not in others of its signature: here they are all one half.
+        with torch.no_grad(), KeyedRandom(keys[: len(idx)], rate=0.5) as mode:
+            out = functional_call(recipe.model, tensors, batch[:-1])
+        return out, mode.whole
+
+    (first, whole), (second, _) = run(rows), run(swapped)
+    # With one sample fewer, too: an axis of another kind may by chance be as long as there are samples.
+    if q > 2:
+        whole |= run(rows[1:])[1]
+    if not isinstance(first, Tensor) or whole or first.dim() == 0 or first.shape[0] != q:
+        return False
+    scale = first.abs().max().clamp(min=1e-12)
+    return bool(((first[1:] - second[1:]).abs().max() <= 1e-5 * scale).item())
+
+
+def probe_padding(recipe: Recipe, data: Sequence[Tensor]) -> None:
+    """Make sure that a model which packs sequences does not notice how far they are padded.
+
+    Over lanes, ``pad_packed_sequence`` cannot pad to the longest sequence of a batch, which is another one in each lane. Runs the
+    template's own pass as torch does it, and as a lane does with some more padding, under the same keys.
+
+    Raises:
+        FuseError: If outputs or loss differ, or packed sequences are used in a way that has no lane form.
+    """
+    q = min(8, data[0].shape[0])
+    batch = tuple(t[:q] for t in data)
+    keys = torch.arange(q, dtype=torch.int32, device=data[0].device)
+    objective = Objective(recipe.model, recipe)
+    named = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
+    values = criterion_values(recipe.loss) if is_known(recipe.loss) else {}
+    dtype = next((t.dtype for t in named.values() if t.is_floating_point()), torch.get_default_dtype())
+    weights = torch.ones(q, dtype=dtype, device=data[0].device)
+
+    def run(mode: KeyedRandom) -> tuple[Tensor, Tensor | None]:
+        tensors = {name: t.detach().clone() for name, t in named.items()}
+        with torch.no_grad(), mode:
+            out: tuple[Tensor, Tensor | None] = functional_call(objective, tensors, (batch, weights, values, True))
+        return out
+
+    plain = KeyedRandom(keys, rate=0.5)
+    expected = run(plain)
+    if not plain.packed:
+        return
+    advice = "pass total_length= to pad_packed_sequence, or read outputs at the lengths only"
+    try:
+        got = run(KeyedRandom(keys, rate=0.5, lanes=True, slack=3))
+    except FuseError:
+        raise
+    except Exception as error:
+        raise FuseError(f"it needs sequences padded to the longest of a batch ({error}); {advice}") from error
+    for a, b in zip(expected, got, strict=True):
+        if isinstance(a, Tensor) and not (isinstance(b, Tensor) and a.shape == b.shape and _close(a, b)):
+            raise FuseError(f"what it computes depends on how far sequences are padded; {advice}")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    scale = float(a.abs().max()) if a.numel() else 0.0
+    return torch.allclose(a, b, rtol=0.0, atol=1e-4 * max(scale, 1e-12), equal_nan=True)
