@@ -32,7 +32,7 @@ from shoal.lanes import tables
 from shoal.lanes.optim import Family
 from shoal.lanes.pool import Candidate, Pool
 from shoal.lanes.rng import permutation
-from shoal.lanes.solo import Solo
+from shoal.lanes.solo import Solo, follow
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
 from shoal.signature import Signer
@@ -248,8 +248,26 @@ def test_neighbours_of_other_families_change_no_bit(batches: tuple[int, int]) ->
         fleet.run_epoch()
         return {s.number: fleet.state.state_dict(fleet.lane_of(s.number)) for s in present}
 
+    def train_late(late: list[TrialSpec], first: list[TrialSpec]) -> dict[int, dict[str, Tensor]]:
+        """The late ones enter lanes that some of the first have just left."""
+        fleet.lanes = [None] * fleet.width
+        for spec in first:
+            fleet.admit(ready(define, spec, work))
+        fleet.arrange()
+        fleet.run_epoch()
+        for spec in first[::2]:
+            fleet.leave(fleet.lane_of(spec.number))
+        for spec in late:
+            fleet.admit(ready(define, spec, work))
+        fleet.arrange()
+        fleet.run_epoch()
+        out = {s.number: fleet.state.state_dict(fleet.lane_of(s.number)) for s in first[1::2]}
+        fleet.run_epoch()
+        return out | {s.number: fleet.state.state_dict(fleet.lane_of(s.number)) for s in late}
+
     together = train(specs)
     rounds = [train(specs[::-1]), train(specs[::2]), train(specs[1::2])]
+    rounds += [train_late(specs[:5], specs[5:]), train_late(specs[6:], specs[:6])]
     # A neighbour of each family in turn diverges: all its numbers are infinite or not a number.
     fleet.state.flat.fill_(float("nan"))
     fleet.state.grads.fill_(float("nan"))
@@ -319,6 +337,14 @@ def test_rmsprop_under_a_schedule_that_may_move_its_momentum() -> None:
     assert family(lambda o: Own(o, lambda k: 1.0)) is Family.RMS
 
 
+def test_adagrads_sums_follow_its_parameters_to_another_device() -> None:
+    model = net()
+    optimizer = optim.Adagrad(model.parameters())
+    follow(optimizer, model.to("meta")[0].weight.device)  # type: ignore[index]
+    for state in optimizer.state.values():
+        assert state["sum"].is_meta and not state["step"].is_meta
+
+
 def solo_lbfgs(trial: Any) -> Recipe:
     model = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 4)).double()
     optimizer = optim.LBFGS(model.parameters(), lr=0.5, max_iter=4, line_search_fn="strong_wolfe")
@@ -371,3 +397,33 @@ def test_lbfgs_sees_the_penalty_that_its_gradient_has() -> None:
         solo.step((x, y), torch.zeros(len(x), dtype=torch.int32))
     for key, tensor in model.state_dict().items():
         assert torch.allclose(recipe.model.state_dict()[key], tensor, rtol=1e-9, atol=1e-12), key
+
+
+class Spare(nn.Module):
+    """A head that the loss never sees, and one that only its values see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare, self.used, self.scale = nn.Linear(3, 3), nn.Linear(10, 4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.used(x) * self.scale.detach()
+        return out
+
+
+@pytest.mark.parametrize("batch", [16, 40])
+def test_what_the_loss_does_not_reach_is_left_alone(batch: int) -> None:
+    # torch leaves its gradient at None, and its optimizers do not even decay it.
+    def spare(trial: Any) -> Recipe:
+        model = Spare().double()
+        optimizer = ALL[trial.params["opt"]](model)
+        return Recipe(model, optimizer, nn.CrossEntropyLoss(), batch, clip_norm=trial.params["clip"])
+
+    work = work_of(class_data(60))
+    specs = specs_of([{"opt": n, "clip": c} for n in ONE_OF_EACH.values() for c in (None, 0.1)])
+    fused = train_fused(spare, specs, work, 2)
+    for spec in specs:
+        assert_same_trail(fused[spec.number], train_solo(spare, spec, work, 2), 1e-9)
+        start = rebuild(spare, spec, work).model.state_dict()
+        for key in ("spare.weight", "spare.bias", "scale"):
+            assert torch.equal(fused[spec.number].states[-1][key], start[key]), f"{key} of {spec.params}"

@@ -219,7 +219,7 @@ class Fleet:
         for i, trial in active:
             recipes[i] = trial.recipe
         shaping = Shaping.of(recipes, due, self.state)
-        updates = self._updates(active, due, self.state.grads if shaping is None else shaping.shaped)
+        updates: list[tuple[list[bool], Callable[[int], None]]] = []
         tail = n % q if self.exact and n % q else q
         share = torch.zeros(ticks, self.width, dtype=torch.float64)  # of the epoch's samples, per tick
         goes_on = np.zeros((ticks, self.width), dtype=bool)  # the tick adds to a batch that an earlier one opened
@@ -257,6 +257,8 @@ class Fleet:
                 if self.exact and t == ticks - 1 and tail != q:  # the last batch is smaller, and may not be padded
                     slots = tuple(x[:, :tail].contiguous() for x in slots)  # type: ignore[assignment]
                 outputs = program.train(state.inputs, data, *slots)
+                if t == 0:  # only now is there a graph, which tells what the loss reaches
+                    updates = self._updates(active, due, state.grads if shaping is None else shaping.shaped)
                 if adds[t]:
                     state.grads.mul_(keep[t])
                     torch._foreach_add_(state.grad_views, outputs[:n_grads])
@@ -287,7 +289,8 @@ class Fleet:
             grads: What the optimizers see, (lanes, P).
         """
         families = [optim.Family.SGD if t is None else t.family for t in self.lanes]
-        n_groups = len(self.layout.names) if any(t.groups > 1 for _, t in active) else 1
+        unused = list(self.program.unused)
+        n_groups = len(self.layout.names) if unused or any(t.groups > 1 for _, t in active) else 1
         table = np.empty((len(due), optim.K, self.width, n_groups))
         for i, family in enumerate(families):
             table[:, :, i] = optim.idle(family)[:, None]
@@ -296,6 +299,8 @@ class Fleet:
             if n_groups > 1:
                 c = c[:, :, t.group_of] if t.group_of is not None else np.repeat(c, n_groups, axis=2)
             table[np.flatnonzero(due[:, i]), :, i] = c
+            if unused and not t.recipe.l1:
+                table[:, :, i, unused] = optim.idle(t.family)[:, None]
         state = self.state
         out: list[tuple[list[bool], Callable[[int], None]]] = []
         for f, i, j in runs_of([int(f) for f in families]):

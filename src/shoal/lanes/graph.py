@@ -165,6 +165,22 @@ def _argument(node: fx.Node, name: str) -> Any:
     return None
 
 
+def unreached(gm: fx.GraphModule, n: int) -> tuple[int, ...]:
+    """Which of the first n inputs the loss does not depend on: where autograd found no path, ``grad`` made zeros up.
+
+    Args:
+        gm: A training step, whose first n outputs are the gradients of its first n inputs.
+        n: How many.
+    """
+    inputs = [node for node in gm.graph.nodes if node.op == "placeholder"][:n]
+    outputs = next(node for node in gm.graph.nodes if node.op == "output").args[0][:n]
+    return tuple(
+        i
+        for i, (x, g) in enumerate(zip(inputs, outputs, strict=True))
+        if g.target is _aten.zeros_like.default and g.args[0] is x
+    )
+
+
 class WidthError(FuseError):
     """A graph depends on the number of lanes in another way than by multiples of it."""
 

@@ -30,6 +30,7 @@ class Solo:
         self.spec, self.recipe, self.work = spec, recipe, work
         self.epoch = 0
         recipe.model.to(work.device)
+        follow(recipe.optimizer, work.device)
         # LBFGS, and whatever else says in the signature of its ``step`` that it evaluates the loss itself.
         closure = inspect.signature(recipe.optimizer.step).parameters.get("closure")
         self._takes_closure = closure is not None and closure.default is inspect.Parameter.empty
@@ -93,6 +94,14 @@ class Solo:
         """Parameters and buffers, copied to the CPU."""
         tensors = {**dict(self.recipe.model.named_parameters()), **dict(self.recipe.model.named_buffers())}
         return {name: t.detach().cpu().clone() for name, t in tensors.items()}
+
+
+def follow(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Move what an optimizer has made before its first step to where its parameters have gone; torch counts steps on the CPU."""
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and name != "step":
+                state[name] = value.to(device)
 
 
 def measure(recipe: Recipe, data: Batch, seed: int, meter: Meter | None = None) -> tuple[float, Tensor | None]:

@@ -177,6 +177,9 @@ class Program:
         self._objective = Objective(template.model, template)
         self.graphs: dict[tuple[str, int], torch.fx.GraphModule] = {}
         self._functions: dict[tuple[str, int], graph.Tick] = {}
+        # Parameters that the loss does not reach, by position, once a training step is there: torch leaves their gradient at
+        # None, and its optimizers leave them alone.
+        self.unused: tuple[int, ...] = ()
         self._convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in template.model.modules())
 
     @staticmethod
@@ -260,6 +263,8 @@ class Program:
         kinds = dict(zip(placeholders[lifted:buffers], la.lifted, strict=True))
         graph.specialise(gm, self._kernels, self._runs, kinds)
         self.graphs[key] = gm
+        if key[0] == "train":
+            self.unused = graph.unreached(gm, len(la.names))
         fixed = {*placeholders[frozen:buffers], *placeholders[values : values + len(la.values)]}
         return graph.Tick(gm, fixed)
 
