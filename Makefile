@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-search clean
 
 # hatchling comes first and builds without isolation, so that it too is the pinned one.
 $(STAMP): pyproject.toml constraints.txt

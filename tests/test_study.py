@@ -233,7 +233,7 @@ def test_samplers_see_stopped_trials_as_pruned(tmp_path: Path) -> None:
     study = tune(sampler=sampler, n_trials=40, max_epochs=6, storage=tmp_path / "s.db")
     states = {t.state for t in study.record.trials}
     assert TrialState.STOPPED in states and {"PRUNED", "RUNNING"} <= sampler.seen
-    with pytest.raises(UsageError, match=r"started with a metric or sampler object, which no file can hold"):
+    with pytest.raises(UsageError, match=r"started with a metric, sampler or scheduler object, which no file can hold"):
         shoal.resume(tmp_path / "s.db", define, train=TRAIN, valid=VALID)
     # Optuna sees the same in the file, with nothing of Shoal.
     stored = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/s.db")

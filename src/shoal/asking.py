@@ -6,40 +6,23 @@ Each ask gets a fresh sampler seeded by (study seed, trial number): a study that
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from shoal.errors import UsageError, did_you_mean
+from shoal.errors import UsageError
 from shoal.lanes.rng import derive
-from shoal.records import Direction, TrialRecord, TrialResult, TrialSpec, TrialState
+from shoal.records import Direction, ParamValue, TrialRecord, TrialResult, TrialSpec, TrialState
+from shoal.samplers import SamplerArgument, quiet, resolve
+from shoal.spaces import Grid, probe
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
-SamplerArgument: TypeAlias = "str | optuna.samplers.BaseSampler | None"
+    from shoal.spaces import Space
 
 # Streams of seeds, so that no two uses of the study's seed coincide.
-TRIAL_STREAM, SAMPLER_STREAM = 1, 2
-
-
-def _factories() -> dict[str, Callable[[int], Any]]:
-    import optuna.samplers as s
-
-    from shoal._tpe import Memory, Tpe
-
-    memory = Memory()
-    return {
-        "tpe": lambda seed: Tpe(memory, seed),
-        "random": lambda seed: s.RandomSampler(seed=seed),
-    }
-
-
-# Samplers that look at no result, so that any number of trials may run at once.
-_BLIND = ("random",)
-
+TRIAL_STREAM, SAMPLER_STREAM, GRID_STREAM = 1, 2, 3
 
 _STATES = {
     TrialState.FINISHED: "COMPLETE",
@@ -49,54 +32,94 @@ _STATES = {
 }
 
 
-def _reopening_storage() -> Any:
-    """Optuna's storage in memory, in which a trial that has ended can be made to run again."""
-    import optuna
-
-    class Storage(optuna.storages.InMemoryStorage):
-        def reopen(self, trial_id: int) -> None:
-            with self._lock:
-                trial = copy.copy(self._get_trial(trial_id))
-                trial.state, trial.values, trial.datetime_complete = optuna.trial.TrialState.RUNNING, None, None
-                self._set_trial(trial_id, trial)
-
-    return Storage()
-
-
 class Asker:
     """Asks a sampler for trials and tells it what came of them.
 
     Args:
-        sampler: "tpe" (the default), "random", or an Optuna sampler object. An object keeps state between asks that Shoal cannot
-            see, so a study that uses one does not repeat exactly after an interruption.
-        seed: The study's seed.
+        sampler: A name ("tpe" is the default), a dict of a name and options, or an Optuna sampler object. An object keeps state
+            between asks that Shoal cannot see, so a study that uses one does not repeat exactly after an interruption.
+        direction: The study's.
+        seed: The study's.
+        enqueue: Parameters of the first trials; what a dict leaves out is sampled.
+        warm: Ended trials of earlier studies, which samplers see and nobody else.
+        define: Called with trials that nobody trains, where the search space must be known before the first trial.
 
     Raises:
-        UsageError: If the sampler is neither.
+        UsageError: If the sampler is unknown, does not take its options, or does not fit the space.
     """
 
-    def __init__(self, sampler: SamplerArgument, direction: Direction, seed: int) -> None:
+    def __init__(
+        self,
+        sampler: SamplerArgument,
+        direction: Direction,
+        seed: int,
+        *,
+        enqueue: Sequence[Mapping[str, ParamValue]] = (),
+        warm: Sequence[TrialRecord] = (),
+        define: Callable[[Any], Any] | None = None,
+    ) -> None:
         import optuna
 
-        self._factory: Callable[[int], Any] | None = None
-        first: Any
-        if sampler is None or isinstance(sampler, str):
-            name, factories = sampler or "tpe", _factories()
-            if name not in factories:
-                raise UsageError(
-                    f"sampler={name!r} is not known.{did_you_mean(name, factories)} Or pass an Optuna sampler object."
-                )
-            self.name, self._factory = name, factories[name]
-            first = self._factory(seed)
-        elif isinstance(sampler, optuna.samplers.BaseSampler):
-            self.name, first = type(sampler).__name__, sampler
-        else:
-            raise UsageError(f"sampler must be a name or an optuna.samplers object, not {type(sampler).__qualname__}.")
-        self.learns = self.name not in _BLIND and self.name != "RandomSampler"
-        self._seed = seed
-        with _quiet():
-            self._storage = _reopening_storage()
+        from shoal._private import PrivateStorage
+
+        self.plan = resolve(sampler)
+        self.name, self.learns = self.plan.name, self.plan.learns
+        self._seed, self._enqueue = seed, list(enqueue)
+        self._grid: Grid | None = None
+        if self.plan.name == "grid":
+            assert define is not None
+            self._grid = Grid.of(*probe(define), self.plan.options.get("space", {}), derive(seed, GRID_STREAM))
+        self._storage = PrivateStorage()
+        first = self.plan.given or self._fresh(0)
+        with quiet():
             self.study = optuna.create_study(direction=direction, sampler=first, storage=self._storage)
+        self._stopped = False
+        # GridSampler and BruteForceSampler call this when they have tried everything.
+        setattr(self.study, "stop", self._stop)  # noqa: B010
+        self._offset = self._add_warm(warm, define)
+
+    def _stop(self) -> None:
+        self._stopped = True
+
+    def _fresh(self, number: int, attempt: int = 0) -> Any:
+        assert self.plan.fresh is not None
+        parts = (SAMPLER_STREAM, number, attempt) if attempt else (SAMPLER_STREAM, number)
+        return self.plan.fresh(self._seed, derive(self._seed, *parts) & 0xFFFFFFFF)
+
+    def _add_warm(self, warm: Sequence[TrialRecord], define: Callable[[Any], Any] | None) -> int:
+        """Show the sampler what earlier studies found; parameters whose range is another one now are left out."""
+        if not warm:
+            return 0
+        if not self.plan.warms:
+            raise UsageError(
+                f"warm_start does nothing for sampler={self.name!r}, which does not learn from other studies' trials; use 'tpe' "
+                "or 'gp'."
+            )
+        space: Space = probe(define)[0] if define is not None else {}
+        for t in warm:
+            frozen = _frozen(t)
+            names = [n for n, d in frozen.distributions.items() if space.get(n, d) == d]
+            frozen.params = {n: frozen.params[n] for n in names}
+            frozen.distributions = {n: frozen.distributions[n] for n in names}
+            with quiet():
+                self.study.add_trial(frozen)
+        return len(warm)
+
+    @property
+    def _n_asked(self) -> int:
+        return len(self._storage.get_all_trials(self.study._study_id, deepcopy=False)) - self._offset
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the sampler has nothing left that it has not asked for already."""
+        if self._grid is not None and self._n_asked >= len(self._enqueue) + len(self._grid):
+            return True
+        return self._stopped
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether the sampler means to try every configuration once, so that the first repetition is the end."""
+        return self.name == "brute_force"
 
     def trial_seed(self, number: int) -> int:
         """The seed of a trial: weights, data order and dropout masks follow from it."""
@@ -104,17 +127,49 @@ class Asker:
 
     def ask(self) -> optuna.Trial:
         """The next trial; its parameters are drawn as ``define`` asks for them."""
-        if self._factory is not None:
-            number = len(self.study._storage.get_all_trials(self.study._study_id, deepcopy=False))
-            self.study.sampler = self._factory(derive(self._seed, SAMPLER_STREAM, number) & 0xFFFFFFFF)
-        with _quiet():
-            return self.study.ask()
+        number = self._n_asked
+        if self.plan.fresh is not None:
+            self.study.sampler = self._fresh(number)
+        with quiet():
+            if fixed := self._fixed(number):
+                self.study.enqueue_trial(dict(fixed))
+            return self._numbered(self.study.ask())
+
+    def _fixed(self, number: int) -> Mapping[str, ParamValue]:
+        if number < len(self._enqueue):
+            return self._enqueue[number]
+        index = number - len(self._enqueue)
+        return self._grid.point(index) if self._grid is not None and index < len(self._grid) else {}
+
+    def _numbered(self, trial: optuna.Trial) -> optuna.Trial:
+        from shoal._private import numbered
+
+        return numbered(trial, self._offset) if self._offset else trial
+
+    def is_fixed(self, number: int) -> bool:
+        """Whether a trial's parameters were given rather than sampled."""
+        return bool(self._fixed(number))
+
+    def ask_again(self, trial: optuna.Trial, attempt: int) -> optuna.Trial:
+        """The trial asked last, with other parameters. ``attempt`` counts from 1."""
+        import optuna
+
+        if self.plan.fresh is not None:
+            self.study.sampler = self._fresh(trial.number, attempt)
+        self._storage.forget(trial._trial_id)
+        with quiet():
+            return self._numbered(optuna.Trial(self.study, trial._trial_id))
+
+    def take_back(self, trial: optuna.Trial) -> None:
+        """As if the trial asked last had not been asked; the sampler counts as exhausted."""
+        self._storage.take_back(trial._trial_id)
+        self._stopped = True
 
     def spec(self, trial: optuna.Trial) -> TrialSpec:
         """What a trial was given, as data."""
         from optuna.distributions import distribution_to_json
 
-        frozen = self.study._storage.get_trial(trial._trial_id)
+        frozen = self._storage.get_trial(trial._trial_id)
         distributions: dict[str, str] = {}
         for name, d in frozen.distributions.items():
             try:
@@ -133,48 +188,46 @@ class Asker:
         """
         from optuna.trial import TrialState as OptunaState
 
-        study, storage = self.study, self._storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, result.number)
+        study, storage, number = self.study, self._storage, result.number + self._offset
+        trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
         state = _STATES[result.state]
-        with _quiet():
+        with quiet():
             if storage.get_trial(trial_id).state.is_finished():
                 storage.reopen(trial_id)
             if state == "PRUNED" and result.value is not None:
                 storage.set_trial_intermediate_value(trial_id, result.epoch, result.value)
             if state == "COMPLETE":
-                study.tell(result.number, result.value)
+                study.tell(number, result.value)
             else:
-                study.tell(result.number, state=OptunaState[state])
+                study.tell(number, state=OptunaState[state])
 
     def restore(self, trials: Sequence[TrialRecord]) -> None:
         """Put an earlier session's trials back, in the order of their numbers; unfinished ones are running again."""
-        import optuna
-        from optuna.distributions import json_to_distribution
-        from optuna.trial import TrialState as OptunaState
-
         for t in sorted(trials, key=lambda t: t.spec.number):
-            stopped = t.state is TrialState.STOPPED and t.value is not None
-            frozen = optuna.trial.create_trial(
-                state=OptunaState[_STATES[t.state]],
-                value=t.value if t.state is TrialState.FINISHED else None,
-                params=dict(t.spec.params),
-                distributions={name: json_to_distribution(d) for name, d in t.spec.distributions.items()},
-                intermediate_values={t.epoch: t.value} if stopped and t.value is not None else {},
-            )
-            with _quiet():
-                self.study.add_trial(frozen)
+            with quiet():
+                self.study.add_trial(_frozen(t))
+
+    def plain_study(self) -> optuna.Study:
+        """The study without the trials of earlier ones."""
+        import optuna
+
+        if not self._offset:
+            return self.study
+        with quiet():
+            study = optuna.create_study(direction=self.study.direction)
+            study.add_trials(self.study.get_trials(deepcopy=False)[self._offset :])
+        return study
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna's log lines and experimental warnings are about calls the user did not make."""
+def _frozen(t: TrialRecord) -> FrozenTrial:
     import optuna
+    from optuna.distributions import json_to_distribution
 
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)
+    stopped = t.state is TrialState.STOPPED and t.value is not None
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState[_STATES[t.state]],
+        value=t.value if t.state is TrialState.FINISHED else None,
+        params=dict(t.spec.params),
+        distributions={name: json_to_distribution(d) for name, d in t.spec.distributions.items()},
+        intermediate_values={t.epoch: t.value} if stopped and t.value is not None else {},
+    )

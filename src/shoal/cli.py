@@ -38,6 +38,9 @@ _TUNE_KEYWORDS: Final = (
     "seed",
     "device",
     "timeout_s",
+    "max_total_epochs",
+    "target_value",
+    "patience_trials",
     "reproducible",
     "value",
 )
@@ -205,6 +208,27 @@ def _add_budget(parser: argparse.ArgumentParser, *, resume: bool) -> None:
         default=absent,
         help="stop after so long",
     )
+    parser.add_argument(
+        "--max-total-epochs",
+        metavar="N",
+        type=_positive_int,
+        default=absent,
+        help="stop when all trials together have trained so many epochs",
+    )
+    parser.add_argument(
+        "--target-value",
+        metavar="VALUE",
+        type=float,
+        default=absent,
+        help="stop when a finished trial is as good as this",
+    )
+    parser.add_argument(
+        "--patience-trials",
+        metavar="N",
+        type=_positive_int,
+        default=absent,
+        help="stop after so many trials in a row without a better one",
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -266,7 +290,9 @@ def run_tune(arguments: argparse.Namespace) -> int:
 def run_resume(arguments: argparse.Namespace) -> int:
     """``shoal resume``: the study's own options; the file brings code and data, and its options are not read again."""
     keywords = {
-        key: getattr(arguments, key) for key in ("n_trials", "max_epochs", "timeout_s") if hasattr(arguments, key)
+        key: getattr(arguments, key)
+        for key in ("n_trials", "max_epochs", "timeout_s", "max_total_epochs", "target_value", "patience_trials")
+        if hasattr(arguments, key)
     }
     keywords.update(_progress(arguments))
     if data_files.is_data_file(arguments.file):

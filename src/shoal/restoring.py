@@ -142,6 +142,22 @@ def show(scheduler: Scheduler, history: History) -> None:
         scheduler.observe(seen)
 
 
+def warm_trials(earlier: StudyRecord, direction: Direction, metric: str) -> list[TrialRecord]:
+    """The trials of an earlier study that a sampler can learn from.
+
+    Raises:
+        UsageError: It was judged by another metric or in the other direction.
+    """
+    judged = earlier.meta.get("metric", metric)
+    if judged != metric or earlier.direction != direction:
+        raise UsageError(
+            f"warm_start needs a study that was judged as this one is: it had {judged!r} to {earlier.direction}, this one has "
+            f"{metric!r} to {direction}."
+        )
+    ended = (TrialState.FINISHED, TrialState.STOPPED)
+    return [t for t in earlier.trials if t.state in ended and t.value is not None]
+
+
 def check_same(previous: StudyRecord, facts: Mapping[str, Json]) -> None:
     """Refuse to mix trials of other code, data or metric into a study."""
     advice = "Use the file that the study was started with, or another storage."

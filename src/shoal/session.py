@@ -23,6 +23,8 @@ from shoal.recipe import Recipe
 from shoal.records import EpochRow, Event, Progress, TrialResult, TrialSpec, TrialState
 from shoal.replay import Define, replay, run_define
 from shoal.signature import Signer, lane_trial
+from shoal.spaces import PointKey, point_key
+from shoal.stopping import Limits, Tally
 from shoal.weights import WeightStore
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 # After this many trials in a row without one that trained, the fault is in ``define`` or the data, not in the trials.
 _HOPELESS = 5
+# So often is a sampler asked again for a configuration that is not in training already.
+_REASKS = 10
 
 
 class Session:
@@ -48,27 +52,51 @@ class Session:
         n_trials: int,
         pending: Sequence[TrialSpec],
         best_epoch: bool,
+        limits: Limits,
     ) -> None:
         self.history, self.n_trials, self.pending = history, n_trials, list(pending)
         self._define, self._data, self._asker, self._signer = define, data, asker, signer
         self._store, self._weights, self._best_epoch = store, weights, best_epoch
         self.interrupted = self.timed_out = False
+        self.stop_reason = ""
+        self._tally = Tally.of(limits, history.sign, history.rows, history.results, history.events)
         spent = history.meta.get("elapsed_s")
         self._started = time.time() - (float(spent) if isinstance(spent, int | float) else 0.0)
         self._failures: list[str] = []
+        # Configurations that are in training, if discrete; for a sampler that tries each once, those that were as well.
+        self._points: dict[PointKey | None, int] = {
+            point_key(spec.params, spec.distributions): number
+            for number, spec in history.specs.items()
+            if asker.exhaustive or number not in history.results
+        }
 
     def clock(self) -> float:
         """Seconds of work on this study, earlier sessions included."""
         return time.time() - self._started
 
-    def run(self, engine: Engine, timeout_s: float | None, progress: ProgressMode) -> None:
-        """Run the engine until it has no more to do, time is up, or someone presses Ctrl-C."""
+    def run(self, engine: Engine, timeout_s: float | None, progress: ProgressMode, opening: str = "") -> None:
+        """Run the engine until it has no more to do, a limit is reached, time is up, or someone presses Ctrl-C.
+
+        Args:
+            opening: Said first.
+        """
         sink = make_progress(progress)
         try:
+            if opening:
+                sink.message(opening)
             with _interruptible() as asked_to_stop:
-                engine.run(clock=self.clock, stop=asked_to_stop, report=sink.update, timeout_s=timeout_s)
-                self.interrupted = len(self.history.results) < self.n_trials
+
+                def stop() -> bool:
+                    return asked_to_stop() or bool(self._tally.reason)
+
+                engine.run(clock=self.clock, stop=stop, report=sink.update, timeout_s=timeout_s)
+                unfinished = self.more or len(self.history.results) < self.n_asked
+                if unfinished and not asked_to_stop():
+                    self.stop_reason = self._tally.reason
+                self.interrupted = unfinished and not self.stop_reason
                 self.timed_out = self.interrupted and not asked_to_stop()
+                if self.stop_reason:
+                    sink.message(f"stopped: {self.stop_reason}")
         finally:
             sink.close()
             self.history.meta["elapsed_s"] = self.clock()
@@ -79,7 +107,7 @@ class Session:
 
     @property
     def more(self) -> bool:
-        return bool(self.pending) or self.n_asked < self.n_trials
+        return bool(self.pending) or (self.n_asked < self.n_trials and not self._asker.exhausted)
 
     def again(self, number: int) -> list[Candidate]:
         spec = self.history.specs[number]
@@ -99,18 +127,14 @@ class Session:
         history = self.history
         while len(out) < n and self.pending:
             out += self.again(self.pending.pop(0).number)
-        while len(out) < n and self.n_asked < self.n_trials:
-            trial = self._asker.ask()
-            seed = self._asker.trial_seed(trial.number)
-            error: str | None = None
-            try:
-                recipe = run_define(self._define, trial, seed, self._data.train.n)
-            except Exception as e:  # whatever the user's code raises fails this trial, and no other
-                error = _said(trial.number, e)
-            spec = self._asker.spec(trial)
+        while len(out) < n and not self.pending and self.more:
+            got = self._next()
+            if got is None:
+                break
+            spec, recipe, error = got
             history.specs[spec.number] = spec
             asked.append(spec)
-            if error is None:
+            if recipe is not None:
                 out.append(self._candidate(spec, recipe))
                 continue
             failed.append(TrialResult(spec.number, TrialState.FAILED, None, 0, error, self.clock()))
@@ -122,6 +146,33 @@ class Session:
         if failed:
             self.record([], failed, [])
         return out
+
+    def _next(self) -> tuple[TrialSpec, Recipe | None, str] | None:
+        """A new trial, its recipe or what ``define`` raised instead; None when the space has been tried out.
+
+        A configuration that is in training already is asked for once more, a few times over: a sampler that looks at ended
+        trials has no reason to avoid it. In a space smaller than the number of lanes it is then run under another seed.
+        """
+        trial = self._asker.ask()
+        for attempt in range(1, _REASKS + 2):
+            recipe, error = None, ""
+            try:
+                recipe = run_define(self._define, trial, self._asker.trial_seed(trial.number), self._data.train.n)
+            except Exception as e:  # whatever the user's code raises fails this trial, and no other
+                error = _said(trial.number, e)
+            spec = self._asker.spec(trial)
+            key = point_key(spec.params, spec.distributions)
+            if key is None or key not in self._points or self._asker.is_fixed(spec.number):
+                break
+            if attempt > _REASKS:
+                if self._asker.exhaustive:
+                    self._asker.take_back(trial)
+                    return None
+                break
+            trial = self._asker.ask_again(trial, attempt)
+        if key is not None:
+            self._points[key] = spec.number
+        return spec, recipe, error
 
     def _check_hopeless(self) -> None:
         results = self.history.results
@@ -144,7 +195,11 @@ class Session:
         for result in results:
             history.results[result.number] = result
             self._asker.tell(result)
+            if not self._asker.exhaustive:
+                spec = history.specs[result.number]
+                self._points.pop(point_key(spec.params, spec.distributions), None)
         history.events.extend(events)
+        self._tally.count(rows, results, events)
         if self._store is not None:
             self._store.recorded(rows)
             self._store.ended(results)

@@ -31,6 +31,8 @@ class Study:
         record: Everything as plain data (see ``shoal.records``).
         interrupted: Whether the last run was stopped by Ctrl-C or its time limit before all trials had ended.
         timed_out: Whether it was its time limit.
+        stop_reason: Which of its limits (total epochs, target, patience) the last run stopped at; "" for none. The study can be
+            continued.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Study:
         self._history, self._define, self._data = history, define, data
         self._asker, self._store, self._weights = asker, store, weights
         self.interrupted = self.timed_out = False
+        self.stop_reason = ""
 
     @property
     def record(self) -> StudyRecord:
@@ -113,10 +116,15 @@ class Study:
     def optuna_study(self) -> optuna.Study:
         """The study as Optuna sees it: loaded from the study file, or the one in memory."""
         if self._store is None:
-            return self._asker.study
+            return self._asker.plain_study()
         import optuna
 
         return optuna.load_study(study_name=self._history.name, storage=f"sqlite:///{self._store.path}")
+
+    @property
+    def path(self) -> Path | None:
+        """The study file, if there is one."""
+        return None if self._store is None else Path(self._store.path)
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that needs nothing else; returns its path."""

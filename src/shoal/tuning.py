@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 
-from shoal.asking import Asker, SamplerArgument
+from shoal.asking import Asker
 from shoal.data import Datasets, load
 from shoal.engine import Engine, Rules
 from shoal.errors import RecipeError, StorageError, UsageError
@@ -24,19 +24,26 @@ from shoal.metrics import Metric, further, resolve, standard_metrics
 from shoal.planner import total_lanes
 from shoal.progress import ProgressMode
 from shoal.recipe import Recipe
-from shoal.records import Direction, Json, TrialSpec, TrialState
-from shoal.replay import Define, check_space, fingerprint, replay
-from shoal.restoring import check_same, opened, restore, show
-from shoal.schedulers import Promoter, Scheduler
+from shoal.records import Direction, Json, ParamValue, StudyRecord, TrialRecord, TrialSpec, TrialState
+from shoal.replay import Define, check_space, fingerprint, replay, run_define
+from shoal.restoring import check_same, opened, restore, show, warm_trials
+from shoal.samplers import SamplerArgument
+from shoal.schedulers import Asha, Promoter, Scheduler
 from shoal.schedulers import resolve as resolve_scheduler
 from shoal.session import Session, candidate
 from shoal.signature import Signer
+from shoal.spaces import check_points
+from shoal.stopping import Limits
 from shoal.study import Study, trained
 from shoal.weights import WeightStore
 from shoal.winner import score_winner
 
 if TYPE_CHECKING:
+    import optuna
+
     from shoal.storage import StudyStore
+
+SchedulerArgument: TypeAlias = "str | Scheduler | optuna.pruners.BasePruner | None"
 
 
 def tune(
@@ -52,12 +59,17 @@ def tune(
     n_trials: int = 100,
     max_epochs: int = 30,
     sampler: SamplerArgument = None,
-    scheduler: str | Scheduler | None = None,
+    scheduler: SchedulerArgument = None,
+    enqueue: Sequence[Mapping[str, ParamValue]] = (),
+    warm_start: str | Path | Study | None = None,
     storage: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
     reproducible: bool = False,
     timeout_s: float | None = None,
+    max_total_epochs: int | None = None,
+    target_value: float | None = None,
+    patience_trials: int | None = None,
     progress: ProgressMode = True,
 ) -> Study:
     """Search for the best hyperparameters of ``define``, training many trials at once.
@@ -75,14 +87,20 @@ def tune(
         n_trials: Trials in all. A study file that already has some is continued up to this number.
         max_epochs: Epochs of a trial that is not stopped early. A larger number than a study file was made with trains its
             finished trials again from the start, to the new length.
-        sampler: "tpe" (default), "random", or an Optuna sampler.
+        sampler: "tpe" (default), "random", "grid", "qmc", "gp", "cmaes", "nsgaii", "nsgaiii", "brute_force"; a dict of a name and
+            Optuna's options for it, such as ``{"name": "tpe", "n_startup_trials": 20}``; or an Optuna sampler.
         scheduler: "asha" (default from 4 epochs on; pauses and promotes), "asha_stop" (stops for good), "halving", "hyperband",
-            "top_k", "median", "patience", "none", or an object of ``shoal.schedulers``.
+            "top_k", "median", "patience", "none", an object of ``shoal.schedulers``, or an Optuna pruner.
+        enqueue: Parameters to try first, one dict per trial; what a dict leaves out is sampled.
+        warm_start: An earlier study of the same metric, or its file: the sampler ("tpe" or "gp") learns from its trials.
         storage: An SQLite file (``sqlite:///digits.db`` or a path) that Optuna can open, or None to keep all in memory.
         seed: Everything random follows from it.
         device: "auto", "cpu", "cuda", ...
         reproducible: Never choose by measured time: what can be fused is, at widths that follow from counts alone.
         timeout_s: Start no further epoch after this many seconds. The study can be continued.
+        max_total_epochs: Start no further round once all trials together have trained so many epochs.
+        target_value: Stop once a finished trial is as good as this value, or better.
+        patience_trials: Stop once so many trials in a row have ended, or been paused, without the best getting better.
         progress: True for a live table (plain lines where there is no terminal), False for silence, "json", or a callable.
 
     Returns:
@@ -104,13 +122,14 @@ def tune(
     if where.type == "cpu" and not reproducible:
         native.prepare()  # first of all: a compiler takes a second, and so does what comes next
     data = load(train, valid, test, seed=seed)
-    target = data.train.tensors[-1] if len(data.train.tensors) > 1 else None
-    chosen = resolve(metric, targets=target, direction=direction)
-    others = further(metrics, targets=target)
+    targets = data.train.tensors[-1] if len(data.train.tensors) > 1 else None
+    chosen = resolve(metric, targets=targets, direction=direction)
+    others = further(metrics, targets=targets)
     way: Direction = chosen.direction if chosen is not None else (direction or "minimize")
     metric_name = chosen.name if chosen is not None else "loss"
-    scheme = resolve_scheduler(scheduler, max_epochs=max_epochs, n_trials=n_trials)
-    asker = Asker(sampler, way, seed)
+    limits = Limits(max_total_epochs, target_value, patience_trials)
+    scheme = _scheduler(scheduler, max_epochs, n_trials, way)
+    asker = _asker(sampler, way, seed, enqueue, warm_start, metric_name, define, data.train.n)
     options: dict[str, Json] = {
         "metric": metric_name if not callable(metric) else None,
         "direction": way,
@@ -118,8 +137,13 @@ def tune(
         "value": value,
         "n_trials": n_trials,
         "max_epochs": max_epochs,
-        "sampler": asker.name if isinstance(sampler, str) or sampler is None else None,
-        "scheduler": scheduler if isinstance(scheduler, str) else None,
+        "sampler": asker.plan.as_json,
+        "scheduler": scheduler if scheduler is None or isinstance(scheduler, str) else False,
+        "enqueue": [dict(point) for point in enqueue],
+        "warm_start": _warm_path(warm_start),
+        "max_total_epochs": max_total_epochs,
+        "target_value": target_value,
+        "patience_trials": patience_trials,
         "seed": seed,
         "device": device,
         "reproducible": reproducible,
@@ -133,7 +157,7 @@ def tune(
         "sampler": asker.name,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {where}",
     }
-    work = Work(_to(data, where), _metrics(chosen, others, target), where)
+    work = Work(_to(data, where), _metrics(chosen, others, targets), where)
     lanes = total_lanes(n_trials, learns=asker.learns)
     signer = Signer(work.data.train.tensors)
 
@@ -175,10 +199,16 @@ def tune(
             n_trials=n_trials,
             pending=start.pending,
             best_epoch=value == "best",
+            limits=limits,
         )
         rules = Rules(max_epochs, history.sign, _value_of(chosen), value == "best")
-        session.run(Engine(session, pool, scheme, rules, lanes, history.tick, start.paused), timeout_s, progress)
+        engine = Engine(session, pool, scheme, rules, lanes, history.tick, start.paused)
+        picked = (
+            _said_first(asker, scheme, lanes, n_trials, max_epochs) if sampler is None and scheduler is None else ""
+        )
+        session.run(engine, timeout_s, progress, picked)
         study.interrupted, study.timed_out = session.interrupted, session.timed_out
+        study.stop_reason = session.stop_reason
         if not study.interrupted:
             score_winner(history, work, lambda spec: trained(spec, rebuild, weights))
         _write_down(history, weights, store)
@@ -195,6 +225,9 @@ def resume(
     n_trials: int | None = None,
     max_epochs: int | None = None,
     timeout_s: float | None = None,
+    max_total_epochs: int | None = None,
+    target_value: float | None = None,
+    patience_trials: int | None = None,
     progress: ProgressMode = True,
 ) -> Study:
     """Continue a study from its file, with the options it was started with.
@@ -207,6 +240,7 @@ def resume(
         define: The code that made the study; the file holds none.
         train, valid, test: The data the study was started with.
         n_trials, max_epochs: Larger numbers than before, or None to complete what was asked for.
+        max_total_epochs, target_value, patience_trials: Limits to go on to, or None for those that the study was started with.
         timeout_s, progress: As for ``tune``.
 
     Raises:
@@ -219,12 +253,24 @@ def resume(
     options = load_study(str(storage)).meta.get("options")
     if not isinstance(options, dict):
         raise StorageError(f"{storage} holds no options to resume with; call tune() with this storage instead.")
-    if any(options.get(key) is None for key in ("metric", "sampler")) or options.get("metrics", []) is None:
+    objects = any(options.get(key) is None for key in ("metric", "sampler")) or options.get("metrics", []) is None
+    if objects or options.get("scheduler") is False:
         raise UsageError(
-            "this study was started with a metric or sampler object, which no file can hold; call tune() again with the same "
-            "arguments and this storage, which continues it."
+            "this study was started with a metric, sampler or scheduler object, which no file can hold; call tune() again with "
+            "the same arguments and this storage, which continues it."
         )
     kept = {k: v for k, v in options.items() if k not in ("n_trials", "max_epochs")}
+    if kept.get("warm_start") is False:
+        raise UsageError(
+            "this study was started warm from a study in memory, which no file can hold; call tune() again with the same "
+            "arguments and this storage, which continues it."
+        )
+    limits = {
+        "max_total_epochs": max_total_epochs,
+        "target_value": target_value,
+        "patience_trials": patience_trials,
+    }
+    kept |= {name: limit for name, limit in limits.items() if limit is not None}
     if max_epochs is not None and max_epochs < cast(int, options["max_epochs"]):
         raise UsageError(f"max_epochs={max_epochs} is less than the study's {options['max_epochs']}.")
     return tune(
@@ -239,6 +285,70 @@ def resume(
         progress=progress,
         **cast("dict[str, Any]", kept),
     )
+
+
+def _scheduler(scheduler: SchedulerArgument, max_epochs: int, n_trials: int, direction: Direction) -> Scheduler:
+    """The scheduler that the user meant; Optuna's pruners are made into one."""
+    if scheduler is not None and not isinstance(scheduler, str | Scheduler):
+        import optuna
+
+        from shoal.pruning import PrunerScheduler
+
+        if isinstance(scheduler, optuna.pruners.BasePruner):
+            return PrunerScheduler(scheduler, direction, max_epochs)
+    return resolve_scheduler(scheduler, max_epochs=max_epochs, n_trials=n_trials)
+
+
+def _asker(
+    sampler: SamplerArgument,
+    direction: Direction,
+    seed: int,
+    enqueue: Sequence[Mapping[str, ParamValue]],
+    warm_start: str | Path | Study | None,
+    metric: str,
+    define: Define,
+    n_train: int,
+) -> Asker:
+    def dry(trial: Any) -> Recipe:
+        return run_define(define, trial, 0, n_train)
+
+    if isinstance(enqueue, str | Mapping) or not isinstance(enqueue, Sequence):
+        raise UsageError(f"enqueue must be a list of dicts, one per trial, not {enqueue!r}.")
+    check_points(dry, enqueue)
+    warm: list[TrialRecord] = []
+    if warm_start is not None:
+        warm = warm_trials(warm_start.record if isinstance(warm_start, Study) else _read(warm_start), direction, metric)
+    return Asker(sampler, direction, seed, enqueue=enqueue, warm=warm, define=dry)
+
+
+def _read(storage: str | Path) -> StudyRecord:
+    from shoal.storage import load_study
+
+    return load_study(str(storage))
+
+
+def _warm_path(warm_start: str | Path | Study | None) -> Json:
+    """Where ``resume`` finds the study to start warm from; False when it is nowhere."""
+    if isinstance(warm_start, Study):
+        return str(warm_start.path) if warm_start.path is not None else False
+    return None if warm_start is None else str(warm_start)
+
+
+def _said_first(asker: Asker, scheme: Scheduler, lanes: int, n_trials: int, max_epochs: int) -> str:
+    """What was picked for a user who named neither sampler nor scheduler, and why."""
+    if lanes >= n_trials:
+        sampler = f"sampler {asker.name} (all {n_trials} trials start at once, so it draws them at random)"
+    else:
+        sampler = f"sampler {asker.name} (learns from trials as they end, {lanes} at a time)"
+    if isinstance(scheme, Asha):
+        at = ", ".join(map(str, scheme.rungs))
+        judge = (
+            f"scheduler {scheme.name} (at epochs {at} of {max_epochs} the best 1 in {scheme.eta} go on; others wait, and go on "
+            "if their turn comes)"
+        )
+    else:
+        judge = f"scheduler {scheme.name} (nothing to save with {n_trials} trials of {max_epochs} epochs)"
+    return f"picked {sampler} and {judge}"
 
 
 def _value_of(chosen: Metric | None) -> Callable[[Measured], float]:
