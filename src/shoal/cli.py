@@ -133,6 +133,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--figures", metavar="DIR", help="also write each figure as PNG and SVG into this folder")
 
+    watch = _command(commands, "watch", "show a study's report in a browser while it runs", run_watch)
+    _add_study(watch)
+    watch.add_argument(
+        "--port", metavar="N", type=_port, default=None, help="port on 127.0.0.1 (default: 8765; 0: any free one)"
+    )
+    watch.add_argument("--open", action="store_true", help="also open the page in the default browser")
+
     best = _command(commands, "best", "print a study's best trial", run_best)
     _add_study(best)
     best.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -247,6 +254,16 @@ def _positive_int(text: str) -> int:
     return number
 
 
+def _port(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a port, 0 to 65535; got {text!r}")
+    return number
+
+
 def _positive_float(text: str) -> float:
     try:
         number = float(text)
@@ -330,6 +347,24 @@ def run_report(arguments: argparse.Namespace) -> int:
     if arguments.figures:
         for path in write_figures(record, arguments.figures, shares):
             print(path)
+    return 0
+
+
+def run_watch(arguments: argparse.Namespace) -> int:
+    """``shoal watch``: serves the page until Ctrl-C; reads the study file only."""
+    from shoal.watching import PORT, LivePage, WatchServer
+
+    page = LivePage(arguments.study)
+    page.current()  # a file that cannot be shown is better refused here than in the browser
+    with WatchServer(page, PORT if arguments.port is None else arguments.port) as server:
+        print(server.url, flush=True)
+        print("shoal: showing the study there; Ctrl-C stops", file=sys.stderr)
+        if arguments.open:
+            importlib.import_module("webbrowser").open(server.url)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:  # the one way to end it
+            return 0
     return 0
 
 

@@ -20,6 +20,7 @@ Example:
 
 from __future__ import annotations
 
+from shoal.storage._place import study_path
 from shoal.storage._store import StudyStore, load_study
 
-__all__ = ["StudyStore", "load_study"]
+__all__ = ["StudyStore", "load_study", "study_path"]
