@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from lanes_helpers import KERNELS, assert_same_trail, made, specs_of, train_fused, work_of
-from optimizer_tables import MORE, OPTIMIZERS
-from shoal.lanes import native, optim, tables
+from optimizer_tables import OPTIMIZERS
+from shoal.lanes import native, optim
 from shoal.lanes.activations import TABLE, kind_of
-from shoal.lanes.kernels import TorchKernels, Updates
+from shoal.lanes.kernels import Gradients, TorchKernels, Updates
 from shoal.lanes.native import NativeKernels
 from shoal.lanes.native._build import Build, compiler
+from shoal.lanes.tables import coefficients, family_of, numbers, stacked
 from test_bit_identity import CASES, check_neighbours
 from test_equality import KINDS, definition, mixed, mlp
 
@@ -60,63 +61,123 @@ def in_fleets(kernels: NativeKernels) -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_updates_agree_with_torch_optim(kernels: NativeKernels, dtype: torch.dtype) -> None:
     built: dict[optim.Family, list[tuple[str, nn.Module, torch.optim.Optimizer]]] = {}
-    for name, make in {**OPTIMIZERS, **MORE}.items():  # families without a native form run on torch's kernels
+    for name, make in OPTIMIZERS.items():
         model = mlp(nn.ReLU, 0.0).to(dtype)
         optimizer = make(model)
-        built.setdefault(tables.family_of(optimizer), []).append((name, model, optimizer))
+        family = family_of(optimizer)
+        if family in native._FAMILIES:
+            built.setdefault(family, []).append((name, model, optimizer))
+    assert set(built) == set(native._FAMILIES)
     n_steps, steps = 10, np.arange(1, 11, dtype=np.float64)
     for family, members in built.items():
-        shapes = [t.numel() for t in members[0][1].parameters()]
-        bounds = torch.tensor([0, *np.cumsum(shapes)])
-        table = np.empty((n_steps, optim.K, len(members), len(shapes)))
-        state = torch.zeros(5, len(members), sum(shapes), dtype=dtype)
+        case = Case.of(list(members[0][1].parameters()), len(members), n_steps, dtype)
         for row, (_, model, optimizer) in enumerate(members):
-            state[0, row] = torch.cat([t.detach().flatten() for t in model.parameters()])
-            second = tables.first_second(model, optimizer)
-            if second:
-                state[2, row] = torch.cat(
-                    [torch.full_like(t, 0).add(second[n]).flatten() for n, t in model.named_parameters()]
-                )
+            for k, t in enumerate(model.parameters()):
+                case.views[0][k][row] = t.detach()
             for group in optimizer.param_groups:
-                h = tables.stacked([tables.numbers(group)])
-                c = tables.coefficients(optimizer, family, h, steps, {})
+                c = coefficients(optimizer, family, stacked([numbers(group)]), steps, {})
                 for k, t in enumerate(model.parameters()):
                     if any(t is member for member in group["params"]):
-                        table[:, :, row, k] = c
-        p, m, v, a, g = state.unbind(0)
-        owner = torch.repeat_interleave(torch.arange(len(shapes)), torch.tensor(shapes))
-        due = torch.ones(n_steps, len(members), dtype=torch.uint8)
-        uses = optim.uses(np.moveaxis(table, 1, -1))
-        update = kernels.updater(
-            Updates(family, (p, m, v, a, g), torch.from_numpy(table).to(dtype), due, uses, owner, bounds)
-        )
-        for k in range(n_steps):
-            g.copy_(made(len(members), sum(shapes), seed=k, dtype=dtype))
+                        case.table[:, :, row, k] = torch.from_numpy(c)
+        advance = kernels.advance(case.gradients, [case.updates(family)])
+        for step in range(n_steps):
+            parts = [made(*v.shape, seed=step, dtype=dtype) for v in case.gradients.views]
             for row, (_, model, optimizer) in enumerate(members):
-                for t, (first, last) in zip(model.parameters(), itertools.pairwise(bounds), strict=True):
-                    t.grad = g[row, int(first) : int(last)].view_as(t).clone()
+                for k, t in enumerate(model.parameters()):
+                    t.grad = parts[k][row].clone()
                 optimizer.step()
-            update(k)
+            advance(step, parts)
             for row, (name, model, _) in enumerate(members):
-                expected = torch.cat([t.detach().flatten() for t in model.parameters()])
-                error = ((p[row] - expected).abs().max() / expected.abs().max()).item()
-                assert error <= (1e-13 if dtype == torch.float64 else 1e-6), f"{name}, step {k}: {error:.1e}"
+                for k, t in enumerate(model.parameters()):
+                    error = (case.views[0][k][row] - t.detach()).abs().max() / t.detach().abs().max()
+                    assert error.item() <= (1e-13 if dtype == torch.float64 else 2e-6), f"{name}, step {step}"
+
+
+@dataclass
+class Case:
+    """A stretch of lanes with everything that an update needs. ``views`` are the parameters inside each of the five buffers."""
+
+    state: Tensor  # (5, lanes, P)
+    views: list[list[Tensor]]
+    table: Tensor
+    due: Tensor
+    gradients: Gradients
+
+    @classmethod
+    def of(cls, parameters: Sequence[Tensor], lanes: int, ticks: int, dtype: torch.dtype) -> Case:
+        sizes = [t.numel() for t in parameters]
+        offsets = [0, *(int(x) for x in np.cumsum([s + 3 for s in sizes]))]  # gaps, as padding leaves them
+        state = torch.zeros(5, lanes, offsets.pop(), dtype=dtype)
+        views = [
+            [b[:, o : o + n].view(lanes, *t.shape) for o, n, t in zip(offsets, sizes, parameters, strict=True)]
+            for b in state
+        ]
+        goes_on = torch.zeros(ticks, lanes, dtype=torch.uint8)
+        gradients = Gradients(state[4], views[4], torch.tensor(offsets), torch.tensor(sizes), goes_on, None)
+        table = torch.zeros(ticks, optim.K, lanes, len(sizes), dtype=dtype)
+        return cls(state, views, table, torch.ones(ticks, lanes, dtype=torch.uint8), gradients)
+
+    def updates(self, family: optim.Family, first: int = 0) -> Updates:
+        p, m, v, a, g = self.state.unbind(0)
+        owner = torch.zeros(p.shape[1], dtype=torch.int64)
+        for k, (o, n) in enumerate(zip(self.gradients.offsets, self.gradients.sizes, strict=True)):
+            owner[int(o) : int(o + n)] = k
+        uses = frozenset({optim.SIGN, optim.L2, optim.DECAY, optim.C5})
+        return Updates(family, first, (p, m, v, a, g), self.table, self.due, uses, owner)
 
 
 @needs_compiler
-@pytest.mark.parametrize("family", [optim.Family.SGD, optim.Family.ADAM, optim.Family.RMS, optim.Family.RMS_CENTERED])
+@pytest.mark.parametrize("shaped", [False, True], ids=["plain", "shaped"])
+@pytest.mark.parametrize("family", list(native._FAMILIES))
+def test_batches_of_several_ticks_are_added_up_as_torch_does(
+    kernels: NativeKernels, family: optim.Family, shaped: bool
+) -> None:
+    """Six lanes whose batches take one, two or three ticks, one lane with no batch at all; two stretches of lanes."""
+    ticks, lanes = 6, 6
+    due, goes_on = np.zeros((2, ticks, lanes), dtype=np.uint8)
+    for lane, length in enumerate((1, 2, 3, 1, 3)):
+        for t in range(ticks):
+            due[t, lane], goes_on[t, lane] = (t + 1) % length == 0, t % length != 0
+    ends = []
+    for which in (kernels, TorchKernels()):
+        case = Case.of([torch.zeros(4, 5), torch.zeros(3)], lanes, ticks, torch.float64)
+        case.state.copy_(made(*case.state.shape).abs())
+        case.state[3] *= 0.01  # the square of a mean is never above the mean of squares
+        case.table.copy_(made(*case.table.shape, seed=9).abs() * 0.1)
+        for t in range(ticks):
+            for idle in np.flatnonzero(due[t] == 0):
+                case.table[t, :, idle] = torch.from_numpy(optim.idle(family))[:, None]
+        own = case.state[4].clone()
+
+        def shape(t: int, case: Case = case, own: Tensor = own) -> None:
+            own.copy_(case.state[4]).mul_(2.0)
+
+        gradients = replace(case.gradients, goes_on=torch.from_numpy(goes_on), shape=shape if shaped else None)
+        updates = []
+        for i, j in ((0, 2), (2, 6)):
+            p, m, v, a, g = (b[i:j] for b in (*case.state[:4], own if shaped else case.state[4]))
+            rows, full = case.table[:, :, i:j].contiguous(), torch.from_numpy(np.ascontiguousarray(due[:, i:j]))
+            updates.append(replace(case.updates(family), first=i, buffers=(p, m, v, a, g), table=rows, due=full))
+        advance = which.advance(gradients, updates)
+        for t in range(ticks):
+            advance(t, [made(*v.shape, seed=20 + t) for v in case.views[4]])
+        ends.append(torch.cat([v.flatten(1) for b in case.views[:4] for v in b], 1))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-12, atol=1e-12)
+
+
+@needs_compiler
+@pytest.mark.parametrize("family", list(native._FAMILIES))
 def test_lanes_that_are_not_due_are_left_alone(kernels: NativeKernels, family: optim.Family) -> None:
-    state = [made(3, 64, seed=i, dtype=torch.float32).abs() for i in range(5)]
-    before = [t.clone() for t in state]
-    table = made(1, optim.K, 3, 1, seed=9, dtype=torch.float32).abs()
-    due = torch.tensor([[0, 1, 0]], dtype=torch.uint8)
-    p, m, v, a, g = state
-    updates = Updates(family, (p, m, v, a, g), table, due, frozenset(), torch.zeros(64), torch.tensor([0, 64]))
-    kernels.updater(updates)(0)
-    for t, b in zip(state, before, strict=True):
-        assert torch.equal(t[[0, 2]], b[[0, 2]])
-    assert not torch.equal(p[1], before[0][1])
-    assert torch.equal(g, before[4])  # a lane in the middle of its batch goes on adding to it
+    case = Case.of([torch.zeros(64)], 3, 1, torch.float32)
+    case.state.copy_(made(*case.state.shape, dtype=torch.float32).abs())
+    case.table.copy_(made(*case.table.shape, seed=9, dtype=torch.float32).abs())
+    case.due.copy_(torch.tensor([[0, 1, 0]]))
+    before = case.state.clone()
+    part = made(3, 64, seed=3, dtype=torch.float32)
+    kernels.advance(case.gradients, [case.updates(family)])(0, [part])
+    assert torch.equal(case.state[:4, [0, 2]], before[:4, [0, 2]])
+    assert not torch.equal(case.state[0, 1], before[0, 1])
+    assert torch.equal(case.views[4][0][[0, 2]], part[[0, 2]])  # kept, for the ticks that follow
 
 
 @needs_compiler

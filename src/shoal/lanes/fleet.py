@@ -7,7 +7,7 @@ told apart (1, or one per parameter tensor when some lane has several).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from shoal.lanes.activations import runs_of
 from shoal.lanes.clip import Shaping
 from shoal.lanes.criteria import criterion_values, denominators, is_known, scale_of
 from shoal.lanes.graph import Blueprint
-from shoal.lanes.kernels import Kernels, TorchKernels, Updates
+from shoal.lanes.kernels import Advance, Gradients, Kernels, TorchKernels, Updates
 from shoal.lanes.lane import EVALUATION_EPOCH, LaneTrial, Measured, evaluation_chunk
 from shoal.lanes.lift import lift_values
 from shoal.lanes.order import slot_weights
@@ -101,7 +101,8 @@ class Fleet:
         self._owner = torch.zeros(layout.size, dtype=torch.int64, device=work.device)  # element -> parameter
         for k, (o, s) in enumerate(zip(layout.offsets, layout.shapes, strict=True)):
             self._owner[o : o + s.numel()] = k
-        self._bounds = torch.tensor([*layout.offsets, layout.size])
+        self._offsets = torch.tensor(layout.offsets)
+        self._sizes = torch.tensor([s.numel() for s in layout.shapes])
         self.arrange()
 
     def runs(self, name: str) -> list[tuple[int, int, int]]:
@@ -219,15 +220,13 @@ class Fleet:
         for i, trial in active:
             recipes[i] = trial.recipe
         shaping = Shaping.of(recipes, due, self.state)
-        updates: list[tuple[list[bool], Callable[[int], None]]] = []
+        advance: Advance | None = None
         tail = n % q if self.exact and n % q else q
         share = torch.zeros(ticks, self.width, dtype=torch.float64)  # of the epoch's samples, per tick
         goes_on = np.zeros((ticks, self.width), dtype=bool)  # the tick adds to a batch that an earlier one opened
         for i, s in shapes.items():
             share[: s.n_ticks, i] = torch.from_numpy(s.sizes[s.batch] / n)
             goes_on[: s.n_ticks, i] = ~s.starts
-        adds = [bool(row.any()) for row in goes_on]
-        keep = torch.from_numpy(goes_on).to(device, dtype)[:, :, None].unbind(0)
         losses = torch.empty(ticks, self.width, dtype=dtype, device=device)
         loss_rows = losses.unbind(0)
         data = self.work.data.train.tensors
@@ -257,36 +256,32 @@ class Fleet:
                 if self.exact and t == ticks - 1 and tail != q:  # the last batch is smaller, and may not be padded
                     slots = tuple(x[:, :tail].contiguous() for x in slots)  # type: ignore[assignment]
                 outputs = program.train(state.inputs, data, *slots)
-                if t == 0:  # only now is there a graph, which tells what the loss reaches
-                    updates = self._updates(active, due, state.grads if shaping is None else shaping.shaped)
-                if adds[t]:
-                    state.grads.mul_(keep[t])
-                    torch._foreach_add_(state.grad_views, outputs[:n_grads])
-                else:
-                    torch._foreach_copy_(state.grad_views, outputs[:n_grads])
+                if advance is None:  # only now is there a graph, which tells what the loss reaches
+                    advance = self._advance(active, due, goes_on, shaping)
                 if state.buffers:
                     torch._foreach_copy_(state.buffers, outputs[n_grads:-1])
                 loss_rows[t].copy_(outputs[-1])
-                if shaping is not None:
-                    shaping.apply(t)
-                for at_ticks, update in updates:
-                    if at_ticks[t]:
-                        update(t)
+                advance(t, outputs[:n_grads])
         for i, trial in active:
             trial.updates += shapes[i].n_updates
         host = losses.double().cpu()
         # Ticks after a lane's epoch is over hold whatever padding gave; their share is zero, and zero times NaN is not.
         return host[0], torch.where(share > 0, host * share, 0.0).sum(0)
 
-    def _updates(
-        self, active: Sequence[tuple[int, LaneTrial]], due: NDArray[np.bool_], grads: Tensor
-    ) -> list[tuple[list[bool], Callable[[int], None]]]:
-        """This epoch's updates, one per stretch of neighbouring lanes of one family: at which ticks, and the update of a tick.
+    def _advance(
+        self,
+        active: Sequence[tuple[int, LaneTrial]],
+        due: NDArray[np.bool_],
+        goes_on: NDArray[np.bool_],
+        shaping: Shaping | None,
+    ) -> Advance:
+        """What follows the gradients of a tick: adding them up, and this epoch's updates, one per stretch of lanes of one family.
 
         Args:
             active: Lanes and their trials.
             due: Whose batch is full at which tick, (T, lanes).
-            grads: What the optimizers see, (lanes, P).
+            goes_on: Whose batch an earlier tick has opened, (T, lanes).
+            shaping: What happens to a batch's gradient before the optimizer sees it.
         """
         families = [optim.Family.SGD if t is None else t.family for t in self.lanes]
         unused = list(self.program.unused)
@@ -302,21 +297,30 @@ class Fleet:
             if unused and not t.recipe.l1:
                 table[:, :, i, unused] = optim.idle(t.family)[:, None]
         state = self.state
-        out: list[tuple[list[bool], Callable[[int], None]]] = []
+        grads = state.grads if shaping is None else shaping.shaped
+        updates = []
         for f, i, j in runs_of([int(f) for f in families]):
             part = table[:, :, i:j]
-            full = due[:, i:j]
-            updates = Updates(
-                optim.Family(f),
-                (state.params[i:j], state.first[i:j], state.second[i:j], state.mean[i:j], grads[i:j]),
-                torch.from_numpy(np.ascontiguousarray(part)).to(self.work.device, self.layout.dtype),
-                torch.from_numpy(np.ascontiguousarray(full).view(np.uint8)),
-                optim.uses(np.moveaxis(part, 1, -1)),
-                self._owner,
-                self._bounds,
+            updates.append(
+                Updates(
+                    optim.Family(f),
+                    i,
+                    (state.params[i:j], state.first[i:j], state.second[i:j], state.mean[i:j], grads[i:j]),
+                    torch.from_numpy(np.ascontiguousarray(part)).to(self.work.device, self.layout.dtype),
+                    torch.from_numpy(np.ascontiguousarray(due[:, i:j]).view(np.uint8)),
+                    optim.uses(np.moveaxis(part, 1, -1)),
+                    self._owner,
+                )
             )
-            out.append(([bool(row.any()) for row in full], self.kernels.updater(updates)))
-        return out
+        gradients = Gradients(
+            state.grads,
+            state.grad_views,
+            self._offsets,
+            self._sizes,
+            torch.from_numpy(goes_on.view(np.uint8)),
+            None if shaping is None else shaping.apply,
+        )
+        return self.kernels.advance(gradients, updates)
 
     def _validate(self) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss (lanes,), metric name -> (lanes,)), on the host."""

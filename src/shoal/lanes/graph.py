@@ -44,6 +44,9 @@ def tidy(gm: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in (_aten.bmm.default, _aten.baddbmm.default):
             _align(graph, node)
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target in (_aten.bmm.default, _aten.baddbmm.default):
+            _turn(graph, node)
     graph.eliminate_dead_code()
     graph.lint()
 
@@ -134,6 +137,31 @@ def _align(graph: fx.Graph, node: fx.Node) -> None:
             out = _contiguous(graph, out)
     out.meta = node.meta
     node.replace_all_uses_with(out)
+    graph.erase_node(node)
+
+
+def _turn(graph: fx.Graph, node: fx.Node) -> None:
+    """Take a product with a few odd columns the other way round, as ``(b' a')'``.
+
+    MKL is two to three times as slow on (32 x 64) by (64 x 10) as on its mirror image: ten columns fill no vector, 32 do. Only where
+    every lane's matrices start on a cache line, or lanes would round differently by slot.
+    """
+    *bias, a, b = node.args
+    out, left, right = (_meta(x) if isinstance(x, fx.Node) else None for x in (node, a, b))
+    if node.kwargs or out is None or left is None or right is None:
+        return
+    m, n = out.shape[1:]
+    unit = 64 // out.dtype.itemsize
+    if n >= 16 or n % 8 == 0 or m % 8 or left.stride[0] % unit or right.stride[0] % unit or m * n % unit:
+        return
+    if bias and not (isinstance(bias[0], fx.Node) and len(getattr(_meta(bias[0]), "shape", ())) == 3):
+        return
+    with graph.inserting_before(node):
+        turned = [graph.call_function(_aten.transpose.int, (x, 1, 2)) for x in (*bias, b, a)]
+        product = graph.call_function(node.target, tuple(turned))  # type: ignore[arg-type]
+        back = graph.call_function(_aten.transpose.int, (product, 1, 2))
+    back.meta = node.meta
+    node.replace_all_uses_with(back)
     graph.erase_node(node)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from shoal.lanes import optim
@@ -23,21 +24,42 @@ Runs = Sequence[tuple[int, int, int]]  # (kind, first lane, one past the last)
 
 
 @dataclass(frozen=True, slots=True)
+class Gradients:
+    """Where a fleet's gradients are added up over an epoch.
+
+    ``flat`` (lanes, P), of which ``views`` are the parameters' own, (lanes, *shape) each; parameter k has ``sizes[k]``
+    elements from ``offsets[k]`` on. ``goes_on`` (T, lanes) uint8 says which lanes add to what earlier ticks of their batch have
+    left; the others begin anew. ``shape(t)``, if anything is to be done to a whole batch's gradient, leaves it in the updates' own
+    buffer.
+    """
+
+    flat: Tensor
+    views: Sequence[Tensor]
+    offsets: Tensor
+    sizes: Tensor
+    goes_on: Tensor
+    shape: Callable[[int], None] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Updates:
-    """The updates of neighbouring lanes of one family over an epoch.
+    """The updates of neighbouring lanes of one family over an epoch, the first of which is lane ``first``.
 
     ``buffers`` are parameters, first moment, second moment, mean gradient and gradients, (rows, P) each; ``table`` (T, K, rows, G)
     the coefficients; ``due`` (T, rows) uint8 says whose batch is full; ``uses`` which optional operations the table needs;
-    ``owner`` (P,) maps elements to their parameter and ``bounds`` (G + 1,) int64 says where each begins.
+    ``owner`` (P,) maps elements to their parameter.
     """
 
     family: optim.Family
+    first: int
     buffers: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     table: Tensor
     due: Tensor
     uses: frozenset[int]
     owner: Tensor
-    bounds: Tensor
+
+
+Advance = Callable[[int, Sequence[Tensor]], None]
 
 
 class Kernels(Protocol):
@@ -76,8 +98,8 @@ class Kernels(Protocol):
         """Its gradient in the scores, (lanes, q, C)."""
         ...
 
-    def updater(self, updates: Updates) -> Callable[[int], None]:
-        """A function that carries out the updates of one tick."""
+    def advance(self, gradients: Gradients, updates: Sequence[Updates]) -> Advance:
+        """A function of a tick and its gradients, (lanes, *shape) each: adds them up and carries out the updates that are due."""
         ...
 
 
@@ -98,8 +120,27 @@ class TorchKernels:
     loss = staticmethod(loss_of)
     loss_backward = staticmethod(gradient_of)
 
-    def updater(self, updates: Updates) -> Callable[[int], None]:
-        u = updates
+    def advance(self, gradients: Gradients, updates: Sequence[Updates]) -> Advance:
+        flat, views = gradients.flat, list(gradients.views)
+        adds = gradients.goes_on.any(1).tolist()
+        keep = gradients.goes_on.to(flat.device, flat.dtype)[:, :, None].unbind(0)
+        steps = [(u.due.any(1).tolist(), self._updater(u)) for u in updates]
+
+        def advance(t: int, parts: Sequence[Tensor]) -> None:
+            if adds[t]:
+                flat.mul_(keep[t])
+                torch._foreach_add_(views, list(parts))
+            else:
+                torch._foreach_copy_(views, list(parts))
+            if gradients.shape is not None:
+                gradients.shape(t)
+            for due, update in steps:
+                if due[t]:
+                    update(t)
+
+        return advance
+
+    def _updater(self, u: Updates) -> Callable[[int], None]:
         rows = u.table.flatten(0, 1).unbind(0)  # T x K tensors (rows, G)
         step = optim.UPDATES[u.family]
 

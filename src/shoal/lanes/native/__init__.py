@@ -9,7 +9,7 @@ Glossary: as in ``shoal.lanes.kernels``.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from shoal.lanes import optim
 from shoal.lanes.activations import TABLE
-from shoal.lanes.kernels import Runs, TorchKernels, Updates
+from shoal.lanes.kernels import Advance, Gradients, Runs, TorchKernels, Updates
 from shoal.lanes.native._build import Build
 
 _TYPES = {torch.float32: "f32", torch.float64: "f64"}
 _FAMILIES = {optim.Family.SGD: 0, optim.Family.ADAM: 1, optim.Family.RMS: 2, optim.Family.RMS_CENTERED: 3}
+_ADD_UP = -1  # no family: gradients are added up, and that is all
 # Activations by name and, for GELU, its approximation -> the library's number; a leaky slope goes along as an argument.
 _KINDS = {"Identity": 0, "ReLU": 1, "Tanh": 2, "Sigmoid": 3, "SiLU": 4, "GELU none": 5, "GELU tanh": 6, "LeakyReLU": 7}
 _INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -45,8 +46,8 @@ class NativeKernels:
         library = ctypes.CDLL(str(path))
         self._torch = TorchKernels()
         self._codes: dict[int, tuple[int, float] | None] = {}
-        self._updates = {
-            t: _function(library, f"shoal_update_{s}", _INT, *[_LONG] * 3, *[_POINTER] * 8) for t, s in _TYPES.items()
+        self._advance = {
+            t: _function(library, f"shoal_advance_{s}", _INT, *[_LONG] * 5, *[_POINTER] * 11) for t, s in _TYPES.items()
         }
         self._masks = {
             t: _function(library, f"shoal_mask_{s}", *[_LONG] * 3, *[_POINTER] * 5) for t, s in _TYPES.items()
@@ -146,23 +147,42 @@ class NativeKernels:
         self._loss_slopes[dtype](lanes, q, classes, *pointers, ignore, out.data_ptr(), torch.get_num_threads())
         return out
 
-    def updater(self, updates: Updates) -> Callable[[int], None]:
-        u, table = updates, updates.table.contiguous()
-        if u.family not in _FAMILIES or table.dtype not in _TYPES or table.shape[1] != optim.K:
-            return self._torch.updater(updates)
-        call, threads = self._updates[table.dtype], torch.get_num_threads()
-        rows, size, groups = table.shape[2], u.buffers[0].shape[1], table.shape[3]
-        bounds = u.bounds if groups > 1 else torch.tensor([0, size])
-        due = u.due.contiguous()
-        sizes = (_FAMILIES[u.family], rows, size, groups, bounds.data_ptr(), *(b.data_ptr() for b in u.buffers))
-        first, step = table.data_ptr(), table[0].numel() * table.element_size()
-        full = due.data_ptr()
-        held = (u, table, bounds, due)  # what the pointers point into lives as long as the function
+    def advance(self, gradients: Gradients, updates: Sequence[Updates]) -> Advance:
+        g, dtype = gradients, gradients.flat.dtype
+        if dtype not in _TYPES or any(u.family not in _FAMILIES for u in updates):
+            return self._torch.advance(gradients, updates)
+        call, threads = self._advance[dtype], torch.get_num_threads()
+        lanes, size = g.flat.shape
+        places = (len(g.views), g.offsets.data_ptr(), g.sizes.data_ptr())
+        goes_on, pointers = g.goes_on.contiguous(), _POINTER * len(g.views)
+        on, mine = goes_on.data_ptr(), g.flat.data_ptr()
+        tables = [u.table.contiguous() for u in updates]
+        dues = [u.due.contiguous() for u in updates]
+        steps = [
+            (
+                (_FAMILIES[u.family], u.table.shape[2], size, u.table.shape[3], u.first, *places),
+                tuple(b.data_ptr() for b in u.buffers),
+                (table.data_ptr(), table[0].numel() * table.element_size()),
+                (due.data_ptr(), u.table.shape[2]),
+            )
+            for u, table, due in zip(updates, tables, dues, strict=True)
+        ]
+        # What the pointers point into has to live as long as the function.
+        held: Any = (gradients, updates, goes_on, tables, dues)
 
-        def update(t: int, _held: Any = held) -> None:
-            call(*sizes, first + t * step, full + t * rows, threads)
+        def advance(t: int, parts: Sequence[Tensor], _held: Any = held) -> None:
+            whole = [p.contiguous() for p in parts]
+            sources: Any = pointers(*(p.data_ptr() for p in whole))
+            begun = on + t * lanes
+            if g.shape is not None:  # first all of it is added up, then shaped
+                call(_ADD_UP, lanes, size, 1, 0, *places, *[None] * 4, mine, None, None, sources, begun, threads)
+                g.shape(t)
+                sources, begun = None, 0
+            for sizes, buffers, (table, step), (due, rows) in steps:
+                full = due + t * rows
+                call(*sizes, *buffers, table + t * step, full, sources, begun + sizes[4] if begun else None, threads)
 
-        return update
+        return advance
 
 
 def _numbers(weight: Tensor | None, smoothing: Tensor | None, dtype: torch.dtype) -> list[Tensor | None]:

@@ -64,22 +64,39 @@ void rms_centered(int64_t n, T* __restrict p, T* __restrict m, T* __restrict v, 
   }
 }
 
-// Lanes whose batch is not full are left alone. A group's elements are [bounds[k], bounds[k + 1]).
+// What follows the gradients of a tick, for a stretch of lanes beginning at lane ``first`` of the fleet. Parameter k has sizes[k]
+// elements from offsets[k] on in a flat row, and lies in parts[k], (lanes of the fleet, sizes[k]). A lane that goes on adds its
+// parts to what it has in g. A lane whose batch is full updates: from g, or, if the batch is of one tick only, from the parts
+// themselves. Others keep their parts in g. Without parts, g holds the gradients already.
 template <typename T>
-void update(int family, int64_t lanes, int64_t P, int64_t G, const int64_t* bounds, T* p, T* m, T* v, T* a, const T* g,
-            const T* c, const uint8_t* due, int threads) {
+void advance(int family, int64_t lanes, int64_t P, int64_t G, int64_t first, int64_t n_parts, const int64_t* offsets,
+             const int64_t* sizes, T* p, T* m, T* v, T* a, T* g, const T* c, const uint8_t* due, const T* const* parts,
+             const uint8_t* goes_on, int threads) {
   LANES_IN_PARALLEL
   for (int64_t lane = 0; lane < lanes; ++lane) {
-    if (!due[lane]) continue;
-    for (int64_t k = 0; k < G; ++k) {
+    const bool full = due != nullptr && due[lane];
+    if (parts == nullptr && !full) continue;
+    for (int64_t k = 0; k < n_parts; ++k) {
+      const int64_t n = sizes[k], at = lane * P + offsets[k];
+      const T* gradient = g + at;
+      if (parts != nullptr) {
+        const T* __restrict part = parts[k] + (first + lane) * n;
+        T* __restrict sum = g + at;
+        if (goes_on[lane])
+          for (int64_t i = 0; i < n; ++i) sum[i] += part[i];
+        else if (full)
+          gradient = part;
+        else
+          std::memcpy(sum, part, n * sizeof(T));
+      }
+      if (!full) continue;
       T own[8];
-      for (int64_t j = 0; j < 8; ++j) own[j] = c[(j * lanes + lane) * G + k];
-      const int64_t at = lane * P + bounds[k], n = bounds[k + 1] - bounds[k];
+      for (int64_t j = 0; j < 8; ++j) own[j] = c[(j * lanes + lane) * G + (G > 1 ? k : 0)];
       switch (family) {
-        case SGD: sgd(n, p + at, m + at, g + at, own); break;
-        case ADAM: adam(n, p + at, m + at, v + at, g + at, own); break;
-        case RMS: rms(n, p + at, m + at, v + at, g + at, own); break;
-        case RMS_CENTERED: rms_centered(n, p + at, m + at, v + at, a + at, g + at, own); break;
+        case SGD: sgd(n, p + at, m + at, gradient, own); break;
+        case ADAM: adam(n, p + at, m + at, v + at, gradient, own); break;
+        case RMS: rms(n, p + at, m + at, v + at, gradient, own); break;
+        case RMS_CENTERED: rms_centered(n, p + at, m + at, v + at, a + at, gradient, own); break;
       }
     }
   }
@@ -322,14 +339,16 @@ void class_loss_backward(int64_t lanes, int64_t q, int64_t C, const T* grad, con
 
 extern "C" {
 
-void shoal_update_f32(int family, int64_t lanes, int64_t P, int64_t G, const int64_t* bounds, float* p, float* m, float* v,
-                      float* a, const float* g, const float* c, const uint8_t* due, int threads) {
-  update(family, lanes, P, G, bounds, p, m, v, a, g, c, due, threads);
+void shoal_advance_f32(int family, int64_t lanes, int64_t P, int64_t G, int64_t first, int64_t n_parts, const int64_t* offsets,
+                       const int64_t* sizes, float* p, float* m, float* v, float* a, float* g, const float* c,
+                       const uint8_t* due, const float* const* parts, const uint8_t* goes_on, int threads) {
+  advance(family, lanes, P, G, first, n_parts, offsets, sizes, p, m, v, a, g, c, due, parts, goes_on, threads);
 }
 
-void shoal_update_f64(int family, int64_t lanes, int64_t P, int64_t G, const int64_t* bounds, double* p, double* m, double* v,
-                      double* a, const double* g, const double* c, const uint8_t* due, int threads) {
-  update(family, lanes, P, G, bounds, p, m, v, a, g, c, due, threads);
+void shoal_advance_f64(int family, int64_t lanes, int64_t P, int64_t G, int64_t first, int64_t n_parts, const int64_t* offsets,
+                       const int64_t* sizes, double* p, double* m, double* v, double* a, double* g, const double* c,
+                       const uint8_t* due, const double* const* parts, const uint8_t* goes_on, int threads) {
+  advance(family, lanes, P, G, first, n_parts, offsets, sizes, p, m, v, a, g, c, due, parts, goes_on, threads);
 }
 
 void shoal_mask_f32(int64_t lanes, int64_t q, int64_t n, const int32_t* keys, const int32_t* element, const int32_t* threshold,
