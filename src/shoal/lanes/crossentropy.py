@@ -4,7 +4,7 @@ loss_i = (1 - s) w_y (-log p_y) + s / C sum_c w_c (-log p_c), with p = softmax(s
 (torch.nn.CrossEntropyLoss with reduction="none"; label smoothing of Szegedy et al. 2016, section 7, as torch states it).
 
 Glossary: ``q`` samples of a micro-batch; ``C`` classes; ``w`` (C,) weights of classes; ``s`` () label smoothing; with lanes as
-another first axis outside vmap.
+another first axis outside vmap. log p has classes before samples, (C, q).
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from torch import Tensor
 def loss_of(
     scores: Tensor, target: Tensor, weight: Tensor | None, smoothing: Tensor | None, ignore: int
 ) -> tuple[Tensor, Tensor]:
-    """Loss and log p: scores (..., q, C), target (..., q), weight (..., C), smoothing (...) -> (..., q) and (C, ..., q)."""
-    # Classes first: along a short last axis, torch's softmax kernels are 15 times slower on a CPU.
-    log_p = torch.log_softmax(scores.movedim(-1, 0).contiguous(), 0)
+    """Loss and log p: scores (..., q, C), target (..., q), weight (..., C), smoothing (...) -> (..., q) and (..., C, q)."""
+    # Classes before samples: along a short last axis, torch's softmax kernels are 15 times slower on a CPU.
+    log_p = torch.log_softmax(scores.transpose(-1, -2).contiguous(), -2)
     hot, w, s = _parts(log_p, target, weight, smoothing, ignore)
     weighted = log_p if w is None else log_p * w
     # Chosen, not multiplied: a class that is impossible (log p = -inf) must not make 0 x inf of a sample it is not the class of.
-    loss = -torch.where(hot, weighted, 0.0).sum(0)
-    if s is not None:
-        spread = torch.where(hot.any(0) & (s > 0), -weighted.sum(0), 0.0)
-        loss = (1.0 - s) * loss + s / log_p.shape[0] * spread
+    loss = -torch.where(hot, weighted, 0.0).sum(-2)
+    if smoothing is not None and s is not None:
+        share = smoothing.unsqueeze(-1).to(log_p.dtype)  # (..., 1)
+        spread = torch.where(hot.any(-2) & (share > 0), -weighted.sum(-2), 0.0)
+        loss = (1.0 - share) * loss + share / log_p.shape[-2] * spread
     return loss, log_p
 
 
@@ -36,27 +37,26 @@ def gradient_of(
 ) -> Tensor:
     """Grad (..., q), the others as above -> (..., q, C)."""
     hot, w, s = _parts(log_p, target, weight, smoothing, ignore)
-    p, classes = log_p.exp(), log_p.shape[0]
+    p, classes = log_p.exp(), log_p.shape[-2]
     own = hot.to(p.dtype) if w is None else torch.where(hot, w, 0.0)
-    kept = own.sum(0)
-    slope = kept * p - own
+    slope = own.sum(-2, keepdim=True) * p - own
     if s is not None:
-        even = classes * p - 1.0 if w is None else w.sum(0) * p - w
-        slope = (1.0 - s) * slope + s / classes * torch.where(hot.any(0), even, 0.0)
-    return (slope * grad).movedim(0, -1).contiguous()
+        even = classes * p - 1.0 if w is None else w.sum(-2, keepdim=True) * p - w
+        slope = (1.0 - s) * slope + s / classes * torch.where(hot.any(-2, keepdim=True), even, 0.0)
+    return (slope * grad.unsqueeze(-2)).transpose(-1, -2).contiguous()
 
 
 def _parts(
     log_p: Tensor, target: Tensor, weight: Tensor | None, smoothing: Tensor | None, ignore: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Which class is whose (C, ..., q), weights (C, ..., 1), smoothing (..., 1)."""
-    classes = log_p.shape[0]
-    number = torch.arange(classes, device=log_p.device).view(classes, *(1 for _ in target.shape))
-    hot = target.unsqueeze(0) == number  # an ignored target matches no class
+    """Which class is whose (..., C, q), weights (..., C, 1), smoothing (..., 1, 1)."""
+    classes = log_p.shape[-2]
+    number = torch.arange(classes, device=log_p.device).unsqueeze(-1)
+    hot = target.unsqueeze(-2) == number  # an ignored target matches no class
     if 0 <= ignore < classes:
-        hot = hot & (target != ignore)
-    w = None if weight is None else weight.movedim(-1, 0).unsqueeze(-1).to(log_p.dtype)
-    return hot, w, None if smoothing is None else smoothing.unsqueeze(-1).to(log_p.dtype)
+        hot = hot & (target != ignore).unsqueeze(-2)
+    w = None if weight is None else weight.unsqueeze(-1).to(log_p.dtype)
+    return hot, w, None if smoothing is None else smoothing[..., None, None].to(log_p.dtype)
 
 
 _SCHEMAS = {
@@ -76,11 +76,13 @@ for _name, _schema in _SCHEMAS.items():
 
 
 def _fake_loss(scores: Tensor, target: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(target, dtype=scores.dtype), scores.new_empty((scores.shape[-1], *target.shape))
+    return torch.empty_like(target, dtype=scores.dtype), scores.new_empty(
+        (*target.shape[:-1], scores.shape[-1], target.shape[-1])
+    )
 
 
 def _fake_gradient(grad: Tensor, log_p: Tensor, *_: Any) -> Tensor:
-    return grad.new_empty((*grad.shape, log_p.shape[0]))
+    return grad.new_empty((*grad.shape, log_p.shape[-2]))
 
 
 for _prefix in ("", "lane_"):
@@ -88,26 +90,23 @@ for _prefix in ("", "lane_"):
     torch.library.register_fake(f"shoal::{_prefix}class_loss_backward", _fake_gradient)
 
 
-def _lanes_first(info: Any, dim: int | None, t: Tensor | None, at: int = 0) -> Tensor | None:
+def _lanes_first(info: Any, dim: int | None, t: Tensor | None) -> Tensor | None:
     if t is None:
         return None
-    if dim is None:
-        return t.unsqueeze(at).expand(*t.shape[:at], info.batch_size, *t.shape[at:])
-    return t.movedim(dim, at)
+    return t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
 
 
 @torch.library.register_vmap("shoal::class_loss")  # type: ignore[untyped-decorator]
 def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     *tensors, ignore = arguments
     lanes = [_lanes_first(info, d, t) for d, t in zip(in_dims, tensors, strict=False)]
-    return torch.ops.shoal.lane_class_loss(*lanes, ignore), (0, 1)
+    return torch.ops.shoal.lane_class_loss(*lanes, ignore), (0, 0)
 
 
 @torch.library.register_vmap("shoal::class_loss_backward")  # type: ignore[untyped-decorator]
 def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
     *tensors, ignore = arguments
-    # log p has classes before lanes.
-    lanes = [_lanes_first(info, d, t, int(k == 1)) for k, (d, t) in enumerate(zip(in_dims, tensors, strict=False))]
+    lanes = [_lanes_first(info, d, t) for d, t in zip(in_dims, tensors, strict=False)]
     return torch.ops.shoal.lane_class_loss_backward(*lanes, ignore), 0
 
 

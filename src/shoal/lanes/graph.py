@@ -143,8 +143,8 @@ def _align(graph: fx.Graph, node: fx.Node) -> None:
 def _turn(graph: fx.Graph, node: fx.Node) -> None:
     """Take a product with a few odd columns the other way round, as ``(b' a')'``.
 
-    MKL is two to three times as slow on (32 x 64) by (64 x 10) as on its mirror image: ten columns fill no vector, 32 do. Only where
-    every lane's matrices start on a cache line, or lanes would round differently by slot.
+    MKL is two to three times as slow on (32 x 64) by (64 x 10) as on its mirror image: ten columns fill no vector, 32 do. Only
+    where every lane's matrices start on a cache line, or lanes would round differently by slot.
     """
     *bias, a, b = node.args
     out, left, right = (_meta(x) if isinstance(x, fx.Node) else None for x in (node, a, b))

@@ -83,7 +83,7 @@ class Kernels(Protocol):
     def loss(
         self, scores: Tensor, target: Tensor, weight: Tensor | None, smoothing: Tensor | None, ignore: int
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy per sample and log p, classes first; shapes as in ``shoal.lanes.crossentropy``."""
+        """Cross-entropy per sample, and log p; shapes as in ``shoal.lanes.crossentropy``."""
         ...
 
     def loss_backward(

@@ -122,7 +122,7 @@ class NativeKernels:
         lanes, q, classes = scores.shape
         held = [scores.contiguous(), target.contiguous(), *_numbers(weight, smoothing, dtype)]
         loss = torch.empty(lanes, q, dtype=dtype)
-        log_p = torch.empty(classes, lanes, q, dtype=dtype)
+        log_p = torch.empty(lanes, classes, q, dtype=dtype)
         pointers = [None if t is None else t.data_ptr() for t in held]
         outs = (loss.data_ptr(), log_p.data_ptr())
         self._losses[dtype](lanes, q, classes, *pointers, ignore, *outs, torch.get_num_threads())
@@ -140,7 +140,7 @@ class NativeKernels:
         dtype = log_p.dtype
         if dtype not in _TYPES or target.dtype != torch.int64:
             return self._torch.loss_backward(grad, log_p, target, weight, smoothing, ignore)
-        classes, lanes, q = log_p.shape
+        lanes, classes, q = log_p.shape
         held = [grad.contiguous(), log_p.contiguous(), target.contiguous(), *_numbers(weight, smoothing, dtype)]
         out = torch.empty(lanes, q, classes, dtype=dtype)
         pointers = [None if t is None else t.data_ptr() for t in held]

@@ -256,7 +256,7 @@ inline double exp_of(double x) { return std::exp(x); }
 constexpr int64_t BLOCK = 256;
 
 // scores (lanes, q, C), target (lanes, q), weight (lanes, C) or null, smoothing (lanes) or null -> loss (lanes, q),
-// log_p (C, lanes, q).
+// log_p (lanes, C, q).
 template <typename T>
 void class_loss(int64_t lanes, int64_t q, int64_t C, const T* scores, const int64_t* target, const T* weight, const T* smoothing,
                 int64_t ignore, T* loss, T* log_p, int threads) {
@@ -267,7 +267,7 @@ void class_loss(int64_t lanes, int64_t q, int64_t C, const T* scores, const int6
     for (int64_t first = 0; first < q; first += BLOCK) {
       const int64_t n = q - first < BLOCK ? q - first : BLOCK, at = lane * q + first;
       for (int64_t c = 0; c < C; ++c) {
-        T* __restrict row = log_p + c * lanes * q + at;
+        T* __restrict row = log_p + (lane * C + c) * q + first;
         for (int64_t i = 0; i < n; ++i) row[i] = scores[(at + i) * C + c];
         if (c == 0)
           for (int64_t i = 0; i < n; ++i) top[i] = row[i];
@@ -276,13 +276,13 @@ void class_loss(int64_t lanes, int64_t q, int64_t C, const T* scores, const int6
       }
       for (int64_t i = 0; i < n; ++i) sum[i] = T(0);
       for (int64_t c = 0; c < C; ++c) {
-        const T* __restrict row = log_p + c * lanes * q + at;
+        const T* __restrict row = log_p + (lane * C + c) * q + first;
         for (int64_t i = 0; i < n; ++i) sum[i] += exp_of(row[i] - top[i]);
       }
       for (int64_t i = 0; i < n; ++i) top[i] += std::log(sum[i]);
       for (int64_t i = 0; i < n; ++i) sum[i] = T(0);  // from here on of weighted log p, for smoothing
       for (int64_t c = 0; c < C; ++c) {
-        T* __restrict row = log_p + c * lanes * q + at;
+        T* __restrict row = log_p + (lane * C + c) * q + first;
         const T w = weight == nullptr ? T(1) : weight[lane * C + c];
         for (int64_t i = 0; i < n; ++i) row[i] -= top[i];
         if (s > T(0))
@@ -294,7 +294,7 @@ void class_loss(int64_t lanes, int64_t q, int64_t C, const T* scores, const int6
           loss[at + i] = T(0);
           continue;
         }
-        const T own = -(weight == nullptr ? T(1) : weight[lane * C + y]) * log_p[y * lanes * q + at + i];
+        const T own = -(weight == nullptr ? T(1) : weight[lane * C + y]) * log_p[(lane * C + y) * q + first + i];
         loss[at + i] = s > T(0) ? (T(1) - s) * own - s / T(C) * sum[i] : own;
       }
     }
@@ -323,7 +323,7 @@ void class_loss_backward(int64_t lanes, int64_t q, int64_t C, const T* grad, con
         even[i] = counts ? s / T(C) * grad[at + i] : T(0);
       }
       for (int64_t c = 0; c < C; ++c) {
-        const T* __restrict row = log_p + c * lanes * q + at;
+        const T* __restrict row = log_p + (lane * C + c) * q + first;
         const T w = weight == nullptr ? T(1) : weight[lane * C + c];
         for (int64_t i = 0; i < n; ++i) {
           const T p = exp_of(row[i]);
