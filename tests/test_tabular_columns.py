@@ -6,7 +6,8 @@ import json
 import math
 import re
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
+from decimal import Decimal
 from statistics import NormalDist
 from typing import Any
 
@@ -107,13 +108,13 @@ def test_categories_are_the_frequent_values_in_order() -> None:
 
 def test_dates_become_time_and_its_cycles() -> None:
     dates = [datetime(2020, 1, 1 + i % 28, (i * 5) % 24) for i in range(40)]
-    column = learnt([date.isoformat() for date in dates])
+    column = learnt([day.isoformat() for day in dates])
     assert isinstance(column, Date) and column.clock and column.width == 7
-    days = np.asarray([(date - datetime(1970, 1, 1)).total_seconds() / 86400 for date in dates])
+    days = np.asarray([(day - datetime(1970, 1, 1)).total_seconds() / 86400 for day in dates])
     want = [(days - days.mean()) / days.std()]
     for period in (365.2425, 7.0, 1.0):
         want += [np.sin(2 * math.pi * days / period), np.cos(2 * math.pi * days / period)]
-    assert np.allclose(column.apply(series([date.isoformat() for date in dates])), np.stack(want, 1))
+    assert np.allclose(column.apply(series([day.isoformat() for day in dates])), np.stack(want, 1))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,28 @@ def test_cells_read_alike_from_every_type() -> None:
     ]  # fmt: skip
     numbers = as_numbers(series(["1", " 2.5 ", "1e3", "x", "", "inf", "9" * 400]))
     assert np.array_equal(numbers, [1, 2.5, 1000, np.nan, np.nan, np.nan, np.nan], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("cells", "dtype", "texts"),
+    [
+        ([1, 2, None], "Int64", ["1", "2", None]),
+        ([1.5, 2.0, None], "Float64", ["1.5", "2", None]),
+        ([True, False, None], "boolean", ["True", "False", None]),
+        (["1", "x", None], "string", ["1", "x", None]),
+        (["1", "x", None], "category", ["1", "x", None]),
+        ([Decimal("1.5"), Decimal("2"), None], object, ["1.5", "2", None]),
+        ([date(2020, 1, 2), date(2021, 1, 2), None], object, ["2020-01-02", "2021-01-02", None]),
+        ([1, 1.0, True, "1", None], object, ["1", "1", "True", "1", None]),
+    ],
+)
+def test_types_of_data_frames_are_read_as_their_csv(cells: list[Any], dtype: Any, texts: list[str | None]) -> None:
+    column = pd.Series(cells, dtype=dtype)
+    plain = pd.Series(["" if text is None else text for text in texts], dtype=object)
+    assert as_texts(column).tolist() == texts == as_texts(plain).tolist()
+    assert np.array_equal(as_numbers(column), as_numbers(plain), equal_nan=True) or dtype == "boolean"
+    mine, theirs = (learn_column("c", pd.concat([c] * 20, ignore_index=True))[0] for c in (column, plain))
+    assert mine == theirs and mine is not None
 
 
 # -- all columns ------------------------------------------------------------------------------------------------------

@@ -124,8 +124,9 @@ class Category:
     def apply(self, column: Any) -> npt.NDArray[np.int64]:
         """The column as categories (n,)."""
         place = {value: i for i, value in enumerate(self.values, start=2)}
-        codes = [ABSENT if text is None else place.get(text, UNKNOWN) for text in as_texts(column)]
-        return np.asarray(codes, dtype=np.int64)
+        codes, texts = _cells(column)
+        found = [ABSENT if text is None else place.get(text, UNKNOWN) for text in texts]
+        return np.asarray(found, dtype=np.int64)[codes]
 
     def to_json(self) -> dict[str, Json]:
         """As plain data."""
@@ -297,13 +298,28 @@ def date_format(present: Texts) -> str:
 # -- cells -------------------------------------------------------------------------------------------------------------
 
 
+def _cells(column: Any) -> tuple[npt.NDArray[np.intp], Texts]:
+    """Which of the column's different texts each cell has (n,), and these texts, the last of which is None.
+
+    Looking at each different text once is what makes long columns fast.
+    """
+    pandas = need_pandas()
+    cells = np.asarray(column, dtype=object)
+    if pandas.api.types.infer_dtype(cells, skipna=True) == "string":
+        codes, found = pandas.factorize(cells)
+    else:  # mixed types: 1, 1.0 and True would count as one
+        codes, found = np.arange(len(cells)), cells
+    texts = np.empty(len(found) + 1, dtype=object)
+    for i, cell in enumerate(found):
+        text = "" if cell is None or cell is pandas.NA or cell != cell else _text(cell)
+        texts[i] = None if text.lower() in MISSING else text
+    return codes, texts  # a code of -1, for None and NaN, is the last text
+
+
 def as_texts(column: Any) -> Texts:
     """Cells as text without blanks around them, None where missing: (n,). Whole numbers read alike from any type."""
-    out = np.empty(len(column), dtype=object)
-    for i, cell in enumerate(np.asarray(column, dtype=object)):
-        text = "" if cell is None or cell != cell else _text(cell)
-        out[i] = None if text.lower() in MISSING else text
-    return out
+    codes, texts = _cells(column)
+    return np.asarray(texts[codes], dtype=object)
 
 
 def _text(cell: object) -> str:
@@ -314,12 +330,13 @@ def _text(cell: object) -> str:
 
 def as_numbers(column: Any) -> Numbers:
     """Cells as numbers (n,), NaN where a cell is missing, infinite or no number."""
-    dtype = getattr(column, "dtype", None)
-    if getattr(dtype, "kind", "O") in "iuf":
-        values = np.array(need_pandas().to_numeric(column), dtype=np.float64, copy=True, ndmin=1)
+    pandas = need_pandas()
+    if getattr(getattr(column, "dtype", None), "kind", "O") in "iuf":
+        values = pandas.Series(column).to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
     else:
-        texts = need_pandas().Series([text if text is not None else "nan" for text in as_texts(column)], dtype=object)
-        values = np.array(need_pandas().to_numeric(texts, errors="coerce"), dtype=np.float64, copy=True)
+        codes, texts = _cells(column)
+        found = pandas.Series(["nan" if text is None else text for text in texts], dtype=object)
+        values = np.array(pandas.to_numeric(found, errors="coerce"), dtype=np.float64)[codes]
     values[~np.isfinite(values)] = np.nan
     return values
 
@@ -328,14 +345,15 @@ def as_days(column: Any, form: str) -> Numbers:
     """Dates as days since 1970 (n,), NaN where a cell is missing or no date; "" is for columns that hold dates already."""
     pandas = need_pandas()
     if getattr(getattr(column, "dtype", None), "kind", "O") == "M":
-        dates = pandas.Series(pandas.to_datetime(column, utc=True, errors="coerce"))
+        codes, dates = np.arange(len(column)), pandas.Series(pandas.to_datetime(column, utc=True, errors="coerce"))
     else:
-        texts = pandas.Series(list(as_texts(column)), dtype=object)
-        dates = pandas.to_datetime(texts, format=form or "ISO8601", errors="coerce", utc=True)
+        codes, texts = _cells(column)
+        found = pandas.Series(list(texts), dtype=object)
+        dates = pandas.to_datetime(found, format=form or "ISO8601", errors="coerce", utc=True)
     # In seconds: pandas' nanoseconds end in 2262, and dates of a file need not.
     seconds = dates.dt.tz_convert(None).to_numpy(dtype="datetime64[s]")
     days: Numbers = (seconds - np.datetime64(0, "s")) / np.timedelta64(86400, "s")
-    return days
+    return days[codes]
 
 
 def _with_flag(parts: Any, values: Numbers, fill: float, flag: bool) -> Numbers:
