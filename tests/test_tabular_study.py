@@ -348,7 +348,7 @@ def changed(*place: str, to: Any) -> Any:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"facts": lambda d: None}, "holds no model of a table"),
+        ({"facts": lambda d: None}, "holds no model of such data"),
         ({"facts": lambda d: "{"}, "its description is no JSON"),
         ({"facts": lambda d: "[" * 10_000}, "its description is no JSON"),
         ({"facts": lambda d: "[]"}, "the description must be an object, not list"),
@@ -372,7 +372,7 @@ def test_damaged_model_files_are_refused(folder: Path, tmp_path: Path, how: dict
 
 
 def test_a_description_of_any_length_is_not_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shoal.tabular._model._MAX_JSON", 10)
+    monkeypatch.setattr("shoal.tabular._file._MAX_JSON", 10)
     with pytest.raises(StorageError, match=r"its description has \d+ characters"):
         load_table_model(folder / "people.db")
 
@@ -417,7 +417,7 @@ def test_tune_predict_and_resume_from_the_shell(
     assert capsys.readouterr().out == "new.predictions.csv\n"
     assert pd.read_csv("new.predictions.csv").shape == (5, 3)
     assert main(["predict", "people.model.safetensors", "new.csv", "-o", "new.csv"]) == 2
-    assert "'new.csv' is the file with the rows; name another with -o PATH." in capsys.readouterr().err
+    assert "'new.csv' is what to predict for; name another file with -o PATH." in capsys.readouterr().err
     assert main(["predict", "people.db", "new.csv", "-o", "no/where.csv"]) == 1
     assert "cannot write the predictions to no/where.csv" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from shoal import nn as nn
     from shoal.errors import DataError, RecipeError, ReplayError, ShoalError, StorageError, StudyError, UsageError
     from shoal.explaining import Explanation, explain
+    from shoal.folders import FolderModel, FolderStudy, load_folder_model, predict_folder, resume_folder, tune_folder
     from shoal.recipe import Recipe
     from shoal.records import StudyRecord
     from shoal.replay import steps_per_epoch
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _HOME = {
     "DataError": "errors",
     "Explanation": "explaining",
+    "FolderModel": "folders",
+    "FolderStudy": "folders",
     "Recipe": "recipe",
     "RecipeError": "errors",
     "ReplayError": "errors",
@@ -33,18 +36,24 @@ _HOME = {
     "TableStudy": "tabular",
     "UsageError": "errors",
     "explain": "explaining",
+    "load_folder_model": "folders",
     "load_table_model": "tabular",
+    "predict_folder": "folders",
     "predict_table": "tabular",
     "resume": "tuning",
+    "resume_folder": "folders",
     "resume_table": "tabular",
     "steps_per_epoch": "replay",
     "tune": "tuning",
+    "tune_folder": "folders",
     "tune_table": "tabular",
 }
 
 __all__ = [
     "DataError",
     "Explanation",
+    "FolderModel",
+    "FolderStudy",
     "Recipe",
     "RecipeError",
     "ReplayError",
@@ -58,13 +67,17 @@ __all__ = [
     "UsageError",
     "__version__",
     "explain",
+    "load_folder_model",
     "load_table_model",
     "nn",
+    "predict_folder",
     "predict_table",
     "resume",
+    "resume_folder",
     "resume_table",
     "steps_per_epoch",
     "tune",
+    "tune_folder",
     "tune_table",
 ]
 

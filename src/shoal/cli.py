@@ -153,10 +153,12 @@ def build_parser() -> argparse.ArgumentParser:
     data_files.add_options(explain)
 
     predict = _command(
-        commands, "predict", "predict new rows with the model tuned from a data file", data_files.run_predict
+        commands, "predict", "predict with the model tuned from a data file or folder", data_files.run_predict
     )
     predict.add_argument("study", metavar="STUDY", help="study file, or the .model.safetensors file beside it")
-    predict.add_argument("file", metavar="FILE", help="CSV or Parquet file with the new rows")
+    predict.add_argument(
+        "file", metavar="FILE", help="CSV or Parquet file with the new rows; a file or folder of images or texts"
+    )
     predict.add_argument(
         "-o", "--output", metavar="PATH", help="CSV file to write (default: FILE's name with .predictions.csv)"
     )
@@ -194,7 +196,7 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
         "file",
         metavar="FILE",
         help="Python file with define(trial), data() and perhaps options = {...}, with ':NAME' after it if define has "
-        "another name; or a CSV or Parquet file, with --target",
+        "another name; or a CSV or Parquet file, with --target; or a folder of class-named folders of images or texts",
     )
 
 
@@ -293,7 +295,7 @@ def _load_study(name: str) -> StudyRecord:
 
 def run_tune(arguments: argparse.Namespace) -> int:
     """``shoal tune``: the file's options, overridden by those of the command line."""
-    if data_files.is_data_file(arguments.file):
+    if data_files.is_data(arguments.file):
         return _tune_data(arguments)
     data_files.refuse_options(arguments)
     user = _load(arguments.file)
@@ -312,11 +314,9 @@ def run_resume(arguments: argparse.Namespace) -> int:
         if hasattr(arguments, key)
     }
     keywords.update(_progress(arguments))
-    if data_files.is_data_file(arguments.file):
-        tabular = importlib.import_module("shoal.tabular")
-        ready = data_files.prepare(arguments, tabular.seed_of(arguments.study))
-        table = tabular.resume_prepared(arguments.study, ready, **keywords)
-        return _finish(table.study, arguments.study, arguments, table)
+    if data_files.is_data(arguments.file):
+        tuned = data_files.resume(arguments.study, arguments, keywords)
+        return _finish(tuned.study, arguments.study, arguments, tuned)
     data_files.refuse_options(arguments)
     user = _load(arguments.file)
     study = _library().resume(
@@ -326,13 +326,13 @@ def run_resume(arguments: argparse.Namespace) -> int:
 
 
 def _tune_data(arguments: argparse.Namespace) -> int:
-    """``shoal tune`` on a data file."""
+    """``shoal tune`` on a data file or a folder."""
     keywords = {key: getattr(arguments, key) for key in _TUNE_KEYWORDS if hasattr(arguments, key)}
     storage = keywords.setdefault("storage", data_files.study_name(arguments.file))
     keywords.update(_progress(arguments))
     ready = data_files.prepare(arguments, keywords.get("seed", 0))
-    table = importlib.import_module("shoal.tabular").tune_prepared(ready, **keywords)
-    return _finish(table.study, storage, arguments, table)
+    tuned = data_files.tune(ready, keywords)
+    return _finish(tuned.study, storage, arguments, tuned)
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -381,7 +381,7 @@ def run_best(arguments: argparse.Namespace) -> int:
 def run_explain(arguments: argparse.Namespace) -> int:
     """``shoal explain``: what the planner would do, without training."""
     source: Any
-    if data_files.is_data_file(arguments.file):
+    if data_files.is_data(arguments.file):
         source = data_files.prepare(arguments, arguments.seed)
     else:
         data_files.refuse_options(arguments)
@@ -400,7 +400,7 @@ def _progress(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"progress": "json"} if arguments.json else {}
 
 
-def _finish(study: Any, storage: object, arguments: argparse.Namespace, table: Any = None) -> int:
+def _finish(study: Any, storage: object, arguments: argparse.Namespace, tuned: Any = None) -> int:
     """Print what came out and where it lies; say how to go on when the study was interrupted."""
     record: StudyRecord = study.record
     report = study.report(arguments.report) if arguments.report else None
@@ -412,20 +412,20 @@ def _finish(study: Any, storage: object, arguments: argparse.Namespace, table: A
             **(facts or {"trial": None}),
         }
         result.update({"study": _where(storage), "report": None if report is None else str(report)})
-        if table is not None:
-            result["model"] = _where(table.model_file)
-            result["comparison"] = None if table.comparison is None else json_ready(table.comparison.scores)
-            result["notes"] = list(table.notes)
+        if tuned is not None:
+            result["model"] = _where(tuned.model_file)
+            result["comparison"] = None if tuned.comparison is None else json_ready(tuned.comparison.scores)
+            result["notes"] = list(tuned.notes)
         print(_json(result))
     else:
         lines = ["No trial has finished." if facts is None else _best_text(facts)]
         lines.append(_row("study", _where(storage) or "in memory, gone when this program ends"))
         if report is not None:
             lines.append(_row("report", str(report)))
-        if table is not None and table.model_file is not None:
-            lines.append(_row("model", str(table.model_file)))
-        if table is not None and table.comparison is not None:
-            lines += ["", str(table.comparison)]
+        if tuned is not None and tuned.model_file is not None:
+            lines.append(_row("model", str(tuned.model_file)))
+        if tuned is not None and tuned.comparison is not None:
+            lines += ["", str(tuned.comparison)]
         print("\n".join(lines))
     if not study.interrupted:
         return 0

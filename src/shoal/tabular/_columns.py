@@ -332,7 +332,7 @@ def as_numbers(column: Any) -> Numbers:
     """Cells as numbers (n,), NaN where a cell is missing, infinite or no number."""
     pandas = need_pandas()
     if getattr(getattr(column, "dtype", None), "kind", "O") in "iuf":
-        values = pandas.Series(column).to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
+        values = np.asarray(pandas.Series(column).to_numpy(dtype=np.float64, na_value=np.nan, copy=True))
     else:
         codes, texts = _cells(column)
         found = pandas.Series(["nan" if text is None else text for text in texts], dtype=object)

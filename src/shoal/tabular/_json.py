@@ -35,6 +35,14 @@ class Fields:
             )
         return found  # type: ignore[return-value]
 
+    def maybe(self, name: str, kind: type[T]) -> T | None:
+        """One field of this type, or None where it is null or not there."""
+        return None if self._value.get(name) is None else self.take(name, kind)
+
+    def is_list(self, name: str) -> bool:
+        """Whether a field is a list."""
+        return isinstance(self._value.get(name), list)
+
     def many(self, name: str, kind: type[T], at_most: int) -> tuple[T, ...]:
         """A list of values of one type, of bounded length."""
         found: list[Any] = self.take(name, list)

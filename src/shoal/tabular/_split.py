@@ -63,11 +63,19 @@ def split(
         return _by_time(table, rows, time, valid, test)
     if group is not None:
         return _by_group(table, rows, group, valid, test, seed)
+    parts = draw_parts(None if classes is None else classes[rows], valid=valid, test=test, seed=seed, n=len(rows))
+    return Parts(rows[parts.train], rows[parts.valid], rows[parts.test], parts.notes)
+
+
+def draw_parts(
+    classes: npt.NDArray[np.int64] | None, *, valid: float, test: float, seed: int, n: int | None = None
+) -> Parts:
+    """Three random parts of `n` samples, or of as many as there are `classes` (n,), which then keep their proportions."""
     notes: list[str] = []
-    classes = None if classes is None else classes[rows]
-    rest, held = _draw(np.arange(len(rows)), classes, test, seed, notes)
+    places = np.arange(len(classes) if classes is not None else n or 0)
+    rest, held = _draw(places, classes, test, seed, notes)
     train, judge = _draw(rest, classes, valid / (1.0 - test), seed, [])
-    return Parts(rows[train], rows[judge], rows[held], tuple(notes))
+    return Parts(train, judge, held, tuple(notes))
 
 
 def _draw(

@@ -17,7 +17,8 @@ from shoal.recipe import Recipe
 from shoal.replay import ReplayTrial
 from shoal.study import Study
 from shoal.tabular._baselines import Array, Comparison, compare
-from shoal.tabular._model import TableModel, model_path
+from shoal.tabular._file import model_path
+from shoal.tabular._model import TableModel
 from shoal.tabular._prepare import Preparation, learn
 from shoal.tabular._read import Table, read_table
 from shoal.tabular._recipe import Plan, choose, make_define, space_of
