@@ -407,7 +407,7 @@ def test_every_command_and_option_has_help() -> None:
     found = list(parsers(build_parser()))
     assert {name for name, _, _ in found} == {
         "shoal",
-        *(f"shoal {c}" for c in ["tune", "resume", "report", "best", "explain", "predict"]),
+        *(f"shoal {c}" for c in ["tune", "resume", "report", "best", "explain", "predict", "watch"]),
     }
     for name, parser, text in found:
         assert text and parser.description, f"{name} has no help"
