@@ -78,9 +78,9 @@ const curveChart = new Chart($("curves"), {
       if (searching()) this.lines(ctx, series, thinned(here.filter((i) => !passes(i)), 800), 0.10, css("stopped"));
       for (const state of LAYERS) {
         const members = thinned(loud.filter((i) => study.state[i] === state), MAX_QUIET_CURVES);
-        const faint = state === "stopped" && !strong ? (loud.length > 400 ? 0.5 : loud.length > 60 ? 1.4 : 2) * Number(css("dim")) : 1;
+        const faint = state === "stopped" && !strong ? (loud.length > 400 ? 0.6 : loud.length > 60 ? 1.8 : 2) * Number(css("dim")) : 1;
         drawn += members.length;
-        this.lines(ctx, series, members, Math.min(0.85, faint * clamp(70 / Math.max(members.length, 1), state === "stopped" ? 0.3 : 0.06, 0.75)));
+        this.lines(ctx, series, members, Math.min(0.85, faint * clamp(70 / Math.max(members.length, 1), state === "stopped" ? 0.6 : 0.06, 0.75)));
       }
       if (study.best >= 0) {
         ctx.globalAlpha = 1;
