@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from shoal import _data_commands as data_files
+from shoal._completion import SHELLS, completion_script
 from shoal._text import format_number, format_param, json_ready
 from shoal._user_file import UserFile, load_user_file
 from shoal.errors import ShoalError, StudyError, UsageError, did_you_mean
@@ -162,6 +163,10 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "-o", "--output", metavar="PATH", help="CSV file to write (default: FILE's name with .predictions.csv)"
     )
+    completion = _command(
+        commands, "completion", "print a script that completes commands and options in a shell", run_completion
+    )
+    completion.add_argument("shell", choices=SHELLS, help="which shell it is for")
     return parser
 
 
@@ -390,6 +395,12 @@ def run_explain(arguments: argparse.Namespace) -> int:
         source.define, train=source.train, valid=source.valid, n_trials=arguments.n_trials, seed=arguments.seed
     )
     print(explanation)
+    return 0
+
+
+def run_completion(arguments: argparse.Namespace) -> int:
+    """``shoal completion``: out of the parser itself."""
+    print(completion_script(build_parser(), arguments.shell))
     return 0
 
 
