@@ -53,6 +53,7 @@ class Library:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.record = record()
         self.interrupted = False
+        self.stop_reason = ""
         self.error: BaseException | None = None
 
     def tune(
@@ -93,7 +94,9 @@ class Library:
         self.calls.append((name, {key: item for key, item in keywords.items() if key != "self"}))
         if self.error is not None:
             raise self.error
-        return SimpleNamespace(record=self.record, interrupted=self.interrupted, report=Path)
+        return SimpleNamespace(
+            record=self.record, interrupted=self.interrupted, stop_reason=self.stop_reason, report=Path
+        )
 
     @property
     def last(self) -> dict[str, Any]:
@@ -259,6 +262,15 @@ def test_interrupted_study_says_how_to_go_on(
     assert main(command) == 130
     out, err = capsys.readouterr()
     assert err == f"shoal: interrupted; go on with: {hint}\n" and "best trial  3" in out
+
+
+def test_a_study_that_stopped_at_a_limit_says_how_to_go_on(
+    library: Library, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library.stop_reason = "60 epochs in all, the limit is 60"
+    assert main(["resume", "a.db", write(FILE)]) == 0
+    hint = "go on with: shoal resume a.db my_digits.py"
+    assert capsys.readouterr().err == f"shoal: stopped: 60 epochs in all, the limit is 60; {hint}\n"
 
 
 def test_interrupted_study_in_memory_is_gone(library: Library, capsys: pytest.CaptureFixture[str]) -> None:

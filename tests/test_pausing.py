@@ -16,7 +16,7 @@ from torch import Tensor, nn, optim
 import shoal
 from shoal.asking import Asker
 from shoal.data import load
-from shoal.lanes import pool as pool_module
+from shoal.lanes import paused
 from shoal.lanes.fleet import Work
 from shoal.lanes.pool import Candidate, Pool
 from shoal.lanes.workers import pools
@@ -129,7 +129,7 @@ def test_a_paused_and_promoted_trial_is_bitwise_one_that_ran_through(solo: bool,
 
 
 def test_what_cannot_be_kept_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "_PAUSED_BYTES", 0)
+    monkeypatch.setattr(paused, "LIMIT_BYTES", 0)
     bench = Bench()
     pool = bench.pool()
     pool.admit(bench.candidates(4, solo=False))

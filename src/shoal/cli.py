@@ -438,16 +438,19 @@ def _finish(study: Any, storage: object, arguments: argparse.Namespace, tuned: A
         if tuned is not None and tuned.comparison is not None:
             lines += ["", str(tuned.comparison)]
         print("\n".join(lines))
-    if not study.interrupted:
+    if study.interrupted:
+        stopped = "out of time" if getattr(study, "timed_out", False) else "interrupted"
+    elif reason := getattr(study, "stop_reason", ""):
+        stopped = f"stopped: {reason}"
+    else:
         return 0
-    stopped = "out of time" if getattr(study, "timed_out", False) else "interrupted"
     if storage is None:
         print(f"shoal: {stopped}; without a study file it cannot go on.", file=sys.stderr)
     else:
         command = shlex.join(["shoal", "resume", str(storage), *data_files.again(arguments)])
         print(f"shoal: {stopped}; go on with: {command}", file=sys.stderr)
-    # A time limit is what the user asked for: running into it is no failure.
-    return 0 if stopped == "out of time" else EXIT_INTERRUPTED
+    # A limit is what the user asked for: running into it is no failure.
+    return EXIT_INTERRUPTED if stopped == "interrupted" else 0
 
 
 def _where(storage: object) -> str | None:

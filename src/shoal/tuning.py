@@ -112,6 +112,12 @@ def tune(
         StudyError: If the first five trials all fail.
     """
     _check_numbers(n_trials, max_epochs, timeout_s, seed)
+    for what, given in (("metric", metric), ("direction", direction)):
+        if isinstance(given, list | tuple):
+            raise UsageError(
+                f"a study has one {what} to decide by, not {len(given)}: there are no several objectives yet. Choose one, and have "
+                "the others recorded with metrics=[...]."
+            )
     if value not in ("last", "best"):
         raise UsageError(f"value must be 'last' or 'best', not {value!r}.")
     if direction not in (None, "minimize", "maximize"):

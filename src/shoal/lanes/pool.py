@@ -5,7 +5,6 @@ The engine speaks to this class only: admit, run an epoch, apply decisions. What
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,18 +18,16 @@ from shoal.lanes.fleet import Fleet, Work, tensors_of
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Kernels, TorchKernels
 from shoal.lanes.lane import LaneTrial, Measured
-from shoal.lanes.rng import KeyedRandom
+from shoal.lanes.paused import Paused, PausedTrials
 from shoal.lanes.solo import Solo
-from shoal.lanes.state import LaneRow
 from shoal.lanes.step import Layout, Program
+from shoal.lanes.tryout import confirmed, expected_loss, time_solo, time_tick
 from shoal.recipe import Recipe
 from shoal.records import Event, Json, TrialSpec
 
 # State, gradients and temporaries of a lane, in multiples of its parameters; fleets may take this share of memory.
 _STATE_COPIES = 10
 _MEMORY_BYTES = 2 * 2**30
-# Paused trials of a pool may keep this much; one that finds no room trains again from its start if it is ever promoted.
-_PAUSED_BYTES = 2 * 2**30
 
 
 @dataclass(slots=True)
@@ -44,17 +41,6 @@ class Candidate:
     quantum: int = 0
     exact: bool = False
     reason: str = ""
-
-
-@dataclass(slots=True)
-class _Paused:
-    """A paused trial: all that its lane held, or all of its solo self; neither when there was no memory for it."""
-
-    spec: TrialSpec
-    signature: str = ""
-    trial: LaneTrial | None = None
-    row: LaneRow | None = None
-    solo: Solo | None = None
 
 
 @dataclass(slots=True)
@@ -95,7 +81,7 @@ class Pool:
         self._remembered: dict[int, dict[str, Tensor]] = {}
         self._refused: dict[str, str] = {}  # signature -> why no fleet of it could be made
         self._measured: set[int] = set()  # running trials with an epoch behind them
-        self._paused: dict[int, _Paused] = {}
+        self._paused = PausedTrials()
         self._broken: dict[int, str] = {}  # trials whose own code raised -> message; they end with the next epoch
         self._events: list[Event] = []
 
@@ -129,9 +115,9 @@ class Pool:
         are filled, those of promoted trials first."""
         self._upgrade()
         waiting = self._sorted_out(candidates)
-        returning: dict[str, list[_Paused]] = {}
+        returning: dict[str, list[Paused]] = {}
         for number in promoted:
-            held = self._paused.pop(number)
+            held = self._paused.take(number)
             if held.row is not None and not self._groups[held.signature].solo_reason:
                 returning.setdefault(held.signature, []).append(held)
             else:
@@ -173,7 +159,7 @@ class Pool:
                     self._start_solo(c.spec, c.recipe, reason)
         return waiting
 
-    def _fill(self, fleet: Fleet, waiting: Sequence[Candidate], returning: Sequence[_Paused]) -> None:
+    def _fill(self, fleet: Fleet, waiting: Sequence[Candidate], returning: Sequence[Paused]) -> None:
         """Let trials into the free lanes of a fleet."""
         room = fleet.width - fleet.n_active
         admitted: list[TrialSpec] = []
@@ -189,7 +175,7 @@ class Pool:
         for c in waiting[:room]:
             assert c.lane is not None
             try:
-                c.lane.expected = self._expected(fleet, c.lane)
+                c.lane.expected = expected_loss(c.lane, self.work, fleet.quantum)
             except Exception as error:
                 self._restart_solo(c.spec, f"its own forward pass raised {blame(error)}")
                 continue
@@ -205,21 +191,16 @@ class Pool:
         """Copy a trial out of its lane, which is free for another; ``admit`` lets it go on where it was."""
         if trial in self._solos:
             solo = self._solos.pop(trial)
-            self._paused[trial] = _Paused(solo.spec, solo=solo)
+            self._paused.keep(Paused(solo.spec, solo=solo))
             self._events.append(Event(0, "left", trial, None, None, {"reason": "paused"}))
             return
         key, fleet, t = self._lane(trial)
         lane = fleet.lane_of(trial)
-        held = _Paused(t.spec, key, t, fleet.state.take(lane).to_host())
-        kept = sum(p.row.memory_bytes for p in self._paused.values() if p.row is not None)
-        assert held.row is not None
-        if kept + held.row.memory_bytes > _PAUSED_BYTES:
-            held = _Paused(t.spec, key)
-        self._paused[trial] = held
+        self._paused.keep(Paused(t.spec, key, t, fleet.state.take(lane).to_host()))
         fleet.leave(lane)
         self._events.append(Event(0, "left", trial, fleet.number, lane, {"reason": "paused"}))
 
-    def _go_on_solo(self, held: _Paused) -> None:
+    def _go_on_solo(self, held: Paused) -> None:
         """A promoted trial that no fleet can take: its solo self goes on, or it starts again from its first epoch."""
         if held.solo is not None:
             self._solos[held.spec.number] = held.solo
@@ -299,9 +280,9 @@ class Pool:
                 assert c.lane is not None
                 fleet.admit(c.lane)
             fleet.arrange()
-            fused_s = self._time_tick(fleet)
+            fused_s = time_tick(fleet, 4 if self._measure else 1)
             if self._measure:
-                solo_s = self._time_solo(group[0])
+                solo_s = time_solo(group[0].spec, self._rebuild(group[0].spec), self.work, group[0].quantum)
                 busy = min(len(group), width)
                 # For the report: what the lanes gain, on this machine.
                 timed = {"tick_s": fused_s, "tick_lanes": busy, "solo_step_s": solo_s}
@@ -323,48 +304,6 @@ class Pool:
         # The trial run left its traces in program and state; the lanes are filled anew from the recipes.
         fleet.lanes = [None] * width
         self._take_up(g, fleet, group[0].signature, timed)
-
-    def _slots(self, fleet: Fleet) -> tuple[Tensor, Tensor, Tensor]:
-        n, q, w = self.work.data.train.n, fleet.quantum, fleet.width
-        idx = (torch.arange(w * q) % n).view(w, q).to(self.work.device)
-        weights = torch.full((w, q), 1.0 / q, dtype=fleet.layout.dtype, device=self.work.device)
-        return idx, weights, torch.zeros(w, q, dtype=torch.int32, device=self.work.device)
-
-    def _time_tick(self, fleet: Fleet) -> float:
-        """Trace the training step; seconds of its best of a few runs."""
-        slots, data = self._slots(fleet), self.work.data.train.tensors
-        return _best_of(lambda: fleet.program.train(fleet.state.inputs, data, *slots), 4 if self._measure else 1)
-
-    def _time_solo(self, c: Candidate) -> float:
-        """Seconds of a plain step on one micro-batch, forward and backward."""
-        recipe = self._rebuild(c.spec)
-        solo = Solo(c.spec, recipe, self.work)
-        rows = torch.arange(c.quantum, device=self.work.device)
-        batch = tuple(t[rows] for t in self.work.data.train.tensors)
-        keys = torch.zeros(c.quantum, dtype=torch.int32, device=self.work.device)
-
-        return _best_of(lambda: solo.step(batch, keys), 4)
-
-    def _expected(self, fleet: Fleet, trial: LaneTrial) -> float:
-        """What the recipe's own plain forward gives for the samples of its first tick: the check on admission."""
-        recipe, data = trial.recipe, self.work.data.train
-        n = data.n
-        shape = trial.shape(n, fleet.quantum)
-        position = shape.position[0][shape.position[0] >= 0]
-        order = trial.sample_order(n)[position]
-        keys = torch.from_numpy(trial.keys(n)[position]).to(self.work.device)
-        rows = torch.from_numpy(order).to(self.work.device)
-        buffers = {name: b.detach().clone() for name, b in recipe.model.named_buffers()}
-        solo = Solo(trial.spec, recipe, self.work)
-        with torch.no_grad(), KeyedRandom(keys):
-            loss = float(solo.loss(tuple(t[rows] for t in data.tensors)))
-        with torch.no_grad():
-            for name, b in recipe.model.named_buffers():
-                b.copy_(buffers[name])
-        if trial.denominators is None:
-            return loss
-        batch = trial.sample_order(n)[: int(shape.sizes[0])]
-        return loss * float(trial.denominators[order].sum() / trial.denominators[batch].sum())
 
     def _start_solo(self, spec: TrialSpec, recipe: Recipe, reason: str) -> None:
         self._solos[spec.number] = Solo(spec, recipe, self.work)
@@ -404,7 +343,7 @@ class Pool:
                     fleet.leave(fleet.lane_of(m.trial))
                     self.fail(m.trial, m.error)
                     continue
-                if trial.expected is not None and not self._confirmed(trial.expected, m.first_loss, fleet.layout.dtype):
+                if trial.expected is not None and not confirmed(trial.expected, m.first_loss, fleet.layout.dtype):
                     self._fall_back(fleet, m, trial.expected)
                     continue
                 trial.expected = None
@@ -433,13 +372,6 @@ class Pool:
                 self.fail(number, f"trial {number}: training raised {blame(error)}")
             else:
                 self._restart_solo(trial.spec, g.solo_reason)
-
-    @staticmethod
-    def _confirmed(expected: float, got: float, dtype: torch.dtype) -> bool:
-        if expected != expected or got != got or expected in (float("inf"), float("-inf")):
-            return (expected != expected) == (got != got)
-        tolerance = 1e-9 if dtype == torch.float64 else 1e-4 if dtype == torch.float32 else 2e-2
-        return abs(expected - got) <= tolerance * max(1.0, abs(expected))
 
     def _fall_back(self, fleet: Fleet, m: Measured, expected: float) -> None:
         """A lane that does not do what its recipe does alone: its epoch is dropped, and it starts over solo."""
@@ -494,7 +426,8 @@ class Pool:
         self._remembered.pop(trial, None)
         self._measured.discard(trial)
         broken = self._broken.pop(trial, None) is not None
-        if self._paused.pop(trial, None) is not None:
+        if trial in self._paused:
+            self._paused.take(trial)
             return
         if trial in self._solos:
             del self._solos[trial]
@@ -517,15 +450,3 @@ def trace_reason(work: Work, c: Candidate, rebuild: Callable[[TrialSpec], Recipe
     group = pool._open_group(c)
     pool._choose(group, [c])
     return group.solo_reason
-
-
-def _best_of(f: Callable[[], object], times: int) -> float:
-    f()  # traces, or warms caches up
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        f()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
