@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Widths a fleet may have: close enough that at most a fifth of the lanes stands empty; even from 2 on, so that parallel kernels
-# split a stacked tensor between lanes and not inside one.
-WIDTHS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128)
+# Widths a fleet may have: even from 2 on, so that parallel kernels split a stacked tensor between lanes and not inside one.
+WIDTHS: tuple[int, ...] = (1, *range(2, 64, 2), *range(64, 129, 4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +41,15 @@ def snug(n: int, limit: int) -> int:
 def widths(demands: Mapping[str, Demand]) -> dict[str, int]:
     """The width each signature's fleet should have next: 0 closes it.
 
-    A fleet that is wide enough and not much too wide stays as it is: a change of width moves every lane and changes rounding.
+    A fleet that is wide enough and not much too wide stays as it is: a change of width moves every lane and changes rounding. One
+    in which nobody trains has nothing to move.
     """
     out: dict[str, int] = {}
     for key, d in demands.items():
         wanted = min(d.active + d.waiting, d.max_width)
         if wanted == 0:
             out[key] = 0
-        elif wanted <= d.width <= max(1.25 * snug(wanted, d.max_width), 2):
+        elif d.active > 0 and wanted <= d.width <= max(1.25 * snug(wanted, d.max_width), 2):
             out[key] = d.width
         else:
             out[key] = max(snug(wanted, d.max_width), snug(d.active, d.max_width))

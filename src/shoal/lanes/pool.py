@@ -28,6 +28,8 @@ from shoal.records import Event, Json, TrialSpec
 # State, gradients and temporaries of a lane, in multiples of its parameters; fleets may take this share of memory.
 _STATE_COPIES = 10
 _MEMORY_BYTES = 2 * 2**30
+# A fleet of an earlier width is kept, for the width may come back; one whose lanes take more than this is not.
+_KEPT_BYTES = 32 * 2**20
 
 
 @dataclass(slots=True)
@@ -252,6 +254,8 @@ class Pool:
                 if t is not None:
                     self._events.append(Event(0, "left", t.spec.number, old.number, None, {"to": fleet.number}))
                     self._events.append(Event(0, "admitted", t.spec.number, fleet.number, i))
+            if old.state.flat.nbytes > _KEPT_BYTES:
+                del g.by_width[old.width]
         self._take_up(g, fleet, key)
 
     def _take_up(self, g: _Group, fleet: Fleet, signature: str, timed: Mapping[str, Json] | None = None) -> None:

@@ -8,6 +8,7 @@ comes back is data. Forking needs no import and shares the data set; where it is
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import signal
@@ -228,6 +229,7 @@ def pools(make_pool: Callable[[], Pool], admission: Admission, count: int) -> It
     threads = torch.get_num_threads()
     remotes: list[_Remote] = []
     if count > 1:
+        _import_ahead()
         torch.set_num_threads(1)  # before the fork: a child has no use for the parent's team of threads
     try:
         context: Any = multiprocessing.get_context("fork") if count > 1 else None
@@ -254,6 +256,12 @@ def pools(make_pool: Callable[[], Pool], admission: Admission, count: int) -> It
                 remote.process.kill()
                 remote.process.join()
         torch.set_num_threads(threads)
+
+
+def _import_ahead() -> None:
+    """Load once, before the fork, what every pool would load by itself with its first trial: over a second each."""
+    for name in ("torch._dynamo", "torch.fx.experimental.proxy_tensor"):  # an optimizer's constructor; tracing
+        importlib.import_module(name)
 
 
 def _serve(
