@@ -141,18 +141,37 @@ def test_an_infinite_gradient_is_clipped_by_value_in_the_middle_of_a_batch_too()
     # The gradient of each micro-batch overflows, the loss does not, and clipping makes it a number again.
     def saturating(trial: Any) -> Recipe:
         model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh())
-        nn.init.constant_(model[0].weight, 1e-38)  # type: ignore[arg-type]
+        nn.init.constant_(model[0].weight, 1e-39)  # type: ignore[arg-type]
         optimizer = OPTIMIZERS[trial.params["opt"]](model.parameters())
-        return Recipe(model, optimizer, nn.MSELoss(reduction="sum"), 40, clip_value=0.5)
+        return Recipe(model, optimizer, nn.MSELoss(reduction="sum"), trial.params["batch"], clip_value=0.5)
 
-    x, y = torch.full((80, 1), 3e38), made(80, 1, dtype=torch.float32).abs()
+    x, y = torch.full((80, 1), 3e38), 1.0 + made(80, 1, dtype=torch.float32).abs()
     work = work_of(datasets((x, y), (x[:9], y[:9])))
-    specs = specs_of([{"opt": o} for o in OPTIMIZERS])
+    specs = specs_of([{"opt": o, "batch": b} for o in OPTIMIZERS for b in (20, 40)])
     fused = train_fused(saturating, specs, work, 2)
     for spec in specs:
         solo = train_solo(saturating, spec, work, 2)
+        recipe = rebuild(saturating, spec, work)
+        nn.functional.mse_loss(recipe.model(x[:20]), y[:20], reduction="sum").backward()  # type: ignore[no-untyped-call]
+        assert all(torch.isinf(p.grad).all() for p in recipe.model.parameters() if p.grad is not None)
         assert solo.rows[-1].finite
         assert_same_trail(fused[spec.number], solo, 1e-6)
+
+
+def test_a_norm_that_overflows_is_no_matter_to_a_lane_that_does_not_clip() -> None:
+    def steep(trial: Any) -> Recipe:
+        model = nn.Linear(3, 1, bias=False)
+        optimizer = optim.SGD(model.parameters(), lr=1e-30)
+        return Recipe(model, optimizer, nn.L1Loss(), 20, clip_norm=trial.params["clip"])
+
+    x, y = made(40, 3, dtype=torch.float32) * 1e28, torch.zeros(40, 1)
+    work = work_of(datasets((x, y), (x[:9], y[:9])))
+    specs = specs_of([{"clip": None}, {"clip": 1.0}])
+    fused, alone = train_fused(steep, specs, work, 2), train_fused(steep, specs[:1], work, 2, width=2)
+    assert torch.equal(fused[0].states[-1]["weight"], alone[0].states[-1]["weight"])
+    assert fused[0].rows[-1].finite and not torch.equal(*(fused[0].states[e]["weight"] for e in (0, 1)))
+    # In torch a norm that overflows makes the whole gradient zero, and so it does in a lane.
+    assert_same_trail(fused[1], train_solo(steep, specs[1], work, 2), 1e-6)
 
 
 def test_a_fleet_in_which_nobody_clips_pays_nothing() -> None:

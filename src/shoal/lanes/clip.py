@@ -81,12 +81,13 @@ class Shaping:
         return cls(state, torch.zeros_like(state.grads), on, any_on, l1, value, norm)
 
     def apply(self, t: int) -> None:
-        """Shape the gradients of the lanes whose batch is full at tick t; the others' count as zero."""
+        """Shape the gradients at tick t; those of lanes in the middle of their batch are not asked for."""
         if not self.any_on[t]:
             return
-        g, p, raw, on = self.shaped, self.state.params, self.state.grads, self.on[t]
-        g.copy_(raw).masked_fill_(~on, 0.0)
-        raw.masked_fill_(on, 0.0)  # the next batch starts from zero, even where this one's gradient was infinite
+        g, p = self.shaped, self.state.params
+        g.copy_(self.state.grads)
+        # A batch starts from zero, even where the last one's gradient was infinite.
+        self.state.grads.masked_fill_(self.on[t], 0.0)
         if self.l1 is not None:
             g.addcmul_(p.sign(), self.l1)
         if self.clip_value is not None:
@@ -99,4 +100,5 @@ class Shaping:
             ]
             total = torch.linalg.vector_norm(torch.stack(norms, 1), dim=1, keepdim=True)  # (lanes, 1)
             share = torch.clamp(self.clip_norm / (total + 1e-6), max=1.0)
+            # A lane that does not clip may have a gradient whose norm overflows.
             g.mul_(torch.where(self.clip_norm.isinf(), 1.0, share))
