@@ -230,7 +230,9 @@ def test_tune_without_test_set_or_finished_trial(library: Library, capsys: pytes
 
 def test_tune_json_ends_with_the_result(library: Library, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", write(FILE), "--json", "--report", "r.html"]) == 0
-    assert json.loads(capsys.readouterr().out) == {
+    stage, result = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (stage["event"], stage["name"]) == ("stage", "writing the report")
+    assert result == {
         "event": "result",
         "interrupted": False,
         "trial": 3,
@@ -419,7 +421,7 @@ def test_every_command_and_option_has_help() -> None:
     found = list(parsers(build_parser()))
     assert {name for name, _, _ in found} == {
         "shoal",
-        *(f"shoal {c}" for c in ["tune", "resume", "report", "best", "explain", "predict", "watch"]),
+        *(f"shoal {c}" for c in ["tune", "resume", "report", "best", "explain", "predict", "watch", "completion"]),
     }
     for name, parser, text in found:
         assert text and parser.description, f"{name} has no help"

@@ -21,6 +21,7 @@ from shoal._completion import SHELLS, completion_script
 from shoal._text import format_number, format_param, json_ready
 from shoal._user_file import UserFile, load_user_file
 from shoal.errors import ShoalError, StudyError, UsageError, did_you_mean
+from shoal.progress import stages_shown
 from shoal.records import Json, StudyRecord
 
 EXIT_FAILED: Final = 1
@@ -414,7 +415,10 @@ def _progress(arguments: argparse.Namespace) -> dict[str, Any]:
 def _finish(study: Any, storage: object, arguments: argparse.Namespace, tuned: Any = None) -> int:
     """Print what came out and where it lies; say how to go on when the study was interrupted."""
     record: StudyRecord = study.record
-    report = study.report(arguments.report) if arguments.report else None
+    report = None
+    if arguments.report:
+        with stages_shown(_progress(arguments).get("progress", True), "writing the report"):
+            report = study.report(arguments.report)
     facts = _best_facts(record)
     if arguments.json:
         result: dict[str, Json] = {

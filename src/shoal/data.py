@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from shoal.errors import DataError, UsageError
+from shoal.stages import counted
 
 IGNORE_INDEX = -100  # torch's own mark for targets that a criterion leaves out
 _REFETCHES = 32  # a random flip with p = 1/2 slips through with probability 2**-32
@@ -198,7 +199,7 @@ def _read_items(get: Callable[[int], object], n: int, name: str) -> tuple[Tensor
         _check_same(fetch(index), fetch(index), index, name)
 
     columns = [torch.empty((n, *field.shape), dtype=field.dtype, device=field.device) for field in first]
-    for index in range(n):
+    for index in counted(range(n), f"reading {name}", n):
         fields = fetch(index)
         if len(fields) != len(first):
             raise DataError(

@@ -12,15 +12,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol, TextIO, TypeAlias
 
 from shoal._text import format_duration, format_number, format_params, json_ready
 from shoal.errors import UsageError, did_you_mean
 from shoal.records import Progress
+from shoal.stages import Stage, enter, telling
 
 if TYPE_CHECKING:
     from rich.panel import Panel
+    from rich.text import Text
 
 LIVE_INTERVAL_S: Final = 0.25
 PLAIN_INTERVAL_S: Final = 5.0
@@ -37,6 +40,9 @@ class ProgressSink(Protocol):
 
     def message(self, text: str) -> None:
         """One line that must not get lost, such as why a trial runs solo."""
+
+    def stage(self, stage: Stage) -> None:
+        """Work other than training, under way; gives way to whatever comes next."""
 
     def close(self) -> None:
         """Show what is still unshown and give the terminal back."""
@@ -73,8 +79,29 @@ def make_progress(mode: ProgressMode = True, stream: TextIO | None = None) -> Pr
     raise UsageError(f"progress must be True, False, 'json' or a callable; got {type(mode).__name__}.")
 
 
+@contextmanager
+def stages_shown(mode: ProgressMode, name: str = "") -> Iterator[None]:
+    """Show the stages of the work inside, for work before and after a session.
+
+    Args:
+        mode: As for `make_progress`.
+        name: Of a stage that the work enters at once.
+    """
+    sink = make_progress(mode)
+    try:
+        with telling(sink.stage):
+            if name:
+                enter(name)
+            yield
+    finally:
+        sink.close()
+
+
 class SilentSink:
     """Shows nothing."""
+
+    def stage(self, stage: Stage) -> None:
+        """Nothing."""
 
     def update(self, p: Progress) -> None:
         """Nothing."""
@@ -109,6 +136,9 @@ class CallableSink:
         else:
             self._function(dataclasses.replace(self._last, message=text))
 
+    def stage(self, stage: Stage) -> None:
+        """Nothing: the function was promised a `Progress`, and there is none yet or no longer."""
+
     def close(self) -> None:
         """Nothing: the function has seen everything, unless the study ended before its first state."""
 
@@ -140,6 +170,10 @@ class JsonSink(_LineSink):
         """Write the message."""
         self._write_event("message", {"text": text})
 
+    def stage(self, stage: Stage) -> None:
+        """Write the stage, as ``"event": "stage"``."""
+        self._write_event("stage", {**dataclasses.asdict(stage), "remaining_s": stage.remaining_s})
+
     def close(self) -> None:
         """Nothing is ever held back."""
 
@@ -153,7 +187,7 @@ class PlainSink(_LineSink):
     def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
         super().__init__(stream)
         self._clock = clock
-        self._next_s = float("-inf")
+        self._next_s = self._next_stage_s = float("-inf")
         self._unshown: Progress | None = None
 
     def update(self, p: Progress) -> None:
@@ -167,6 +201,13 @@ class PlainSink(_LineSink):
     def message(self, text: str) -> None:
         """Write the message now."""
         self._write(f"shoal: {text}")
+
+    def stage(self, stage: Stage) -> None:
+        """Write a line when one is due."""
+        now = self._clock()
+        if now >= self._next_stage_s:
+            self._next_stage_s = now + PLAIN_INTERVAL_S
+            self._write(f"shoal: {stage_line(stage)}")
 
     def close(self) -> None:
         """Write the last state if it has not been."""
@@ -193,6 +234,7 @@ class LiveSink:
         self._next_s = float("-inf")
         self._unshown: Progress | None = None
         self._open = True
+        self._shown = False
 
     def update(self, p: Progress) -> None:
         """Redraw when a redraw is due, otherwise keep the state for later."""
@@ -206,19 +248,42 @@ class LiveSink:
         """Print the message above the panel."""
         self._live.console.print(text, markup=False, highlight=False)
 
+    def stage(self, stage: Stage) -> None:
+        """Show the stage in the panel's place."""
+        from rich.text import Text
+
+        self._draw(Text(f"shoal: {stage_line(stage)}", style="dim"))
+
     def close(self) -> None:
         """Draw the last state and leave it standing."""
         if self._open:
             self._flush()
+            self._live.transient = not self._shown  # a stage that is over is not left standing
             self._live.stop()
             self._open = False
 
     def _flush(self) -> None:
         if self._unshown is not None:
-            if not self._live.is_started:
-                self._live.start()
-            self._live.update(render_panel(self._unshown), refresh=True)
+            self._draw(render_panel(self._unshown))
             self._unshown = None
+            self._shown = True
+
+    def _draw(self, what: Panel | Text) -> None:
+        if not self._live.is_started:
+            self._live.start()
+        self._live.update(what, refresh=True)
+
+
+def stage_line(stage: Stage) -> str:
+    """A stage on one line.
+
+    >>> stage_line(Stage("reading train", done=12000, total=60000, elapsed_s=3.0)), stage_line(Stage("scoring"))
+    ('reading train: 12,000/60,000, 12 s left', 'scoring')
+    """
+    if stage.total is None:
+        return stage.name
+    left = "" if stage.remaining_s is None else f", {format_duration(stage.remaining_s)} left"
+    return f"{stage.name}: {stage.done:,}/{stage.total:,}{left}"
 
 
 def plain_line(p: Progress) -> str:

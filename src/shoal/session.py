@@ -24,6 +24,7 @@ from shoal.records import EpochRow, Event, Progress, TrialResult, TrialSpec, Tri
 from shoal.replay import Define, replay, run_define
 from shoal.signature import Signer, lane_trial
 from shoal.spaces import PointKey, point_key
+from shoal.stages import Stage
 from shoal.stopping import Limits, Tally
 from shoal.weights import WeightStore
 
@@ -89,6 +90,7 @@ class Session:
                 def stop() -> bool:
                     return asked_to_stop() or bool(self._tally.reason)
 
+                sink.stage(Stage("tracing and timing the first trials"))
                 engine.run(clock=self.clock, stop=stop, report=sink.update, timeout_s=timeout_s)
                 unfinished = self.more or len(self.history.results) < self.n_asked
                 if unfinished and not asked_to_stop():

@@ -22,7 +22,7 @@ from shoal.lanes.pool import Candidate, Pool
 from shoal.lanes.workers import n_workers, pools
 from shoal.metrics import Metric, further, resolve, standard_metrics
 from shoal.planner import total_lanes
-from shoal.progress import ProgressMode
+from shoal.progress import ProgressMode, stages_shown
 from shoal.recipe import Recipe
 from shoal.records import Direction, Json, ParamValue, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.replay import Define, check_space, fingerprint, replay, run_define
@@ -127,7 +127,8 @@ def tune(
     where = _device(device)
     if where.type == "cpu" and not reproducible:
         native.prepare()  # first of all: a compiler takes a second, and so does what comes next
-    data = load(train, valid, test, seed=seed)
+    with stages_shown(progress):
+        data = load(train, valid, test, seed=seed)
     targets = data.train.tensors[-1] if len(data.train.tensors) > 1 else None
     chosen = resolve(metric, targets=targets, direction=direction)
     others = further(metrics, targets=targets)
@@ -216,7 +217,8 @@ def tune(
         study.interrupted, study.timed_out = session.interrupted, session.timed_out
         study.stop_reason = session.stop_reason
         if not study.interrupted:
-            score_winner(history, work, lambda spec: trained(spec, rebuild, weights))
+            with stages_shown(progress, "scoring the winner"):
+                score_winner(history, work, lambda spec: trained(spec, rebuild, weights))
         _write_down(history, weights, store)
     return study
 
