@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from shoal.cli import main
 from shoal.data import load
-from shoal.errors import DataError, UsageError
+from shoal.errors import DataError, StudyError, UsageError
 from shoal.tabular import prepare_table, read_table
 from tabular_helpers import as_csv, people, write_people
 
@@ -208,22 +208,40 @@ def mutated(draw: st.DrawFn) -> bytes:
     return content[: draw(st.integers(0, len(content)))] if draw(st.integers(0, 9)) == 0 else content
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=mutated(),
     target=st.sampled_from(["bought", "spent", "city", "joined"]),
-    how=st.sampled_from(["", "group", "time"]),
+    how=st.sampled_from(
+        [[], ["--group", "household"], ["--time", "joined"], ["--ignore", "age"], ["--task", "labels"]]
+    ),
 )
-def test_any_file_is_learnt_from_or_refused(tmp_path: Path, content: bytes, target: str, how: str) -> None:
+def test_any_file_is_learnt_from_or_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes,
+    target: str,
+    how: list[str],
+) -> None:
     path = tmp_path / "mutated.csv"
     path.write_bytes(content)
-    extra: dict[str, Any] = {"group": {"group": "household"}, "time": {"time": "joined"}}.get(how, {})
-    try:
-        ready = prepare_table(path, target=target, **extra)
-    except UsageError as error:
-        assert str(error) and "Error" not in str(error)
+    accepted: list[Any] = []
+
+    def instead_of_training(ready: Any, **keywords: Any) -> None:
+        accepted.append(ready)
+        raise StudyError("accepted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shoal.tabular.tune_prepared", instead_of_training)
+        code = main(["tune", str(path), "--target", target, *how])
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and code == (1 if accepted else 2)
+    if not accepted:
+        assert error.splitlines()[-1].startswith("shoal: error: ") and "Error:" not in error
         return
     # What is accepted can be trained on: `load` finds nothing wrong, and the recipe's first loss is a number.
+    (ready,) = accepted
     data = load(ready.train, ready.valid, ready.test)
     *inputs, answers = data.train.tensors
     torch.manual_seed(0)
@@ -231,6 +249,26 @@ def test_any_file_is_learnt_from_or_refused(tmp_path: Path, content: bytes, targ
     assert recipe.is_criterion and recipe.batch_size <= data.train.n
     loss = recipe.loss(recipe.model(*inputs), answers)
     assert loss.isfinite()
+
+
+@pytest.fixture(scope="module")
+def preparation() -> Any:
+    return prepare_table(pd.DataFrame(people(), dtype=object), target="bought").preparation
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=mutated())
+def test_any_new_file_is_predicted_for_or_refused(tmp_path: Path, preparation: Any, content: bytes) -> None:
+    path = tmp_path / "new.csv"
+    path.write_bytes(content)
+    try:
+        table = read_table(path)
+        inputs, _ = preparation.apply(table)
+    except DataError as error:
+        assert str(error)
+        return
+    assert all(len(tensor) == table.n and bool(tensor.isfinite().all()) for tensor in inputs)
+    assert inputs[1].min() >= 0 and (inputs[1].amax(0) < torch.tensor(preparation.sizes)).all()
 
 
 @pytest.mark.parametrize(

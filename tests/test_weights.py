@@ -57,13 +57,18 @@ def test_files_are_plain_safetensors_and_outlive_the_store(tmp_path: Path) -> No
     assert not path.exists()
 
 
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError, safetensors.SafetensorError]
+)  # the latter is how safetensors reports the former
+def test_a_crash_while_writing_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
     store = WeightStore(tmp_path, 1.0)
     store.offer(3, 0.5, lambda: state(3))
 
     def full(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half")
-        raise OSError("No space left on device")
+        raise error("No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(StorageError, match=r"cannot write the weights of trial 3 to .*No space left"):

@@ -54,6 +54,7 @@ class WeightStore:
                     os.remove(self.files.pop(loser))
 
     def _write(self, trial: int, state: dict[str, Tensor]) -> Path:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         assert self.folder is not None
@@ -63,7 +64,7 @@ class WeightStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file({name: t.contiguous() for name, t in state.items()}, part, metadata={"trial": str(trial)})
             os.replace(part, path)  # whole or not at all
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # the latter is what a full disk gives
             raise StorageError(f"cannot write the weights of trial {trial} to {path}: {error}") from error
         return path
 
