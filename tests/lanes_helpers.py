@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from shoal.data import Datasets, Split
 from shoal.lanes.fleet import Fleet, Work, tensors_of
 from shoal.lanes.kernels import Kernels, TorchKernels
 from shoal.lanes.lane import LaneTrial, Measured
+from shoal.lanes.order import slot_weights
+from shoal.lanes.rng import KeyedRandom
 from shoal.lanes.solo import Solo
 from shoal.lanes.step import Layout, Program
 from shoal.metrics import resolve
@@ -69,8 +72,8 @@ KERNELS: list[Kernels] = [TorchKernels()]
 
 def open_fleet(define: Define, spec: TrialSpec, width: int, work: Work) -> Fleet:
     """An empty fleet of the signature of ``spec``."""
-    signature = sign(define, spec, work)
     template = rebuild(define, spec, work)
+    signature = Signer(work.data.train.tensors).sign(template)
     layout = Layout.of(template)
     like = {name: t.detach().clone() for name, t in tensors_of(template).items()}
     fleet = Fleet(0, Program.prepare(template), layout, width, signature.quantum, signature.exact, work, like)
@@ -79,7 +82,9 @@ def open_fleet(define: Define, spec: TrialSpec, width: int, work: Work) -> Fleet
 
 
 def ready(define: Define, spec: TrialSpec, work: Work) -> LaneTrial:
-    return lane_trial(spec, rebuild(define, spec, work), work.data.train.tensors[-1])
+    recipe = rebuild(define, spec, work)
+    Signer(work.data.train.tensors).sign(recipe)
+    return lane_trial(spec, recipe, work.data.train.tensors[-1])
 
 
 @dataclass
@@ -159,3 +164,46 @@ def assert_same_trail(lane: Trail, solo: Trail, tolerance: float, *, loose: Sequ
             error = (tensor.double() - expected[name].double()).abs().max().item()
             limit = (1e-5 if name in loose else tolerance) * max(1.0, expected[name].abs().max().item())
             assert error <= limit, f"{name} differs by {error:.2e}, {where}"
+
+
+def gradient_deviation(fleet: Fleet, define: Define, work: Work) -> float:
+    """Largest deviation of a first batch's gradients, fresh lane against solo, relative to the scale of that tensor's gradient.
+
+    A gradient that is nothing but rounding noise (a bias before a norm) has no scale: it is floored at a ten thousandth of the
+    recipe's largest one.
+    """
+    data, n, dtype = work.data.train.tensors, work.data.train.n, fleet.layout.dtype
+    largest = 0.0
+    for lane, trial in enumerate(fleet.lanes):
+        if trial is None:
+            continue
+        solo = Solo(trial.spec, rebuild(define, trial.spec, work), work)
+        shape, order, keys = trial.shape(n, fleet.quantum), trial.sample_order(n), trial.keys(n)
+        weights = slot_weights(shape, order, trial.denominators)
+        summed = [torch.zeros(s, dtype=dtype) for s in fleet.layout.shapes]
+        with torch.no_grad():
+            for t in np.flatnonzero(shape.batch == 0):
+                position = shape.position[t]
+                idx = np.where(position >= 0, order[position], 0)
+                slots = (
+                    torch.from_numpy(idx),
+                    torch.from_numpy(weights[t]).to(dtype),
+                    torch.from_numpy(keys[position]),
+                )
+                out = fleet.program.train(
+                    fleet.state.inputs, data, *(s.expand(fleet.width, -1).contiguous() for s in slots)
+                )
+                for total, g in zip(summed, out, strict=False):
+                    total += g[lane]
+        size = trial.recipe.batch_size
+        with KeyedRandom(torch.from_numpy(keys[:size])):
+            loss = solo.loss(tuple(t[torch.from_numpy(order[:size])] for t in data))
+        loss.backward()  # type: ignore[no-untyped-call]
+        named = dict(solo.recipe.model.named_parameters())
+        grads = [named[name].grad for name in fleet.layout.names]
+        scale = max(g.abs().max().item() for g in grads if g is not None)
+        for mine, theirs in zip(summed, grads, strict=True):
+            expected = torch.zeros_like(mine) if theirs is None else theirs
+            size_of = max(expected.abs().max().item(), 1e-4 * scale)
+            largest = max(largest, (mine - expected).abs().max().item() / size_of)
+    return largest

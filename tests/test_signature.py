@@ -96,10 +96,10 @@ class Flagged(nn.Module):
 class Listed(nn.Module):
     def __init__(self, scale: float) -> None:
         super().__init__()
-        self.layer, self.hidden = nn.Linear(10, 4), [Flagged(scale)]  # in a plain list: torch does not see it
+        self.layer, self.hidden = nn.Linear(10, 4), [nn.Softplus(scale)]  # in a plain list: torch does not see it
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) + self.hidden[0].flag  # type: ignore[no-any-return]
+        return self.hidden[0](self.layer(x))  # type: ignore[no-any-return]
 
 
 def closed(scale: float) -> nn.Module:
@@ -154,7 +154,8 @@ def tied(yes: bool) -> nn.Module:
 
 SPLIT: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
     "flag": (lambda: Flagged(True), lambda: Flagged(False)),
-    "number": (lambda: Flagged(1.0), lambda: Flagged(2.0)),
+    "number that is compared": (lambda: Flagged(0.0), lambda: Flagged(2.0)),
+    "whole number": (lambda: Flagged(1), lambda: Flagged(2)),
     "plain tensor": (lambda: Flagged(torch.tensor([1.0])), lambda: Flagged(torch.tensor([2.0]))),
     "array": (lambda: Flagged(np.ones(1)), lambda: Flagged(np.zeros(1))),
     "list": (lambda: Flagged([1, 2]), lambda: Flagged([1, 3])),

@@ -60,11 +60,23 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(names)}."
 
 
+def _own_lines(error: BaseException) -> list[traceback.FrameSummary]:
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f for f in frames if not f.filename.startswith((_HERE, "<")) and "site-packages" not in f.filename]
+
+
+def line_of(error: BaseException) -> str:
+    """``" (model.py, line 12: return x.item())"``: the last line of the user's own code that was running, or ""."""
+    own = _own_lines(error)
+    if not own:
+        return ""
+    code = f": {own[-1].line.strip()[:100]}" if own[-1].line else ""
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno}{code})"
+
+
 def blame(error: BaseException) -> str:
     """``"ValueError: bad width (model.py, line 12)"``: an error of the user's code, and the last line of it that was running."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith((_HERE, "<")) and "site-packages" not in f.filename]
-    last = next(iter(reversed(own or frames)), None)
+    last = next(iter(reversed(_own_lines(error) or traceback.extract_tb(error.__traceback__))), None)
     place = f" ({Path(last.filename).name}, line {last.lineno})" if last is not None else ""
     lines = str(error).strip().splitlines() or ["no message"]
     return f"{type(error).__name__}: {lines[0][:500]}{place}"

@@ -84,6 +84,8 @@ class Recipe:
     extensions: Sequence[Any] = ()
     # Per-submodule train/eval flags as ``define`` left them: a BatchNorm that the user froze stays frozen.
     training: dict[str, bool] = field(init=False, repr=False, compare=False)
+    # Numbers of the user's own modules and loss that a lane may have for itself; found when the recipe is signed.
+    lifts: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):

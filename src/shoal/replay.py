@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from shoal.errors import RecipeError, ReplayError, UsageError
-from shoal.keys import digest, object_key
+from shoal.keys import digest, fingerprint_key
 from shoal.recipe import Recipe
 from shoal.records import ParamValue, TrialSpec
 
@@ -184,4 +184,4 @@ def check_space(define: Define, specs: Sequence[TrialSpec], n_train: int) -> Non
 
 def fingerprint(define: Define) -> str:
     """A short hash of ``define``'s code and of what its closure holds."""
-    return digest(object_key(define))
+    return digest(fingerprint_key(define))

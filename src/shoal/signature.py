@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import nn
 
 from shoal.errors import FuseError
-from shoal.keys import digest, object_key
+from shoal.keys import Reader, digest
+from shoal.lanes import rehearsal
 from shoal.lanes.criteria import criterion_key, denominators, is_known
 from shoal.lanes.lane import LaneTrial
-from shoal.lanes.lift import lift_values, model_key
+from shoal.lanes.lift import lift_values, model_key, names_of
+from shoal.lanes.numbers import Guards, Place, holding, values_of
 from shoal.lanes.order import quantum
 from shoal.lanes.probe import probe_padding, probe_samples
-from shoal.lanes.step import Layout
+from shoal.lanes.step import Layout, places_of
 from shoal.lanes.tables import family_of
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
+
+# Samples of the batches that a recipe is tried out on.
+_PROBE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,45 +47,43 @@ class Signature:
         return [name for name in mine if mine[name] != theirs.get(name)]
 
 
+@dataclass(slots=True)
+class _Structure:
+    """What is known of recipes that are the same but for numbers which may be lifted."""
+
+    effects: rehearsal.Effects
+    lifts: list[tuple[tuple[str, ...], Guards]] = field(default_factory=list)  # one for each way through the code
+
+
 class Signer:
-    """Signs recipes of one study. Remembers, per structure, whether samples of a batch are independent."""
+    """Signs recipes of one study. Remembers, per structure, what trying it out has shown."""
 
     def __init__(self, data: tuple[torch.Tensor, ...]) -> None:
         self._data = data
-        self._independent: dict[str, bool] = {}
+        self._structures: dict[str, _Structure] = {}
+        self._independent: dict[tuple[str, int], bool] = {}
         self._no_lane_form: dict[str, str] = {}  # structure -> why; empty where there is nothing against it
 
     def sign(self, recipe: Recipe) -> Signature:
-        """The signature of a recipe.
+        """The signature of a recipe; also settles which of its numbers are lifted.
 
         Raises:
             FuseError: If no lane form of the recipe exists; the message says why.
         """
         family_of(recipe.optimizer, recipe.schedule)
-        if type(recipe.model).__name__ == "OptimizedModule":
-            raise FuseError("its model was compiled by torch.compile; Shoal traces and compiles plain modules itself")
+        _refuse(recipe)
+        places = places_of(recipe)
+        effects, lifts, guards = self._settle(recipe, places)
+        object.__setattr__(recipe, "lifts", lifts)
         layout = Layout.of(recipe)
-        known = is_known(recipe.loss)
-        parts = [
-            ("model", digest(model_key(recipe.model))),
-            ("shapes", digest((layout.shapes, layout.dtype, layout.frozen, layout.buffers))),
-            ("loss", digest(criterion_key(recipe.loss) if known else object_key(recipe.loss))),  # type: ignore[arg-type]
-            ("loss options", digest(layout.values)),
-            ("predict", digest(object_key(recipe.predict))),
-        ]
+        parts = _parts(recipe, layout, {name: places[name] for name in lifts})
+        parts.append(("numbers", digest((lifts, guards.outcomes))))
         structure = digest(tuple(parts))
-        if structure not in self._independent:
-            try:
-                self._independent[structure] = probe_samples(recipe, layout, self._data, self._data[0].shape[0])
-            except (
-                Exception
-            ):  # the forward pass raises on this data: the plain loop will say so, with the user's traceback
-                self._independent[structure] = False
         if structure not in self._no_lane_form:
             self._no_lane_form[structure] = self._objection(recipe)
         if self._no_lane_form[structure]:
             raise FuseError(self._no_lane_form[structure])
-        exact = not self._independent[structure]
+        exact = effects.advances or not self._splittable(recipe, layout, structure)
         q = recipe.batch_size if exact else quantum(recipe.batch_size)
         parts.append(("batch size" if exact else "quantum", str(q)))
         return Signature(digest(tuple(parts)), tuple(parts), q, exact)
@@ -90,6 +96,120 @@ class Signer:
         except Exception:  # as above: the plain loop will say so
             return ""
         return ""
+
+    def _settle(self, recipe: Recipe, places: Mapping[str, Place]) -> tuple[rehearsal.Effects, tuple[str, ...], Guards]:
+        """What a forward pass leaves behind, which numbers are lifted, and the guards; tries a new structure out."""
+        object.__setattr__(recipe, "lifts", ())
+        key = digest(tuple(_parts(recipe, Layout.of(recipe), places)))
+        known = self._structures.get(key)
+        batch, keys = rehearsal.batch_of(self._data, min(_PROBE, recipe.batch_size, len(self._data[0])))
+        if known is None:
+            try:
+                effects = rehearsal.effects(recipe, batch, keys)
+            except Exception:  # the forward pass raises on this data: the trace will say so, with the user's line
+                effects = rehearsal.Effects()
+            known = self._structures[key] = _Structure(effects)
+        if known.effects.reason:
+            raise FuseError(known.effects.reason)
+        values = values_of(places, places)
+        for lifts, guards in known.lifts:
+            if guards.hold(values):
+                return known.effects, lifts, guards
+        known.lifts.append(rehearsal.liftable(recipe, places, batch, keys) if places else ((), Guards()))
+        return known.effects, *known.lifts[-1]
+
+    def _splittable(self, recipe: Recipe, layout: Layout, structure: str) -> bool:
+        """Whether a batch may be split into micro-batches."""
+        case = (structure, recipe.batch_size)
+        if case not in self._independent:
+            n = self._data[0].shape[0]
+            try:
+                free = probe_samples(recipe, layout, self._data, n)
+                # A batch may be split, the last one of an epoch is smaller, and empty slots fill it up.
+                size, q = recipe.batch_size, quantum(recipe.batch_size)
+                sizes = {min(n, size), n % size, min(n, q), min(n, q) - 1}
+                self._independent[case] = free and rehearsal.same_in_any(recipe, self._data, sizes)
+            except Exception:  # the plain loop will say so, with the user's traceback
+                self._independent[case] = False
+        return self._independent[case]
+
+
+def _parts(recipe: Recipe, layout: Layout, lifted: Mapping[str, Place]) -> list[tuple[str, str]]:
+    """The parts of a signature but for batch sizes, blind to the numbers that are lifted.
+
+    Raises:
+        FuseError: If something in the recipe cannot be read.
+    """
+    blank = {name: _blank(place) for name, place in lifted.items()}
+    reader = Reader(names_of(recipe.model))
+    with holding(lifted, blank):
+        model = model_key(recipe.model, reader)
+        if reader.hidden:
+            raise FuseError(
+                f"it keeps modules with parameters at {reader.hidden[0]}, where torch does not see them and nothing trains them; "
+                "use nn.ModuleList or nn.ModuleDict"
+            )
+        loss = criterion_key(recipe.loss) if is_known(recipe.loss) else reader.key(recipe.loss, "its loss")  # type: ignore[arg-type]
+        predict = reader.key(recipe.predict, "its predict")
+    if reader.unread:
+        where, what = reader.unread[0]
+        raise FuseError(f"{where} is {what}")
+    criterion_only = [name for name in layout.values if name not in lifted]
+    return [
+        ("model", digest(model)),
+        ("shapes", digest((layout.shapes, layout.dtype, layout.frozen, layout.buffers))),
+        ("loss", digest(loss)),
+        ("loss options", digest(criterion_only)),
+        ("predict", digest(predict)),
+    ]
+
+
+def _blank(place: Place) -> tuple[object, ...]:
+    value = place.get()
+    return ("lifted", tuple(value.shape), str(value.dtype)) if isinstance(value, torch.Tensor) else ("lifted",)
+
+
+def _refuse(recipe: Recipe) -> None:
+    """Refuse what would be lost silently when a model runs on tensors that are not its own.
+
+    Raises:
+        FuseError: Saying what it is, and where.
+    """
+    for name, module in recipe.model.named_modules():
+        where = f"its module {name!r}" if name else "its model"
+        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+            raise FuseError(f"{where} was compiled by torch.compile; Shoal traces plain modules itself")
+        if type(module).__module__.startswith("torch.jit"):
+            raise FuseError(f"{where} was compiled by torch.jit, and lanes are traced through Python")
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise FuseError(f"{where} has a backward hook, which lanes do not call")
+    for name, p in recipe.model.named_parameters():
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+            raise FuseError(f"its parameter {name!r} has a gradient hook, which lanes do not call")
+        if nn.parameter.is_lazy(p):
+            raise FuseError(f"its parameter {name!r} has no shape yet; run the model once in define")
+    schedule = recipe.schedule
+    if schedule is not None and _holds_module(vars(schedule), set()):
+        raise FuseError("its schedule holds a module, which it could change while lanes train")
+
+
+def _holds_module(value: object, seen: set[int]) -> bool:
+    """Whether a module can be reached from what a schedule holds, its optimizer apart."""
+    if id(value) in seen or isinstance(value, torch.optim.Optimizer | torch.Tensor):
+        return False
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        return True
+    inside: list[object] = []
+    if isinstance(value, dict):
+        inside = list(value.values())
+    elif isinstance(value, list | tuple):
+        inside = list(value)
+    elif isinstance(value, types.FunctionType):
+        inside = [c.cell_contents for c in value.__closure__ or () if c != types.CellType()]
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        inside = list(vars(value).values())
+    return any(_holds_module(v, seen) for v in inside)
 
 
 def lane_trial(spec: TrialSpec, recipe: Recipe, target: torch.Tensor) -> LaneTrial:

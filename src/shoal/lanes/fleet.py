@@ -20,7 +20,7 @@ from shoal.errors import blame
 from shoal.lanes import optim
 from shoal.lanes.activations import runs_of
 from shoal.lanes.clip import Shaping
-from shoal.lanes.criteria import criterion_values, denominators, is_known, scale_of
+from shoal.lanes.criteria import denominators, is_known, scale_of
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Advance, Gradients, Kernels, TorchKernels, Updates
 from shoal.lanes.lane import EVALUATION_EPOCH, LaneTrial, Measured, evaluation_chunk
@@ -28,7 +28,7 @@ from shoal.lanes.lift import lift_values
 from shoal.lanes.order import slot_weights
 from shoal.lanes.rng import sample_keys
 from shoal.lanes.state import LaneRow, LaneState
-from shoal.lanes.step import Layout, Program
+from shoal.lanes.step import Layout, Program, values_by_name
 from shoal.lanes.tables import first_second
 from shoal.metrics import Meter, Metric
 from shoal.recipe import Recipe
@@ -50,8 +50,7 @@ def tensors_of(recipe: Recipe) -> dict[str, Tensor]:
     """Everything of a recipe that a lane holds, by name."""
     out: dict[str, Tensor] = {**dict(recipe.model.named_parameters()), **dict(recipe.model.named_buffers())}
     out.update(lift_values(recipe.model))
-    if is_known(recipe.loss):
-        out.update(criterion_values(recipe.loss))
+    out.update(values_by_name(recipe))
     return out
 
 

@@ -30,10 +30,13 @@ _VIEWS = {
 def tidy(gm: fx.GraphModule) -> None:
     """Clean the graph in place. Every rewrite keeps the values; adding a bias inside ``baddbmm`` rounds once less."""
     graph = gm.graph
+    written = _written(graph)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         source = _no_op_source(node)
+        if node.target is _aten.clone.default and {node, node.args[0]} & written:
+            source = None
         if source is not None:
             node.replace_all_uses_with(source)
             graph.erase_node(node)
@@ -65,6 +68,8 @@ def _no_op_source(node: fx.Node) -> fx.Node | None:
     mine, theirs = _meta(node), _meta(source)
     if mine is None or theirs is None or not hasattr(mine, "shape") or not hasattr(theirs, "shape"):
         return None
+    if node.target is _aten.clone.default and not node.kwargs and mine.stride == theirs.stride:
+        return source
     if node.target in _VIEWS and mine.shape == theirs.shape and mine.stride == theirs.stride:
         return source
     if node.target is _aten.mul.Scalar and args[1] == 1 and mine.dtype == theirs.dtype:
@@ -181,6 +186,13 @@ def check(gm: fx.GraphModule) -> None:
         tags = getattr(node.target, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags and _argument(node, "dropout_p") != 0.0:
             raise FuseError(f"its forward pass draws random numbers through {node.target}, which has no keyed form")
+        if node.op == "get_attr":
+            constant = _attribute(gm, str(node.target))
+            if isinstance(constant, Tensor) and constant.requires_grad:
+                raise FuseError(
+                    "its forward pass reaches a parameter by another way than as an attribute of its module (a plain list, a "
+                    "closure), where lanes cannot follow"
+                )
         if node.target in (_aten._local_scalar_dense.default, _aten.item.default):
             raise FuseError("its forward pass reads a tensor's value into Python (.item(), float(), if tensor)")
 
@@ -364,11 +376,16 @@ class Tick:
         return self._tick(*inputs, *self._kept)
 
 
+_NORMS = {_aten.native_batch_norm.default, _aten.cudnn_batch_norm.default, _aten.miopen_batch_norm.default}
+
+
 def _written(graph: fx.Graph) -> set[fx.Node]:
     """Nodes whose memory some operation writes to, perhaps through a view."""
     written: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         schema = getattr(node.target, "_schema", None)
+        if node.target in _NORMS:  # they follow the statistics in place, and do not say so
+            written.update(a for a in node.args[3:5] if isinstance(a, fx.Node))
         if node in written or (schema is not None and schema.is_mutable):
             written.update(node.all_input_nodes)
     return written

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoal.keys import module_key
+from shoal.keys import Reader, derived
 from shoal.lanes.activations import LaneActivation, kind_of
+from shoal.lanes.functional import batch_norm
 from shoal.lanes.rng import LaneRate
 
 _DROPOUTS = {
@@ -88,6 +89,7 @@ def lift_values(model: nn.Module) -> dict[str, Tensor]:
 
 def lift_template(model: nn.Module) -> frozenset[str]:
     """Put stand-ins into ``model``, in place; returns the names of their lane tensors."""
+    _count_by_tensor(model)
     names: set[str] = set()
     for name, module in list(_liftable(model)):
         if _is_dropout(module):
@@ -119,8 +121,40 @@ def _without_hint(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     return args, kwargs
 
 
-def model_key(model: nn.Module) -> tuple[object, ...]:
-    """The structural key of a model, blind to what is lifted and to nothing else."""
+class _CumulativeNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation with ``momentum=None``, whose average over all batches is counted by a lane's own tensor."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.num_batches_tracked is None:
+            return super().forward(input)
+        self.num_batches_tracked.add_(1)
+        share = 1.0 / self.num_batches_tracked.to(input.dtype)
+        return batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, True, share, self.eps)
+
+
+def _count_by_tensor(model: nn.Module) -> None:
+    """Let batch norms without momentum count without reading a tensor into Python."""
+    for module in model.modules():
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and module.momentum is None:
+            check = type(module)._check_input_dim
+            module.__class__ = type(type(module).__name__, (_CumulativeNorm,), {"_check_input_dim": check})
+
+
+def names_of(model: nn.Module) -> dict[int, str]:
+    """What a model owns, by ``id``: modules, parameters and buffers under their first names."""
+    out = {id(m): f"module {name}" for name, m in model.named_modules()}
+    out.update({id(t): f"parameter {name}" for name, t in model.named_parameters()})
+    out.update({id(t): f"buffer {name}" for name, t in model.named_buffers()})
+    return out
+
+
+def model_key(model: nn.Module, reader: Reader) -> tuple[object, ...]:
+    """The structural key of a model, blind to what is lifted and to nothing else.
+
+    Args:
+        model: The model.
+        reader: Reads it; must know the model's ``names_of``.
+    """
     lifted = {name for name, _ in _liftable(model)}
     shared = {id(m): name for name, m in model.named_modules()}
     # Modules and parameters that appear under several names are shared: which ones is part of the structure.
@@ -132,16 +166,15 @@ def model_key(model: nn.Module) -> tuple[object, ...]:
     parts: list[tuple[object, ...]] = []
     for name, module in model.named_modules():
         if name in lifted:
-            parts.append(
-                (
-                    name,
-                    "dropout" if _is_dropout(module) else "activation",
-                    type(module).__name__ if _is_dropout(module) else "",
-                    module.training,
-                )
-            )
-        else:
-            parts.append((name, _module_key(module, lifted, name)))
+            kind = type(module).__name__ if _is_dropout(module) else ""
+            parts.append((name, "dropout" if _is_dropout(module) else "activation", kind, module.training))
+            continue
+        prefix = f"{name}." if name else ""
+        with reader.at(name or "the model"):
+            *key, children = reader.module(module, skip={*derived(module), *_not_structure(module)})
+        # Which class sits at a lifted child is not part of the parent's key.
+        seen = tuple((n, "lifted" if f"{prefix}{n}" in lifted else c) for n, c in children)  # type: ignore[attr-defined]
+        parts.append((name, *key, seen))
     return (tuple(parts), aliases, tuple(t for t in ties if t[0] != t[1]))
 
 
@@ -155,11 +188,3 @@ def _not_structure(module: nn.Module) -> Iterator[str]:
             a is b for a, b in zip(own, module._flat_weights, strict=True)
         ):
             yield from ("_flat_weights", "_flat_weight_refs")
-
-
-def _module_key(module: nn.Module, lifted: set[str], name: str) -> object:
-    key = module_key(module, skip=_not_structure(module))
-    prefix = f"{name}." if name else ""
-    # Which class sits at a lifted child is not part of the parent's key.
-    children = tuple((n, "lifted" if f"{prefix}{n}" in lifted else c) for n, c in key[-1])  # type: ignore[index]
-    return (*key[:-1], children)  # type: ignore[index]

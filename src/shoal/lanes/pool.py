@@ -143,8 +143,8 @@ class Pool:
         """By signature, those that go into lanes; the others have started solo."""
         waiting: dict[str, list[Candidate]] = {}
         for c in candidates:
-            if c.lane is None:
-                self._start_solo(c.spec, c.recipe, c.reason)
+            if c.lane is None:  # what was found out about its recipe may have left traces in it
+                self._restart_solo(c.spec, c.reason)
             else:
                 waiting.setdefault(c.signature, []).append(c)
         for key, group in list(waiting.items()):
@@ -212,6 +212,7 @@ class Pool:
 
     def _open_group(self, c: Candidate) -> _Group:
         template = self._rebuild(c.spec)
+        object.__setattr__(template, "lifts", c.recipe.lifts)  # rebuilt, not signed again
         template.model.to(self.work.device)
         layout = Layout.of(template)
         like = {name: t.detach().clone() for name, t in tensors_of(template).items()}

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from shoal.lanes.numbers import LaneFloat, plain
+
 Handler = Callable[..., Any]
 _HANDLERS: dict[Callable[..., Any], Handler] = {}  # filled by the modules that know how: draws, attention, sequences
 _GOLDEN, _M1, _M2 = -1640531527, -2048144789, -1028477387  # 0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35 as int32
@@ -194,7 +196,11 @@ class KeyedRandom(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         handler = _HANDLERS.get(func)
-        return func(*args, **(kwargs or {})) if handler is None else handler(self, *args, **(kwargs or {}))
+        if handler is None:
+            return func(*args, **(kwargs or {}))
+        if any(type(a) is LaneFloat for a in (*args, *(kwargs or {}).values())):
+            args, kwargs = plain(args), plain(kwargs or {})
+        return handler(self, *args, **(kwargs or {}))
 
 
 def handles(*functions: Callable[..., Any]) -> Callable[[Handler], Handler]:

@@ -121,7 +121,8 @@ def measure(recipe: Recipe, data: Batch, seed: int, meter: Meter | None = None) 
     recipe.model.eval()
     with torch.no_grad():
         for at in range(0, n, step):
-            batch = tuple(t[at : at + step] for t in data)
+            # Copied, as a loader would: a forward pass may write to its inputs.
+            batch = tuple(t[at : at + step].clone() for t in data)
             size = batch[0].shape[0]
             with KeyedRandom(keys[at : at + size]):
                 out = recipe.model(*batch[:-1]) if recipe.is_criterion else None

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call, grad_and_value, vmap
 
-from shoal.errors import FuseError
+from shoal.errors import FuseError, line_of
 from shoal.lanes import graph
 from shoal.lanes.criteria import criterion_values, is_known, numerators
 from shoal.lanes.kernels import Kernels
 from shoal.lanes.lift import lift_template, lift_values
+from shoal.lanes.numbers import Guards, Place, filled, places, tensors, values_of
 from shoal.lanes.rng import KeyedRandom
+from shoal.lanes.sealed import Sealed
 from shoal.recipe import Batch, Recipe
 
 _TRACED_WIDTHS = (3, 5)  # any two that differ will do; narrow ones are quick to run through
@@ -55,13 +57,14 @@ class Layout:
         named = dict(recipe.model.named_parameters())
         trainable = {name: p for name, p in named.items() if p.requires_grad}
         dtypes = {p.dtype for p in trainable.values()}
+        if any(not d.is_floating_point for d in dtypes):
+            raise FuseError(f"its parameters are {', '.join(sorted(map(str, dtypes)))}, and lanes hold real numbers")
         if len(dtypes) > 1:
             raise FuseError(f"its parameters have several dtypes ({', '.join(sorted(map(str, dtypes)))})")
         offsets, size = [], 0
         for p in trainable.values():
             offsets.append(size)
             size += -(-p.numel() // ALIGN) * ALIGN
-        values = criterion_values(recipe.loss) if is_known(recipe.loss) else {}
         return cls(
             names=tuple(trainable),
             shapes=tuple(p.shape for p in trainable.values()),
@@ -71,7 +74,7 @@ class Layout:
             frozen=tuple(name for name in named if name not in trainable),
             buffers=tuple(name for name, _ in recipe.model.named_buffers()),
             lifted=tuple(lift_values(recipe.model)),
-            values=tuple(values),
+            values=tuple(values_by_name(recipe)),
         )
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -84,6 +87,23 @@ class Layout:
         return sum(s.numel() for s in self.shapes)
 
 
+def places_of(recipe: Recipe) -> dict[str, Place]:
+    """Where a recipe keeps numbers that might be lifted."""
+    functions = (
+        {"predict": recipe.predict} if is_known(recipe.loss) else {"loss": recipe.loss, "predict": recipe.predict}
+    )
+    return places(recipe.model, functions)
+
+
+def values_by_name(recipe: Recipe) -> dict[str, Tensor]:
+    """Numbers of a recipe's loss and of the user's own modules that may differ between lanes."""
+    out = criterion_values(recipe.loss) if is_known(recipe.loss) else {}
+    if recipe.lifts:
+        first = next(p for p in recipe.model.parameters() if p.requires_grad)
+        out.update(tensors(values_of(places_of(recipe), recipe.lifts), first.dtype, first.device))
+    return out
+
+
 class Objective(nn.Module):
     """A recipe's forward pass and loss as one module, so that ``functional_call`` reaches the model inside a callable loss."""
 
@@ -91,6 +111,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
         self._recipe = (recipe,)  # in a tuple: its loss may be a module, and must not become a child of this one
+        self._places = {name: place for name, place in places_of(recipe).items() if name in recipe.lifts}
 
     def outputs(self, batch: Batch) -> Tensor | None:
         """What the metrics see."""
@@ -101,6 +122,10 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, weights: Tensor, values: dict[str, Tensor], evaluate: bool) -> tuple[Tensor, Any]:
         """(weighted sum of numerators or the user's scalar, outputs if evaluating)."""
+        with filled(self._places, {name: values[name] for name in self._places}, Guards()):
+            return self._forward(batch, weights, values, evaluate)
+
+    def _forward(self, batch: Batch, weights: Tensor, values: dict[str, Tensor], evaluate: bool) -> tuple[Tensor, Any]:
         recipe = self._recipe[0]
         if not recipe.is_criterion:
             return recipe.loss(self.model, batch), (self.outputs(batch) if evaluate else None)
@@ -136,15 +161,37 @@ def _trace(f: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.GraphMod
             # vmap says where it loops over lanes; what that costs is measured, not guessed from a warning.
             warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
             gm = make_fx(f)(*inputs)
-    except FuseError:
-        raise
+    except FuseError as error:
+        raise FuseError(f"{error}{line_of(error)}") from error
     except Exception as error:  # whatever the user's forward raises under tracing: it has no batched form
-        if "randomness error mode" in str(error):
-            raise FuseError("its forward pass draws random numbers in a way that has no keyed form") from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FuseError(f"it cannot be traced over lanes ({type(error).__name__}: {reason[:200]})") from error
+        raise FuseError(f"{_why(error)}{line_of(error)}") from error
     graph.check(gm)
     return gm
+
+
+# What torch says when a trace cannot go on, and what that means for the person who wrote the forward pass.
+_MEANINGS = (
+    ("called random operation", "its forward pass draws random numbers in a way that has no keyed form"),
+    ("calling .item()", "its forward pass reads a tensor's value into Python"),
+    (
+        "setup_context",
+        "its forward pass uses an autograd.Function without setup_context, which torch.func cannot follow",
+    ),
+    (
+        "generate_vmap_rule",
+        "its forward pass uses an autograd.Function without a rule for vmap (generate_vmap_rule = True)",
+    ),
+    ("dynamic shape", "its forward pass makes tensors whose shape depends on values"),
+)
+
+
+def _why(error: Exception) -> str:
+    said = str(error).strip()
+    for words, meaning in _MEANINGS:
+        if words in said:
+            return meaning
+    reason = said.splitlines()[0] if said else type(error).__name__
+    return f"it cannot be traced over lanes ({type(error).__name__}: {reason[:200]})"
 
 
 class Program:
@@ -295,10 +342,11 @@ class Program:
 
             def objective(params: dict[str, Tensor], buffers: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
                 advanced = {name: t.clone() for name, t in buffers.items()}
-                with KeyedRandom(keys, lanes=True):
-                    loss, _ = functional_call(
-                        self._objective, {**params, **fixed, **advanced}, (batch, weights, values, False)
-                    )
+                given = {**params, **fixed, **advanced}
+                with KeyedRandom(keys, lanes=True), Sealed():
+                    loss, _ = functional_call(self._objective, given, (_copied(batch), weights, values, False))
+                # A buffer that was assigned to, rather than written in place, is another tensor now.
+                advanced = {name: given[name] for name in buffers}
                 if not isinstance(loss, Tensor) or loss.dim() != 0:
                     raise FuseError(f"its loss is not a scalar tensor but {_shape(loss)}")
                 return loss, advanced
@@ -319,9 +367,9 @@ class Program:
         def lane(*tensors: Tensor) -> tuple[Tensor, ...]:
             params, fixed, buffers, values, batch, weights, keys = self._lane(tensors, n_data, evaluate=True)
             scratch = {name: t.clone() for name, t in buffers.items()}
-            with KeyedRandom(keys, lanes=True):
+            with KeyedRandom(keys, lanes=True), Sealed():
                 loss, seen = functional_call(
-                    self._objective, {**params, **fixed, **scratch}, (batch, weights, values, True)
+                    self._objective, {**params, **fixed, **scratch}, (_copied(batch), weights, values, True)
                 )
             return (loss,) if seen is None else (seen, loss)
 
@@ -331,6 +379,11 @@ class Program:
             return list(vmap(lane, in_dims=dims)(*inputs))
 
         return step
+
+
+def _copied(batch: Batch) -> Batch:
+    """A forward pass may write to its inputs; where it does not, tidying drops the copy."""
+    return tuple(t.clone() for t in batch)
 
 
 def _shape(value: object) -> str:
