@@ -15,25 +15,4 @@ from zoo.vision import VISION
 ARCHITECTURES: tuple[Entry, ...] = (*VISION, *SEQUENCE, *TABULAR, *REPRESENTATION)
 ZOO: dict[str, Entry] = {e.name: e for e in (*LAYERS, *ARCHITECTURES)}
 
-# Lane forms of these are being made: until then they may train either way, and must be right in both.
-PENDING = frozenset(
-    {
-        "RReLU",
-        "AlphaDropout",
-        "FeatureAlphaDropout",
-        "FractionalMaxPool2d",
-        "RNN",
-        "LSTM",
-        "GRU, two layers, both ways",
-        "LSTMCell",
-        "MultiheadAttention with dropout",
-        "ViT with stochastic depth",
-        "LSTM classifier",
-        "GRU classifier with dropout",
-        "character language model",
-        "transformer encoder with dropout",
-        "self-normalising network",
-    }
-)
-
-__all__ = ["ARCHITECTURES", "LAYERS", "PENDING", "ZOO", "Entry"]
+__all__ = ["ARCHITECTURES", "LAYERS", "ZOO", "Entry"]

@@ -215,7 +215,12 @@ LAYERS: tuple[Entry, ...] = (
     Entry("MaxPool2d", _image(_conv(), lambda: nn.MaxPool2d(2), out=64), images()),
     Entry("AvgPool2d", _image(_conv(), lambda: nn.AvgPool2d(2), out=64), images()),
     Entry("LPPool2d", _image(_conv(), lambda: nn.LPPool2d(2, 2), out=64), images()),
-    Entry("FractionalMaxPool2d", _image(_conv(), lambda: nn.FractionalMaxPool2d(2, output_size=4), out=64), images()),
+    Entry(
+        "FractionalMaxPool2d",
+        _image(_conv(), lambda: nn.FractionalMaxPool2d(2, output_size=4), out=64),
+        images(),
+        solo="draws random numbers in a way that has no keyed form",
+    ),
     Entry("AdaptiveAvgPool2d", _image(_conv(), lambda: nn.AdaptiveAvgPool2d(2), out=16), images()),
     Entry("AdaptiveMaxPool2d", _image(_conv(), lambda: nn.AdaptiveMaxPool2d(2), out=16), images()),
     Entry("AdaptiveAvgPool2d, uneven", _image(_conv(), lambda: nn.AdaptiveAvgPool2d(3), out=36), images()),
