@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.lanes.order import MAX_QUANTUM, epoch_shape, quantum, slot_weights
+from shoal.lanes.order import MAX_QUANTUM, epoch_shape, even_weights, quantum, slot_weights
 from shoal.lanes.rng import permutation
 
 sizes = st.integers(1, 300)
@@ -62,3 +62,11 @@ def test_a_quantum_is_a_function_of_the_batch_size_and_wastes_little() -> None:
         micro = math.ceil(batch / q)
         assert 1 - batch / (micro * q) < 0.2, batch
     assert [quantum(b) for b in (1, 2, 8, 16, 32, 64, 128, 256)] == [1, 2, 8, 16, 32, 32, 32, 32]
+
+
+@pytest.mark.parametrize(("n", "batch", "q"), [(50, 20, 20), (50, 40, 20), (7, 3, 3), (5, 5, 5)])
+@pytest.mark.parametrize("denominator", [1.0, 6.0, 0.25])
+def test_even_weights_do_not_depend_on_the_order(n: int, batch: int, q: int, denominator: float) -> None:
+    shape, order = epoch_shape(n, batch, q), np.random.default_rng(0).permutation(n)
+    expected = slot_weights(shape, order, np.full(n, denominator))
+    np.testing.assert_array_equal(even_weights(n, batch, q, denominator), expected)

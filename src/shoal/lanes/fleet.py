@@ -23,10 +23,8 @@ from shoal.lanes.clip import Shaping
 from shoal.lanes.criteria import denominators, is_known, scale_of
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Advance, Gradients, Kernels, TorchKernels, Updates
-from shoal.lanes.lane import EVALUATION_EPOCH, LaneTrial, Measured, evaluation_chunk
+from shoal.lanes.lane import LaneTrial, Measured, evaluation_chunk
 from shoal.lanes.lift import lift_values
-from shoal.lanes.order import slot_weights
-from shoal.lanes.rng import sample_keys
 from shoal.lanes.state import LaneRow, LaneState
 from shoal.lanes.step import Layout, Program, values_by_name
 from shoal.lanes.tables import first_second
@@ -232,7 +230,7 @@ class Fleet:
         state, program = self.state, self.program
         n_grads = len(state.grad_views)
         segment = max(1, _SEGMENT_SLOTS // (self.width * q))
-        weights_of = {i: slot_weights(shapes[i], orders[i], t.denominators) for i, t in active}
+        weights_of = {i: t.weights(n, q, orders[i]) for i, t in active}
         for first in range(0, ticks, segment):
             last = min(first + segment, ticks)
             idx, weights, key = (
@@ -335,7 +333,7 @@ class Fleet:
         each = np.zeros(self.width)  # what a sample's numerator counts for
         for i, t in enumerate(self.lanes):
             if t is not None:
-                keys[i] = sample_keys(t.spec.seed, EVALUATION_EPOCH, n)
+                keys[i] = t.evaluation_keys(n)
                 if t.valid_weight is None:
                     t.valid_weight = evaluation_weight(t.recipe, data[-1])
                 each[i] = t.valid_weight

@@ -54,12 +54,23 @@ class LaneTrial:
         None  # of a sample of the validation split; None until it is measured for the first time
     )
 
+    numbers: list[tables.Numbers] = field(default_factory=list, repr=False)  # per group, once there is no schedule
+    valid_keys: NDArray[np.int32] | None = field(default=None, repr=False)  # of the validation split, likewise
+    even: float | None = None  # the denominator of every sample, if they are all the same
+
+    def __post_init__(self) -> None:
+        d = self.denominators
+        if d is not None and d.size and d[0] > 0 and bool((d == d[0]).all()):
+            self.even = float(d[0])
+
     def tabulate(self, n_updates: int) -> None:
         """Make the coming epoch's coefficients. Call once per epoch: schedules that step per update advance here."""
         recipe = self.recipe
         groups = recipe.optimizer.param_groups
         steps = np.arange(self.updates + 1, self.updates + n_updates + 1, dtype=np.float64)
-        if recipe.schedule is None or recipe.schedule_every == "epoch":
+        if recipe.schedule is None:  # nobody moves the numbers: they are read once
+            numbers = self.numbers = self.numbers or [tables.stacked([tables.numbers(g)]) for g in groups]
+        elif recipe.schedule_every == "epoch":
             numbers = [tables.stacked([tables.numbers(g)]) for g in groups]
         else:
             snapshots: list[list[Mapping[str, float | tuple[float, ...]]]] = [[] for _ in groups]
@@ -83,6 +94,18 @@ class LaneTrial:
     def keys(self, n: int) -> NDArray[np.int32]:
         """The random key of each position in this epoch's order, (n,)."""
         return rng.sample_keys(self.spec.seed, self.epoch, n)
+
+    def evaluation_keys(self, n: int) -> NDArray[np.int32]:
+        """The random key of each sample of the validation split, (n,)."""
+        if self.valid_keys is None or len(self.valid_keys) != n:
+            self.valid_keys = rng.sample_keys(self.spec.seed, EVALUATION_EPOCH, n)
+        return self.valid_keys
+
+    def weights(self, n: int, quantum: int, order_: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What each slot of this epoch counts for, (T, q)."""
+        if self.even is not None:
+            return order.even_weights(n, self.recipe.batch_size, quantum, self.even)
+        return order.slot_weights(self.shape(n, quantum), order_, self.denominators)
 
     def shape(self, n: int, quantum: int) -> order.EpochShape:
         return order.epoch_shape(n, self.recipe.batch_size, quantum)

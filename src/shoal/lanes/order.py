@@ -76,6 +76,15 @@ def epoch_shape(n: int, batch_size: int, q: int) -> EpochShape:
     )
 
 
+@functools.lru_cache(maxsize=256)
+def even_weights(n: int, batch_size: int, q: int, denominator: float) -> NDArray[np.float64]:
+    """``slot_weights`` where every sample has the same denominator: they do not depend on the order, and are shared."""
+    shape = epoch_shape(n, batch_size, q)
+    out = slot_weights(shape, np.arange(n), np.full(n, denominator))
+    out.flags.writeable = False
+    return out
+
+
 def slot_weights(
     shape: EpochShape, order: NDArray[np.int64], denominators: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ here (torch has no other on int32), which costs one of 32 bits of state and no v
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -58,8 +59,15 @@ def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
 def sample_keys(seed: int, epoch: int, n: int) -> NDArray[np.int32]:
     """One key per position in the epoch's order, (n,)."""
     base = np.uint32(derive(seed, epoch) & 0xFFFFFFFF)
-    position = np.arange(n, dtype=np.uint32) * np.uint32(_GOLDEN & 0xFFFFFFFF)
-    return _mix_np(_mix_np(position) ^ base).view(np.int32)
+    return _mix_np(_positions(n) ^ base).view(np.int32)
+
+
+@functools.lru_cache(maxsize=4)
+def _positions(n: int) -> NDArray[np.uint32]:
+    """What positions alone make of a key, (n,): the same in every epoch of every trial."""
+    out = _mix_np(np.arange(n, dtype=np.uint32) * np.uint32(_GOLDEN & 0xFFFFFFFF))
+    out.flags.writeable = False
+    return out
 
 
 def mask_of(keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:

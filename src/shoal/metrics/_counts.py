@@ -42,7 +42,10 @@ class Counts:
             hits, predicted = (guess & told).sum(1).double(), guess.sum(1).double()
             support, right = told.sum(0).double(), (guess == told).all(2).sum(1).double()
         else:
-            choice = scores.argmax(2) if found.kind == "classes" else (scores > self._cut).to(torch.int64)  # (lanes, m)
+            # Not argmax, which is slow on a short last axis, and five times as slow where it is not the fastest in memory.
+            choice = (
+                scores.max(2).indices if found.kind == "classes" else (scores > self._cut).to(torch.int64)
+            )  # (lanes, m)
             known = truth.clamp(min=0)
             weight = kept.to(torch.float64).expand(choice.shape)  # (lanes, m)
             hits = zeros.scatter_add(1, choice, weight * (choice == known))
