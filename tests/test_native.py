@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,15 @@ from lanes_helpers import KERNELS, assert_same_trail, made, specs_of, train_fuse
 from optimizer_tables import OPTIMIZERS
 from shoal.lanes import native, optim
 from shoal.lanes.activations import TABLE, kind_of
+from shoal.lanes.gates import TorchGates
 from shoal.lanes.kernels import Gradients, TorchKernels, Updates
 from shoal.lanes.native import NativeKernels
 from shoal.lanes.native._build import Build, compiler
 from shoal.lanes.tables import coefficients, family_of, numbers, stacked
 from test_bit_identity import CASES, check_neighbours
 from test_equality import KINDS, definition, mixed, mlp
+from test_recurrent import NEIGHBOURS
+from test_recurrent import check_neighbours as check_recurrent_neighbours
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 
@@ -340,6 +344,38 @@ def test_cross_entropy_of_what_is_not_finite(kernels: NativeKernels) -> None:
 
 
 @needs_compiler
+@needs_compiler
+@pytest.mark.parametrize("units", [1, 4, 19])
+def test_the_gates_of_an_lstm_agree_with_torchs(kernels: NativeKernels, units: int) -> None:
+    def rows(n: int, apart: int = 0) -> Tensor:
+        return torch.randn(3, 5 + apart, n)[:, :5]
+
+    g, c = rows(4 * units) * 4, rows(units, 2)
+    dh, dc = rows(units), rows(units, 1)
+    ours, theirs = ([rows(4 * units, 1), rows(units), rows(units, 3), dc.clone(), rows(4 * units)] for _ in range(2))
+    for gates, out, dtype in ((kernels, ours, torch.float32), (TorchGates(), theirs, torch.float64)):
+        out[:] = [t.to(dtype) for t in out] if dtype == torch.float64 else out
+        after, cell, h, new_dc, dg = out
+        gates.lstm(g.to(dtype), c.to(dtype), after, cell, h)
+        gates.lstm_backward(dh.to(dtype), new_dc, after, cell, c.to(dtype), dg)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() < 1e-6 * max(1.0, b.abs().max().item())
+
+
+@needs_compiler
+def test_gates_that_do_not_lie_in_rows_go_to_torch(kernels: NativeKernels) -> None:
+    def run(g: Tensor, c: Tensor) -> list[Tensor]:
+        outs = [torch.empty(2, 3, n, dtype=g.dtype) for n in (16, 4, 4)]
+        kernels.lstm(g, c, *outs)
+        dc, dg = torch.ones(2, 3, 4, dtype=g.dtype), torch.empty(2, 3, 16, dtype=g.dtype)
+        kernels.lstm_backward(dc.clone(), dc, outs[0], outs[1], c, dg)
+        return [*outs, dc, dg]
+
+    g, c = torch.randn(2, 3, 16), torch.randn(2, 4, 3).transpose(1, 2)
+    for a, b, d in zip(run(g, c), run(g.double(), c.double()), run(g, c.contiguous()), strict=True):
+        assert torch.allclose(a.double(), b, atol=1e-6) and torch.allclose(a, d, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["mlp dropout", "cnn batchnorm"])
 def test_lanes_take_the_same_path(name: str, kernels: NativeKernels) -> None:
     kind = KINDS[name]
@@ -360,6 +396,14 @@ def test_lanes_take_the_same_path(name: str, kernels: NativeKernels) -> None:
 @pytest.mark.parametrize(("name", "width"), [(n, w) for n in CASES for w in (2, 7, 32)])
 def test_neighbours_change_no_bit(name: str, width: int) -> None:
     check_neighbours(name, width)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("in_fleets")
+@pytest.mark.parametrize("case", [c for c in NEIGHBOURS if c[0] == "lstm"], ids=str)
+@pytest.mark.parametrize("width", [2, 7])
+def test_neighbours_of_an_lstm_change_no_bit(case: tuple[str, int, int, dict[str, Any], int], width: int) -> None:
+    check_recurrent_neighbours(*case, width)
 
 
 # --- the library -------------------------------------------------------------------------------------------------

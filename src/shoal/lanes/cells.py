@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shoal.lanes.gates import Gates, tanh
+
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 _KEPT = {"lstm": 4, "gru": 4, "rnn_tanh": 0, "rnn_relu": 0}  # blocks of H columns that the way back needs
 _SAMPLES, _UNITS = 8, 4  # B and H are padded to multiples: 32 numbers are two vectors of the widest kind
@@ -76,14 +78,6 @@ def fit(t: Tensor, samples: int, columns: int) -> Tensor:
     return t if t.stride(0) % _UNITS == 0 else t.contiguous()
 
 
-def tanh(x: Tensor, out: Tensor) -> Tensor:
-    """tanh; on a CPU in float32 by 2 sigmoid(2x) - 1, a quarter of the time for an error of 1.6e-7 at most."""
-    if x.dtype != torch.float32 or x.device.type != "cpu":
-        return torch.tanh(x, out=out)
-    torch.mul(x, 2.0, out=out)
-    return torch.sigmoid(out, out=out).mul_(2.0).sub_(1.0)
-
-
 def spans(steps: int, samples: int, *, backwards: bool) -> Iterator[tuple[int, int]]:
     """Steps in groups of some ``_ROWS`` rows, first to last or last to first: (start, stop)."""
     size = max(1, _ROWS // samples)
@@ -94,9 +88,11 @@ def spans(steps: int, samples: int, *, backwards: bool) -> Iterator[tuple[int, i
 class Run:
     """One call, on the way there or back: its inputs, padded."""
 
-    def __init__(self, kind: str, x: Tensor, h0: Tensor, c0: Tensor | None, w: Weights, keep: Tensor | None) -> None:
+    def __init__(
+        self, step: Gates, kind: str, x: Tensor, h0: Tensor, c0: Tensor | None, w: Weights, keep: Tensor | None
+    ) -> None:
         gates = GATES[kind]
-        self.kind = kind
+        self.step, self.kind = step, kind
         self.lanes, self.steps, self.n_samples, _ = x.shape
         self.n_units, self.n_state = w.w_hh.shape[1] // gates, w.w_hh.shape[2]
         self.samples, self.units = up(self.n_samples, _SAMPLES), up(self.n_units, _UNITS)
@@ -104,7 +100,7 @@ class Run:
         self.w = w.padded(gates, self.units, self.state)
         self.x = fit(x, self.samples, x.shape[3])
         self.h0 = fit(h0, self.samples, self.state)
-        self.c0 = None if c0 is None else fit(c0, self.samples, self.units)
+        self.c0 = None if c0 is None else fit(c0, self.samples, self.units).contiguous()
         self.keep: list[Tensor] | None = None
         if keep is not None:
             self.keep = list(F.pad(keep, (0, self.samples - self.n_samples), value=True)[..., None].unbind(1))
@@ -122,6 +118,7 @@ class Run:
 
 
 def forward(
+    step: Gates,
     kind: str,
     reverse: bool,
     x: Tensor,
@@ -131,11 +128,11 @@ def forward(
     keep: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run a layer: (y (lanes, T, B, P), h_n (lanes, B, P), c_n (lanes, B, H), cells, gates); the last two are for ``backward``."""
-    run = Run(kind, x, h0, c0, w, keep)
+    run = Run(step, kind, x, h0, c0, w, keep)
     y = run.empty(run.steps, run.samples, run.state)
     cells = run.empty(run.steps, run.samples, run.units) if kind == "lstm" else run.empty(0)
     kept = run.empty(run.steps, run.samples, _KEPT[kind] * run.units)
-    step = _FORWARD[kind](run, y, cells, kept)
+    one = _FORWARD[kind](run, y, cells, kept)
     wide = run.w.w_ih.shape[1]
     bias = _bias(run)
     h, c = run.h0, run.c0
@@ -144,7 +141,7 @@ def forward(
         projected = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias, rows, weight)
         inputs = projected.view(run.lanes, stop - start, run.samples, wide).unbind(1)
         for t in reversed(range(start, stop)) if reverse else range(start, stop):
-            h, c = step(t, inputs[t - start], h, c)
+            h, c = one(t, inputs[t - start], h, c)
     c_n = c.clone() if c is not None else run.empty(0)
     return (
         run.cut(y, run.n_state),
@@ -183,31 +180,21 @@ class _LstmForward:
     """i, f, o = sigmoid, g = tanh of W_ih x + W_hh h + b; c' = f c + i g; h' = o tanh(c'), projected by W_hr if there is one."""
 
     def __init__(self, run: Run, y: Tensor, cells: Tensor, kept: Tensor) -> None:
-        n = run.units
-        self.run, self.y, self.cells = run, y.unbind(1), cells.unbind(1)
+        self.run, self.y, self.cells, self.gates = run, y.unbind(1), cells.unbind(1), kept.unbind(1)
         self.w = run.w.w_hh.transpose(1, 2)
-        self.g = run.empty(run.samples, 4 * n)
-        self.parts = (self.g[..., : 2 * n], self.g[..., 2 * n : 3 * n], self.g[..., 3 * n :])
-        blocks = (kept[..., : 2 * n], kept[..., 2 * n : 3 * n], kept[..., 3 * n :], kept[..., :n], kept[..., n : 2 * n])
-        self.gates = list(zip(*(block.unbind(1) for block in blocks), strict=True))
-        self.tanh_c = run.empty(run.samples, n)
-        self.projected = None if run.w.w_hr is None else run.empty(run.samples, run.state)
+        self.g = run.empty(run.samples, 4 * run.units)
+        projects = run.w.w_hr is not None
+        self.whole = run.empty(run.samples, run.units) if projects else None  # what is projected
+        self.projected = run.empty(run.samples, run.state) if projects else None
 
     def __call__(self, t: int, x: Tensor, h: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
         assert c is not None
+        new, y, w_hr = self.cells[t], self.y[t], self.run.w.w_hr
         torch.baddbmm(x, h, self.w, out=self.g)
-        pair, g, o, i, f = self.gates[t]
-        torch.sigmoid(self.parts[0], out=pair)
-        tanh(self.parts[1], out=g)
-        torch.sigmoid(self.parts[2], out=o)
-        new, y = self.cells[t], self.y[t]
-        torch.mul(f, c, out=new).addcmul_(i, g)
-        tanh(new, out=self.tanh_c)
-        if self.run.w.w_hr is None:
-            torch.mul(o, self.tanh_c, out=y)
-        else:
-            torch.bmm(self.tanh_c.mul_(o), self.run.w.w_hr.transpose(1, 2), out=self.projected)
-            y.copy_(self.projected)  # type: ignore[arg-type]
+        out = y if self.whole is None else self.whole
+        self.run.step.lstm(self.g, c, self.gates[t], new, out)
+        if w_hr is not None:
+            y.copy_(torch.bmm(out, w_hr.transpose(1, 2), out=self.projected))
         if self.run.keep is not None:
             torch.where(self.run.keep[t], new, c, out=new)
             torch.where(self.run.keep[t], y, h, out=y)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.lanes.cells import GATES, Run, Weights, fit, spans, tanh
+from shoal.lanes.cells import GATES, Run, Weights, fit, spans
+from shoal.lanes.gates import Gates
 
 _aten = torch.ops.aten
 _sigmoid_back = _aten.sigmoid_backward.grad_input
@@ -31,6 +32,7 @@ class Gradients:
 
 
 def backward(
+    step: Gates,
     kind: str,
     reverse: bool,
     dy: Tensor | None,
@@ -48,7 +50,7 @@ def backward(
     wants_x: bool,
 ) -> Gradients:
     """Gradients of a layer's inputs and weights, from those of ``y``, ``h_n`` and ``c_n`` (None where zero)."""
-    run = Run(kind, x, h0, c0, w, keep)
+    run = Run(step, kind, x, h0, c0, w, keep)
     y = fit(y, run.samples, run.state).contiguous()
     dy = None if dy is None else F.pad(dy, (0, run.state - run.n_state, 0, run.samples - run.n_samples))
     back = _BACKWARD[kind](run, y, cells, kept)
@@ -174,44 +176,27 @@ class _RnnBack(_Back):
 
 
 class _LstmBack(_Back):
-    def __init__(self, run: Run, y: Tensor, cells: Tensor, kept: Tensor) -> None:
-        super().__init__(run, y, cells, kept)
-        n = run.units
-        self.pre = run.empty(run.samples, 4 * n)  # gradients behind the gates
-        self.tanh_c, self.work, self.aside = (run.empty(run.samples, n) for _ in range(3))
-
     def __call__(self, t: int, s: int, before: int, h: Tensor, dy: Tensor | None) -> None:
-        run, n = self.run, self.run.units
-        i, f, g, o = self.kept[:, t].chunk(4, -1)
-        pre_i, pre_f, pre_g, pre_o = self.pre.chunk(4, -1)
+        run, gates, cell = self.run, self.kept[:, t], self.cells[:, t]
         c = self.cells[:, before] if 0 <= before < run.steps else run.c0
         assert c is not None
         if dy is not None:
             self.dh.add_(dy)
         keep = self.split(t)
+        aside = None
         if keep is not None:
-            torch.mul(self.dc, 1 - keep, out=self.aside)
+            aside = self.dc * (1 - keep)
             self.dc.mul_(keep)
-        tanh_c = tanh(self.cells[:, t], out=self.tanh_c)
         dh = self.dh
         if run.w.w_hr is not None and self.dw_hr is not None:
-            self.dw_hr.baddbmm_(dh.transpose(1, 2), o * tanh_c)
+            whole = gates[..., 3 * run.units :] * torch.tanh(cell)
+            self.dw_hr.baddbmm_(dh.transpose(1, 2), whole)
             dh = torch.bmm(dh, run.w.w_hr)
-        torch.mul(dh, tanh_c, out=pre_o)
-        torch.mul(dh, o, out=self.work)
-        self.dc.add_(_tanh_back(self.work, tanh_c, grad_input=self.work))
-        torch.mul(self.dc, g, out=pre_i)
-        torch.mul(self.dc, c, out=pre_f)
-        torch.mul(self.dc, i, out=pre_g)
-        grad = self.gx[s]
-        _sigmoid_back(self.pre[..., : 2 * n], self.kept[:, t, :, : 2 * n], grad_input=grad[..., : 2 * n])
-        _tanh_back(pre_g, g, grad_input=grad[..., 2 * n : 3 * n])
-        _sigmoid_back(pre_o, o, grad_input=grad[..., 3 * n :])
-        self.dc.mul_(f)
-        torch.bmm(grad, self.w, out=self.dh)
-        if keep is not None:
+        run.step.lstm_backward(dh, self.dc, gates, cell, c, self.gx[s])
+        torch.bmm(self.gx[s], self.w, out=self.dh)
+        if keep is not None and aside is not None:
             self.dh.add_(self.carried)
-            self.dc.add_(self.aside)
+            self.dc.add_(aside)
 
 
 class _GruBack(_Back):

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from shoal.errors import FuseError
 from shoal.lanes.kernels import Kernels
+from shoal.lanes.recurrent import lane_backward, lane_forward
 
 _aten = torch.ops.aten
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.default}
@@ -327,8 +328,16 @@ def specialise(
     def loss_backward(*arguments: Any) -> Tensor:
         return kernels().loss_backward(*arguments)
 
+    def recurrent(*arguments: Any) -> tuple[Tensor, ...]:
+        return lane_forward(kernels(), *arguments)
+
+    def recurrent_backward(*arguments: Any) -> tuple[Tensor, ...]:
+        return lane_backward(kernels(), *arguments)
+
     lane = torch.ops.shoal
     others = {
+        lane.lane_recurrent.default: recurrent,
+        lane.lane_recurrent_backward.default: recurrent_backward,
         lane.lane_keep_mask.default: mask,
         lane.lane_class_loss.default: loss,
         lane.lane_class_loss_backward.default: loss_backward,

@@ -18,6 +18,7 @@ from torch import Tensor
 from shoal.lanes import optim
 from shoal.lanes.activations import apply_runs, apply_runs_backward
 from shoal.lanes.crossentropy import gradient_of, loss_of
+from shoal.lanes.gates import Gates, TorchGates
 from shoal.lanes.rng import mask_of
 
 Runs = Sequence[tuple[int, int, int]]  # (kind, first lane, one past the last)
@@ -62,7 +63,7 @@ class Updates:
 Advance = Callable[[int, Sequence[Tensor]], None]
 
 
-class Kernels(Protocol):
+class Kernels(Gates, Protocol):
     """Where a fleet's own operations run. ``tier`` is what the journal calls it."""
 
     @property
@@ -103,7 +104,7 @@ class Kernels(Protocol):
         ...
 
 
-class TorchKernels:
+class TorchKernels(TorchGates):
     """Torch's own operators."""
 
     tier = "traced"

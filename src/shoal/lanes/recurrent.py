@@ -10,6 +10,7 @@ Glossary: as in ``cells``, without lanes: ``x`` (T, B, F), ``h0`` (B, P), ``c0``
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from shoal.lanes.cells import Weights, forward
 from shoal.lanes.cells_back import backward
+from shoal.lanes.gates import Gates, TorchGates
 
 _INPUTS = (
     "Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, Tensor? keep"
@@ -33,8 +35,8 @@ for _name, _schema in (("recurrent", _FORWARD), ("recurrent_backward", _BACKWARD
 _Maybe = Tensor | None
 
 
-@torch.library.impl("shoal::lane_recurrent", "CompositeExplicitAutograd")
-def _lane_forward(
+def lane_forward(
+    step: Gates,
     x: Tensor,
     h0: Tensor,
     c0: _Maybe,
@@ -47,11 +49,12 @@ def _lane_forward(
     kind: str,
     reverse: bool,
 ) -> tuple[Tensor, ...]:
-    return forward(kind, reverse, x, h0, c0, Weights(w_ih, w_hh, b_ih, b_hh, w_hr), keep)
+    """``shoal::lane_recurrent``, with the gates computed by ``step``."""
+    return forward(step, kind, reverse, x, h0, c0, Weights(w_ih, w_hh, b_ih, b_hh, w_hr), keep)
 
 
-@torch.library.impl("shoal::lane_recurrent_backward", "CompositeExplicitAutograd")
-def _lane_backward(
+def lane_backward(
+    step: Gates,
     dy: _Maybe,
     dh: _Maybe,
     dc: _Maybe,
@@ -72,10 +75,14 @@ def _lane_backward(
     wants_x: bool,
 ) -> tuple[Tensor, ...]:
     w = Weights(w_ih, w_hh, b_ih, b_hh, w_hr)
-    got = backward(kind, reverse, dy, dh, dc, x, h0, c0, w, keep, y, kept_cells, gates, wants_x=wants_x)
+    got = backward(step, kind, reverse, dy, dh, dc, x, h0, c0, w, keep, y, kept_cells, gates, wants_x=wants_x)
     out = (got.x, got.h0, got.c0, got.w.w_ih, got.w.w_hh, got.w.b_ih, got.w.b_hh, got.w.w_hr)
     # An operator returns tensors, each in memory of its own.
     return tuple(x.new_empty(x.shape[0], 0) if g is None else g.clone() if g is got.w.b_hh else g for g in out)
+
+
+torch.library.impl("shoal::lane_recurrent", "CompositeExplicitAutograd", partial(lane_forward, TorchGates()))
+torch.library.impl("shoal::lane_recurrent_backward", "CompositeExplicitAutograd", partial(lane_backward, TorchGates()))
 
 
 def _one(args: Sequence[Any]) -> list[Any]:

@@ -60,6 +60,8 @@ class NativeKernels:
             t: _function(library, f"shoal_loss_backward_{s}", *[_LONG] * 3, *[_POINTER] * 5, _LONG, _POINTER)
             for t, s in _TYPES.items()
         }
+        self._lstm = _function(library, "shoal_lstm_f32", *[_LONG] * 3, *[_POINTER, _LONG] * 5)
+        self._lstm_backward = _function(library, "shoal_lstm_backward_f32", *[_LONG] * 3, *[_POINTER, _LONG] * 6)
         self._forward = _function(library, "shoal_forward_f32", _INT, _FLOAT, *[_LONG] * 2, *[_POINTER] * 2)
         self._backward = _function(library, "shoal_backward_f32", _INT, _FLOAT, *[_LONG] * 2, *[_POINTER] * 4)
 
@@ -147,6 +149,20 @@ class NativeKernels:
         self._loss_slopes[dtype](lanes, q, classes, *pointers, ignore, out.data_ptr(), torch.get_num_threads())
         return out
 
+    def lstm(self, g: Tensor, c: Tensor, gates: Tensor, cell: Tensor, out: Tensor) -> None:
+        tensors = (g, c, gates, cell, out)
+        if not _are_rows(tensors):
+            self._torch.lstm(*tensors)
+            return
+        self._lstm(*c.shape, *_places(tensors), torch.get_num_threads())
+
+    def lstm_backward(self, dh: Tensor, dc: Tensor, gates: Tensor, cell: Tensor, c: Tensor, dg: Tensor) -> None:
+        tensors = (dh, dc, gates, cell, c, dg)
+        if not _are_rows(tensors):
+            self._torch.lstm_backward(*tensors)
+            return
+        self._lstm_backward(*c.shape, *_places(tensors), torch.get_num_threads())
+
     def advance(self, gradients: Gradients, updates: Sequence[Updates]) -> Advance:
         g, dtype = gradients, gradients.flat.dtype
         if dtype not in _TYPES or any(u.family not in _FAMILIES for u in updates):
@@ -188,6 +204,15 @@ class NativeKernels:
 def _numbers(weight: Tensor | None, smoothing: Tensor | None, dtype: torch.dtype) -> list[Tensor | None]:
     """Weights of classes and label smoothing as the library reads them."""
     return [None if t is None else t.to(dtype).contiguous() for t in (weight, smoothing)]
+
+
+def _are_rows(tensors: Sequence[Tensor]) -> bool:
+    """Whether all are float32 (lanes, B, n) without gaps inside a lane."""
+    return all(t.dtype == torch.float32 and t.stride(2) == 1 and t.stride(1) == t.shape[2] for t in tensors)
+
+
+def _places(tensors: Sequence[Tensor]) -> list[int]:
+    return [number for t in tensors for number in (t.data_ptr(), t.stride(0))]
 
 
 def _function(library: ctypes.CDLL, name: str, *arguments: Any) -> Any:

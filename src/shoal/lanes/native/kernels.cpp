@@ -335,6 +335,73 @@ void class_loss_backward(int64_t lanes, int64_t q, int64_t C, const T* grad, con
   }
 }
 
+// ---- the gates of an LSTM's step, float32 ----
+
+// A tensor (lanes, B, n) whose rows lie without gaps, lanes `stride` apart.
+struct Rows {
+  float* at;
+  int64_t stride;
+};
+
+// One sample, each gate a pointer of its own: that no two of them overlap is what lets the loops become vectors.
+inline void lstm_row(int64_t H, const float* __restrict gi, const float* __restrict gf, const float* __restrict gk,
+                     const float* __restrict go, const float* __restrict c, float* __restrict i_, float* __restrict f_,
+                     float* __restrict k_, float* __restrict o_, float* __restrict cell, float* __restrict out) {
+  for (int64_t j = 0; j < H; ++j) {
+    const float i = 1.0f / (1.0f + exp_(-gi[j])), f = 1.0f / (1.0f + exp_(-gf[j])), o = 1.0f / (1.0f + exp_(-go[j]));
+    const float k = tanh_(gk[j]), after = f * c[j] + i * k;
+    i_[j] = i;
+    f_[j] = f;
+    k_[j] = k;
+    o_[j] = o;
+    cell[j] = after;
+    out[j] = o * tanh_(after);
+  }
+}
+
+inline void lstm_row_backward(int64_t H, const float* __restrict dh, const float* __restrict i_, const float* __restrict f_,
+                              const float* __restrict k_, const float* __restrict o_, const float* __restrict cell,
+                              const float* __restrict c, float* __restrict dc, float* __restrict di, float* __restrict df,
+                              float* __restrict dk, float* __restrict do_) {
+  for (int64_t j = 0; j < H; ++j) {
+    const float i = i_[j], f = f_[j], k = k_[j], o = o_[j], t = tanh_(cell[j]);
+    const float d = dc[j] + dh[j] * o * (1.0f - t * t);
+    di[j] = d * k * (i * (1.0f - i));
+    df[j] = d * c[j] * (f * (1.0f - f));
+    dk[j] = d * i * (1.0f - k * k);
+    do_[j] = dh[j] * t * (o * (1.0f - o));
+    dc[j] = d * f;
+  }
+}
+
+// g (lanes, B, 4 H) before the gates i f k o, c the cell before -> gates, cell after, out = o tanh(cell).
+void lstm(int64_t lanes, int64_t B, int64_t H, Rows g_, Rows c_, Rows gates_, Rows cell_, Rows out_, int threads) {
+  LANES_IN_PARALLEL
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    for (int64_t b = 0; b < B; ++b) {
+      const float* g = g_.at + lane * g_.stride + b * 4 * H;
+      float* gates = gates_.at + lane * gates_.stride + b * 4 * H;
+      lstm_row(H, g, g + H, g + 2 * H, g + 3 * H, c_.at + lane * c_.stride + b * H, gates, gates + H, gates + 2 * H,
+               gates + 3 * H, cell_.at + lane * cell_.stride + b * H, out_.at + lane * out_.stride + b * H);
+    }
+  }
+}
+
+// From the gradients dh, dc after a step: dg before its gates, and in dc that of the cell before it.
+void lstm_backward(int64_t lanes, int64_t B, int64_t H, Rows dh_, Rows dc_, Rows gates_, Rows cell_, Rows c_, Rows dg_,
+                   int threads) {
+  LANES_IN_PARALLEL
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    for (int64_t b = 0; b < B; ++b) {
+      const float* gates = gates_.at + lane * gates_.stride + b * 4 * H;
+      float* dg = dg_.at + lane * dg_.stride + b * 4 * H;
+      lstm_row_backward(H, dh_.at + lane * dh_.stride + b * H, gates, gates + H, gates + 2 * H, gates + 3 * H,
+                        cell_.at + lane * cell_.stride + b * H, c_.at + lane * c_.stride + b * H,
+                        dc_.at + lane * dc_.stride + b * H, dg, dg + H, dg + 2 * H, dg + 3 * H);
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -388,5 +455,17 @@ void shoal_loss_backward_f32(int64_t lanes, int64_t q, int64_t C, const float* g
 void shoal_loss_backward_f64(int64_t lanes, int64_t q, int64_t C, const double* grad, const double* log_p, const int64_t* target,
                              const double* weight, const double* smoothing, int64_t ignore, double* out, int threads) {
   class_loss_backward(lanes, q, C, grad, log_p, target, weight, smoothing, ignore, out, threads);
+}
+
+void shoal_lstm_f32(int64_t lanes, int64_t B, int64_t H, float* g, int64_t g_stride, float* c, int64_t c_stride, float* gates,
+                    int64_t gates_stride, float* cell, int64_t cell_stride, float* out, int64_t out_stride, int threads) {
+  lstm(lanes, B, H, {g, g_stride}, {c, c_stride}, {gates, gates_stride}, {cell, cell_stride}, {out, out_stride}, threads);
+}
+
+void shoal_lstm_backward_f32(int64_t lanes, int64_t B, int64_t H, float* dh, int64_t dh_stride, float* dc, int64_t dc_stride,
+                             float* gates, int64_t gates_stride, float* cell, int64_t cell_stride, float* c, int64_t c_stride,
+                             float* dg, int64_t dg_stride, int threads) {
+  lstm_backward(lanes, B, H, {dh, dh_stride}, {dc, dc_stride}, {gates, gates_stride}, {cell, cell_stride}, {c, c_stride},
+                {dg, dg_stride}, threads);
 }
 }
