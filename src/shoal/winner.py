@@ -38,7 +38,8 @@ MIN_REDRAWS: Final = 100
 MAX_MATRIX: Final = 64
 MAX_CLASSES: Final = 1000
 MAX_CONFUSIONS: Final = 100
-N_BINS: Final = 40
+MAX_BINS: Final = 40
+MIN_BINS: Final = 8
 
 Score = Callable[[Tensor, Tensor], float]
 
@@ -240,9 +241,10 @@ def _residuals(outputs: Tensor, targets: Tensor) -> dict[str, Json]:
     both = _quantiles(torch.cat([truth, output]), marks)
     low, high = _widened(both[0], both[-1])
     first, last = _widened(quantiles[0], quantiles[-1])
-    grid = torch.bincount(_bins(output, low, high) * N_BINS + _bins(truth, low, high), minlength=N_BINS * N_BINS).view(
-        N_BINS, N_BINS
-    )
+    # Few values in many bins are a comb.
+    n_bins = min(max(round(2 * math.sqrt(error.numel())), MIN_BINS), MAX_BINS)
+    cells = _bins(output, low, high, n_bins) * n_bins + _bins(truth, low, high, n_bins)
+    grid = torch.bincount(cells, minlength=n_bins**2).view(n_bins, n_bins)
     return {
         "n": int(error.numel()),
         "mean": float(error.mean()),
@@ -251,7 +253,7 @@ def _residuals(outputs: Tensor, targets: Tensor) -> dict[str, Json]:
         "range": [low, high],
         "grid": grid.tolist(),
         "span": [first, last],
-        "counts": torch.bincount(_bins(error, first, last), minlength=N_BINS).tolist(),
+        "counts": torch.bincount(_bins(error, first, last, n_bins), minlength=n_bins).tolist(),
     }
 
 
@@ -266,5 +268,5 @@ def _widened(low: float, high: float) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _bins(values: Tensor, low: float, high: float) -> Tensor:
-    return ((values - low) / (high - low) * N_BINS).long().clamp(0, N_BINS - 1)
+def _bins(values: Tensor, low: float, high: float, n_bins: int) -> Tensor:
+    return ((values - low) / (high - low) * n_bins).long().clamp(0, n_bins - 1)

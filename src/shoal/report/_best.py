@@ -113,7 +113,7 @@ def _sureness(record: StudyRecord, best: TrialRecord) -> str:
                 if near
                 else "no other finished trial lies within it."
             )
-            + " The best of many trials is also a little lucky, so expect less than its validation value."
+            + " The best of many trials is also a little lucky, so expect somewhat worse than its validation value."
         )
     if not sentences:
         return ""
