@@ -62,10 +62,11 @@ class _Remote:
     def later(self, method: str, *args: Any) -> None:
         self._queue.append((method, args))
 
-    def send(self, method: str, *args: Any) -> None:
+    def send(self, method: str, *args: Any, answer: bool = True) -> None:
+        """Send all that has gathered, and this; with an answer, ``receive`` gives what this returned."""
         queue, self._queue = [*self._queue, (method, args)], []
         try:
-            self.connection.send(queue)
+            self.connection.send((answer, queue))
         except OSError as error:
             raise self._died() from error
 
@@ -132,8 +133,8 @@ class PoolSet:
             parts[k].append(c)
             self._where[c.spec.number], self._signature[c.spec.number] = k, mine
         for remote, part, those in zip(self._remotes, parts[1:], back[1:], strict=True):
-            # Also when there are none: a fleet whose queue has dried up narrows.
-            remote.later("admit", [c.spec for c in part], those)
+            # Also when there are none: a fleet whose queue has dried up narrows. At once: tracing takes a second in every pool.
+            remote.send("admit", [c.spec for c in part], those, answer=False)
         self._local.admit(parts[0], back[0])
 
     def pause(self, trial: int) -> None:
@@ -303,16 +304,22 @@ def _serve(
         "state_arrays": state_arrays,
     }
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        failure: Exception | None = None  # of a command that nobody waited for: it is the next answer
         while True:
-            answer: tuple[str, Any] = ("value", None)
+            value: Any = None
             try:
-                for method, args in connection.recv():
-                    answer = ("value", commands[method](*args))
+                answer, queue = connection.recv()
+                for method, args in queue:
+                    value = commands[method](*args)
             except EOFError:
                 break
             except Exception as error:  # carried to the parent, which raises it where the caller stands
-                answer = ("error", _portable(error))
-            connection.send((*answer, pool.n_lanes, pool.n_fleets))
+                failure = failure or _portable(error)
+            if answer:
+                connection.send(
+                    (*(("value", value) if failure is None else ("error", failure)), pool.n_lanes, pool.n_fleets)
+                )
+                failure = None
     os._exit(0)  # not the interpreter's exit: what the parent registered to run at exit is not this process's to run
 
 
