@@ -421,17 +421,45 @@ def test_wrong_parts_of_a_space_are_explained(knobs: dict[str, Any], message: st
         shoal.nn.mlp_space(Asked(), **knobs)
 
 
-def test_trials_of_one_shape_train_together() -> None:
+BUILDERS: dict[str, tuple[Callable[..., nn.Module], Callable[[Any], Any], list[tuple[int, ...]]]] = {
+    "mlp": (
+        lambda **k: shoal.nn.mlp(3, 2, categories=[4, 5], embedding=2, **k),
+        lambda trial: shoal.nn.mlp_space(trial, width=16, depth=2, norm="layer", residual=True),
+        [(3,), (2,)],
+    ),
+    "cnn": (
+        lambda **k: shoal.nn.cnn((1, 8, 8), 2, **k),
+        lambda trial: shoal.nn.cnn_space(trial, channels=4),
+        [(1, 8, 8)],
+    ),
+    "rnn": (
+        lambda **k: shoal.nn.rnn(3, 2, **k),
+        lambda trial: shoal.nn.rnn_space(trial, kind="lstm", width=8, bidirectional=True),
+        [(5, 3)],
+    ),
+    "transformer": (
+        lambda **k: shoal.nn.transformer(3, 2, length=5, **k),
+        lambda trial: shoal.nn.transformer_space(trial, width=8, depth=1),
+        [(5, 3)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_trials_of_one_shape_train_together(name: str) -> None:
+    builder, suggest, shapes = BUILDERS[name]
+
     def define(trial: Any) -> shoal.Recipe:
-        pick = shoal.nn.mlp_space(trial, width=16, depth=2, norm="layer", residual=True)
-        model = shoal.nn.mlp(3, 2, categories=[4, 5], embedding=2, **pick.model)
+        pick = suggest(trial)
+        model = builder(**pick.model)
         return shoal.Recipe(model, shoal.nn.optimizer(model, **pick.optimizer), nn.CrossEntropyLoss(), pick.batch_size)
 
     generator = torch.Generator().manual_seed(0)
-    numbers, categories = torch.randn(200, 3, generator=generator), torch.randint(4, (200, 2), generator=generator)
-    found = shoal.explain(define, train=(numbers, categories, (numbers[:, 0] > 0).long()), n_trials=16)
+    inputs = [torch.randn(200, *shape, generator=generator) for shape in shapes]
+    inputs[1:] = [torch.randint(4, (200, 2), generator=generator) for _ in inputs[1:]]
+    found = shoal.explain(define, train=(*inputs, (inputs[0].flatten(1)[:, 0] > 0).long()), n_trials=4)
     fused = [group for group in found.groups if not group.reason]
-    assert sum(len(group.trials) for group in fused) == 16 and len(fused) <= 2  # one per quantum
+    assert sum(len(group.trials) for group in fused) == 4 and len(fused) <= 2  # one per quantum
 
 
 # -- summary ----------------------------------------------------------------------------------------------------------

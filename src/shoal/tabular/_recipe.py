@@ -54,7 +54,7 @@ class Plan:
         """Trials and epochs that suit the number of rows: some tens of seconds on two cores up to 50,000 of them."""
         if self.n_train < _SMALL:
             return {"n_trials": 100, "max_epochs": 40}
-        return {"n_trials": 50, "max_epochs": 20} if self.n_train < _LARGE else {"n_trials": 24, "max_epochs": 8}
+        return {"n_trials": 40, "max_epochs": 15} if self.n_train < _LARGE else {"n_trials": 24, "max_epochs": 8}
 
 
 def make_define(plan: Plan) -> Callable[[Any], Recipe]:
