@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shoal.data import Datasets, Split
-from shoal.lanes.fleet import Fleet, Work, tensors_of
+from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.kernels import Kernels, TorchKernels
 from shoal.lanes.lane import LaneTrial, Measured
 from shoal.lanes.order import slot_weights
@@ -75,7 +75,7 @@ def open_fleet(define: Define, spec: TrialSpec, width: int, work: Work) -> Fleet
     template = rebuild(define, spec, work)
     signature = Signer(work.data.train.tensors).sign(template)
     layout = Layout.of(template)
-    like = {name: t.detach().clone() for name, t in tensors_of(template).items()}
+    like = example_of(template, lambda: rebuild(define, spec, work), work)
     fleet = Fleet(0, Program.prepare(template), layout, width, signature.quantum, signature.exact, work, like)
     fleet.kernels = KERNELS[-1]
     return fleet

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Real
 from typing import Any, Literal, TypeAlias
 
@@ -20,7 +21,7 @@ Batch: TypeAlias = tuple[Tensor, ...]
 Loss: TypeAlias = nn.Module | Callable[..., Tensor]
 
 # ``torch.nn.functional`` losses are criteria on (output, target); the module of the same defaults stands for each.
-FUNCTIONAL_CRITERIA: dict[Callable[..., Any], Callable[[], nn.Module]] = {
+FUNCTIONAL_CRITERIA: dict[Callable[..., Any], Callable[..., nn.Module]] = {
     F.cross_entropy: nn.CrossEntropyLoss,
     F.nll_loss: nn.NLLLoss,
     F.mse_loss: nn.MSELoss,
@@ -29,6 +30,12 @@ FUNCTIONAL_CRITERIA: dict[Callable[..., Any], Callable[[], nn.Module]] = {
     F.huber_loss: nn.HuberLoss,
     F.binary_cross_entropy: nn.BCELoss,
     F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+    F.poisson_nll_loss: nn.PoissonNLLLoss,
+    F.kl_div: nn.KLDivLoss,
+    F.soft_margin_loss: nn.SoftMarginLoss,
+    F.hinge_embedding_loss: nn.HingeEmbeddingLoss,
+    F.multilabel_soft_margin_loss: nn.MultiLabelSoftMarginLoss,
+    F.multi_margin_loss: nn.MultiMarginLoss,
 }
 
 # Fields of the full recipe whose work has not been done yet: refused by name, so that none is silently ignored.
@@ -125,10 +132,7 @@ class Recipe:
                     "schedule_every='fraction' is for CosineAnnealingWarmRestarts, the only scheduler that takes fractions of an "
                     f"epoch, not for {_kind(self.schedule)}; use 'epoch' or 'step'."
                 )
-        if type(self.loss).__name__ == "builtin_function_or_method" or self.loss in FUNCTIONAL_CRITERIA:
-            known = FUNCTIONAL_CRITERIA.get(self.loss)
-            if known is not None:
-                object.__setattr__(self, "loss", known())
+        object.__setattr__(self, "loss", _as_module(self.loss))
         object.__setattr__(self, "training", {name: m.training for name, m in self.model.named_modules()})
 
     def _strength(self, name: str) -> float | None:
@@ -193,6 +197,18 @@ class Recipe:
                 self.schedule.step(progress)  # type: ignore[arg-type]
             else:
                 self.schedule.step()
+
+
+def _as_module(loss: Loss) -> Loss:
+    """A loss of ``torch.nn.functional``, or ``functools.partial(F.cross_entropy, label_smoothing=0.1)``, as its module."""
+    function, options = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
+    known = FUNCTIONAL_CRITERIA.get(function) if isinstance(function, Hashable) else None
+    if known is None:
+        return loss
+    try:
+        return known(**options)
+    except TypeError as error:
+        raise RecipeError(f"Recipe(loss=partial({function.__name__}, ...)): {error}") from error
 
 
 def _kind(value: object) -> str:

@@ -18,7 +18,7 @@ from shoal.lanes.lane import LaneTrial
 from shoal.lanes.lift import lift_values, model_key, names_of
 from shoal.lanes.numbers import Guards, Place, holding, values_of
 from shoal.lanes.order import quantum
-from shoal.lanes.probe import probe_padding, probe_samples
+from shoal.lanes.probe import output_classes, probe_padding, probe_samples
 from shoal.lanes.step import Layout, places_of
 from shoal.lanes.tables import family_of
 from shoal.recipe import Recipe
@@ -63,6 +63,7 @@ class Signer:
         self._structures: dict[str, _Structure] = {}
         self._independent: dict[tuple[str, int], bool] = {}
         self._no_lane_form: dict[str, str] = {}  # structure -> why; empty where there is nothing against it
+        self._classes: dict[str, int] = {}
 
     def sign(self, recipe: Recipe) -> Signature:
         """The signature of a recipe; also settles which of its numbers are lifted.
@@ -79,6 +80,7 @@ class Signer:
         parts = _parts(recipe, layout, {name: places[name] for name in lifts})
         parts.append(("numbers", digest((lifts, guards.outcomes))))
         structure = digest(tuple(parts))
+        self._check_weights(recipe, structure)
         if structure not in self._no_lane_form:
             self._no_lane_form[structure] = self._objection(recipe)
         if self._no_lane_form[structure]:
@@ -133,6 +135,19 @@ class Signer:
                 self._independent[case] = False
         return self._independent[case]
 
+    def _check_weights(self, recipe: Recipe, structure: str) -> None:
+        """Class weights belong to lanes, which hold as many as the model has outputs; another number raises alone, as in torch."""
+        weight = getattr(recipe.loss, "weight", None)
+        if not isinstance(recipe.loss, torch.nn.CrossEntropyLoss | torch.nn.NLLLoss) or weight is None:
+            return
+        if structure not in self._classes:
+            try:
+                self._classes[structure] = output_classes(recipe, self._data)
+            except Exception:  # as below
+                self._classes[structure] = len(weight)
+        if len(weight) != self._classes[structure]:
+            raise FuseError(f"its loss has {len(weight)} class weights for {self._classes[structure]} outputs")
+
 
 def _parts(recipe: Recipe, layout: Layout, lifted: Mapping[str, Place]) -> list[tuple[str, str]]:
     """The parts of a signature but for batch sizes, blind to the numbers that are lifted.
@@ -149,7 +164,7 @@ def _parts(recipe: Recipe, layout: Layout, lifted: Mapping[str, Place]) -> list[
                 f"it keeps modules with parameters at {reader.hidden[0]}, where torch does not see them and nothing trains them; "
                 "use nn.ModuleList or nn.ModuleDict"
             )
-        loss = criterion_key(recipe.loss) if is_known(recipe.loss) else reader.key(recipe.loss, "its loss")  # type: ignore[arg-type]
+        loss = criterion_key(recipe.loss) if is_known(recipe.loss) else reader.key(recipe.loss, "its loss")
         predict = reader.key(recipe.predict, "its predict")
     if reader.unread:
         where, what = reader.unread[0]
@@ -215,7 +230,7 @@ def _holds_module(value: object, seen: set[int]) -> bool:
 def lane_trial(spec: TrialSpec, recipe: Recipe, target: torch.Tensor) -> LaneTrial:
     """A signed recipe as a trial ready for a lane."""
     per_sample = None
-    if is_known(recipe.loss) and recipe.loss.reduction == "mean":  # type: ignore[union-attr]
+    if is_known(recipe.loss) and recipe.loss.reduction != "sum":  # type: ignore[union-attr]
         per_sample = denominators(recipe.loss, target).numpy()
     groups = recipe.optimizer.param_groups
     group_of = None

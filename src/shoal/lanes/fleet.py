@@ -7,7 +7,7 @@ told apart (1, or one per parameter tensor when some lane has several).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,12 @@ from shoal.errors import blame
 from shoal.lanes import optim
 from shoal.lanes.activations import runs_of
 from shoal.lanes.clip import Shaping
-from shoal.lanes.criteria import denominators, is_known, scale_of
+from shoal.lanes.criteria import denominators, is_known, scale_of, used, wants_classes
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Advance, Gradients, Kernels, TorchKernels, Updates
 from shoal.lanes.lane import LaneTrial, Measured, evaluation_chunk
 from shoal.lanes.lift import lift_values
+from shoal.lanes.probe import output_classes
 from shoal.lanes.state import LaneRow, LaneState
 from shoal.lanes.step import Layout, Program, values_by_name
 from shoal.lanes.tables import first_second
@@ -50,6 +51,22 @@ def tensors_of(recipe: Recipe) -> dict[str, Tensor]:
     out.update(lift_values(recipe.model))
     out.update(values_by_name(recipe))
     return out
+
+
+def example_of(template: Recipe, spare: Callable[[], Recipe], work: Work) -> dict[str, Tensor]:
+    """One lane's tensors, for shapes and dtypes: class weights for every class, also where the template has none.
+
+    Args:
+        template: Not lifted yet.
+        spare: Makes a recipe like it, to look at what its model gives.
+        work: Data to look with.
+    """
+    like = {name: t.detach().clone() for name, t in tensors_of(template).items()}
+    if wants_classes(template.loss):
+        recipe = spare()
+        recipe.model.to(work.device)
+        like["loss.weight"] = like["loss.weight"].repeat(output_classes(recipe, work.data.train.tensors))
+    return like
 
 
 class Fleet:
@@ -154,7 +171,12 @@ class Fleet:
             self.lanes = [self.lanes[i] for i in wanted]
         for name in self._kind_names:
             self._runs[name] = runs_of(self.state.extra[name].tolist())
-        self.program.refresh()
+        active = [i for i, t in enumerate(self.lanes) if t is not None]
+        loss = self.program._recipe.loss
+        if active and is_known(loss):
+            self.program.refresh(used(loss, {name: self.state.extra[name][active] for name in self.layout.values}))
+        else:
+            self.program.refresh()
 
     def move_to(self, other: Fleet) -> None:
         """Hand every trial over to a fleet of the same signature and another width."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from shoal import planner
 from shoal.errors import FuseError, blame
 from shoal.lanes import native
-from shoal.lanes.fleet import Fleet, Work, tensors_of
+from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Kernels, TorchKernels
 from shoal.lanes.lane import LaneTrial, Measured
@@ -215,7 +215,7 @@ class Pool:
         object.__setattr__(template, "lifts", c.recipe.lifts)  # rebuilt, not signed again
         template.model.to(self.work.device)
         layout = Layout.of(template)
-        like = {name: t.detach().clone() for name, t in tensors_of(template).items()}
+        like = example_of(template, lambda: self._rebuild(c.spec), self.work)
         per_lane = layout.size * torch.empty((), dtype=layout.dtype).element_size() * _STATE_COPIES
         per_lane += c.quantum * sum(t[0].numel() * t.element_size() for t in self.work.data.train.tensors) * 4
         limit = max(w for w in planner.WIDTHS if w <= max(1, _MEMORY_BYTES // max(1, per_lane)))

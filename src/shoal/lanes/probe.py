@@ -18,6 +18,16 @@ from shoal.lanes.step import Layout, Objective
 from shoal.recipe import Recipe
 
 
+def output_classes(recipe: Recipe, data: Sequence[Tensor]) -> int:
+    """How many classes the model tells apart: the second size of what it gives for a few samples."""
+    named = {**dict(recipe.model.named_parameters()), **dict(recipe.model.named_buffers())}
+    tensors = {name: t.detach().clone() for name, t in named.items()}
+    rows = slice(0, min(4, data[0].shape[0]))
+    with torch.no_grad(), KeyedRandom(torch.arange(4, dtype=torch.int32, device=data[0].device)[rows]):
+        out: Tensor = functional_call(recipe.model, tensors, tuple(t[rows] for t in data[:-1]))
+    return out.shape[1]
+
+
 def probe_samples(recipe: Recipe, layout: Layout, data: Sequence[Tensor], n: int) -> bool:
     """Whether samples of a micro-batch are independent: changing one must not change what the others get.
 
@@ -69,10 +79,12 @@ def probe_padding(recipe: Recipe, data: Sequence[Tensor]) -> None:
     dtype = next((t.dtype for t in named.values() if t.is_floating_point()), torch.get_default_dtype())
     weights = torch.ones(q, dtype=dtype, device=data[0].device)
 
+    inputs = (batch, weights, values, True)
+
     def run(mode: KeyedRandom) -> tuple[Tensor, Tensor | None]:
         tensors = {name: t.detach().clone() for name, t in named.items()}
         with torch.no_grad(), mode:
-            out: tuple[Tensor, Tensor | None] = functional_call(objective, tensors, (batch, weights, values, True))
+            out: tuple[Tensor, Tensor | None] = functional_call(objective, tensors, inputs)
         return out
 
     plain = KeyedRandom(keys, rate=0.5)

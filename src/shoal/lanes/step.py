@@ -120,18 +120,27 @@ class Objective(nn.Module):
             return recipe.predict(self.model, batch)
         return self.model(*batch[:-1]) if recipe.is_criterion else None
 
-    def forward(self, batch: Batch, weights: Tensor, values: dict[str, Tensor], evaluate: bool) -> tuple[Tensor, Any]:
-        """(weighted sum of numerators or the user's scalar, outputs if evaluating)."""
+    def forward(
+        self,
+        batch: Batch,
+        weights: Tensor,
+        values: dict[str, Tensor],
+        evaluate: bool,
+        uses: frozenset[str] | None = None,
+    ) -> tuple[Tensor, Any]:
+        """(weighted sum of numerators or the user's scalar, outputs if evaluating); ``uses`` as for ``numerators``."""
         with filled(self._places, {name: values[name] for name in self._places}, Guards()):
-            return self._forward(batch, weights, values, evaluate)
+            return self._forward(batch, weights, values, evaluate, uses)
 
-    def _forward(self, batch: Batch, weights: Tensor, values: dict[str, Tensor], evaluate: bool) -> tuple[Tensor, Any]:
+    def _forward(
+        self, batch: Batch, weights: Tensor, values: dict[str, Tensor], evaluate: bool, uses: frozenset[str] | None
+    ) -> tuple[Tensor, Any]:
         recipe = self._recipe[0]
         if not recipe.is_criterion:
             return recipe.loss(self.model, batch), (self.outputs(batch) if evaluate else None)
         out = self.model(*batch[:-1])
         if is_known(recipe.loss):
-            loss = (numerators(recipe.loss, out, batch[-1], values) * weights).sum()
+            loss = (numerators(recipe.loss, out, batch[-1], values, uses) * weights).sum()
         else:
             loss = recipe.loss(out, batch[-1])
         seen = None
@@ -222,6 +231,7 @@ class Program:
         self._recipe, self._kernels, self._runs = template, kernels, runs
         self._blueprints, self._example = blueprints, example
         self._objective = Objective(template.model, template)
+        self._uses: frozenset[str] | None = None  # which numbers of the loss the steps look at; None for all
         self.graphs: dict[tuple[str, int], torch.fx.GraphModule] = {}
         self._functions: dict[tuple[str, int], graph.Tick] = {}
         # Parameters that the loss does not reach, by position, once a training step is there: torch leaves their gradient at
@@ -258,7 +268,7 @@ class Program:
         Returns:
             ``[gradients..., new buffers..., loss (lanes,)]``.
         """
-        key = ("train", idx.shape[1])
+        key = (self._step_name("train"), idx.shape[1])
         if key not in self._functions:
             self._functions[key] = self._build(
                 key, self._train_step(len(data)), [*state, *data, idx, weights, keys], len(state)
@@ -267,7 +277,7 @@ class Program:
 
     def evaluate(self, state: Sequence[Tensor], chunk: Sequence[Tensor], weights: Tensor, keys: Tensor) -> Any:
         """A chunk of validation data: chunk tensors (q, ...), weights and keys (lanes, q) -> ``[outputs?, loss (lanes,)]``."""
-        key = ("evaluate", weights.shape[1])
+        key = (self._step_name("evaluate"), weights.shape[1])
         if key not in self._functions:
             flags = {m: m.training for m in self._recipe.model.modules()}
             self._recipe.model.eval()
@@ -291,8 +301,16 @@ class Program:
         finally:
             torch._C._set_mkldnn_enabled(before)
 
-    def refresh(self) -> None:
-        """Lanes have changed: what the steps computed ahead from lane hyperparameters no longer holds."""
+    def _step_name(self, step: str) -> str:
+        return " ".join([step, *sorted(self._uses or ())])
+
+    def refresh(self, uses: frozenset[str] | None = None) -> None:
+        """Lanes have changed: what the steps computed ahead from lane hyperparameters no longer holds.
+
+        Args:
+            uses: Which numbers of the loss some lane makes use of now; each such set has steps of its own.
+        """
+        self._uses = uses
         for tick in self._functions.values():
             tick.refresh()
 
@@ -325,7 +343,7 @@ class Program:
         self, key: tuple[str, int], f: Callable[..., Any], inputs: list[Tensor], stacked: int
     ) -> graph.Blueprint | None:
         """Trace at two narrow widths, on tensors that lie in memory like a fleet's own: a trace decides by strides what to copy."""
-        slots = range(len(inputs) - (3 if key[0] == "train" else 2), len(inputs))
+        slots = range(len(inputs) - (3 if key[0].startswith("train") else 2), len(inputs))
 
         def narrow(width: int) -> list[Tensor]:
             rest = [t[:1].repeat(width, *(1 for _ in t.shape[1:])) if i in slots else t for i, t in enumerate(inputs)]
@@ -344,7 +362,9 @@ class Program:
                 advanced = {name: t.clone() for name, t in buffers.items()}
                 given = {**params, **fixed, **advanced}
                 with KeyedRandom(keys, lanes=True), Sealed():
-                    loss, _ = functional_call(self._objective, given, (_copied(batch), weights, values, False))
+                    loss, _ = functional_call(
+                        self._objective, given, (_copied(batch), weights, values, False, self._uses)
+                    )
                 # A buffer that was assigned to, rather than written in place, is another tensor now.
                 advanced = {name: given[name] for name in buffers}
                 if not isinstance(loss, Tensor) or loss.dim() != 0:
@@ -369,7 +389,7 @@ class Program:
             scratch = {name: t.clone() for name, t in buffers.items()}
             with KeyedRandom(keys, lanes=True), Sealed():
                 loss, seen = functional_call(
-                    self._objective, {**params, **fixed, **scratch}, (_copied(batch), weights, values, True)
+                    self._objective, {**params, **fixed, **scratch}, (_copied(batch), weights, values, True, self._uses)
                 )
             return (loss,) if seen is None else (seen, loss)
 

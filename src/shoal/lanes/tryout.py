@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -53,7 +54,10 @@ def expected_loss(trial: LaneTrial, work: Work, quantum: int) -> float:
     if trial.denominators is None:
         return loss
     batch = trial.sample_order(n)[: int(shape.sizes[0])]
-    return loss * float(trial.denominators[order].sum() / trial.denominators[batch].sum())
+    part, whole = float(trial.denominators[order].sum()), float(trial.denominators[batch].sum())
+    if part == 0.0 < whole:  # all of this micro-batch is ignored, and its mean alone is 0 / 0
+        return 0.0
+    return loss * (part / whole if whole else math.nan)
 
 
 def confirmed(expected: float, got: float, dtype: torch.dtype) -> bool:
