@@ -33,6 +33,13 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/whole_process.py --n 200 --repeats 3
 	$(BIN)/python benchmarks/whole_process.py --n 1000 --repeats 1
 
+# Records learning curves where there are none yet (some minutes), replays schedulers over them, then searches for real.
+bench-search: $(STAMP)
+	test -f curves/digits.npz || (mkdir -p curves && $(BIN)/python benchmarks/search.py record curves/digits.npz)
+	$(BIN)/python benchmarks/search.py replay curves/digits.npz --metric loss
+	$(BIN)/python benchmarks/search.py replay curves/digits.npz --metric accuracy
+	$(BIN)/python benchmarks/search.py run none asha hyperband top_k
+
 clean:
 	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

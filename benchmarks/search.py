@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from shoal.schedulers import SCHEDULERS, Asha, Hyperband, Scheduler, SuccessiveHalving, TopK
+from shoal.schedulers import SCHEDULERS, Asha, Scheduler, SuccessiveHalving, TopK
 from shoal.schedulers.simulation import simulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -35,16 +35,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 # What is replayed beyond the schedulers by name: (max_epochs, n_trials) -> scheduler.
 VARIANTS: dict[str, Callable[[int, int], Scheduler]] = {
     **SCHEDULERS,
-    "asha_stop from 1 up": lambda r, n: Asha(r, min_epochs=1, promote=False),
-    "asha from 2 up": lambda r, n: Asha(r, min_epochs=2, n_trials=n),
+    "asha from 1 up": lambda r, n: Asha(r, min_epochs=1, n_trials=n),
     "asha from 3 up": lambda r, n: Asha(r, min_epochs=3, n_trials=n),
-    "asha from 3 up, eta 2": lambda r, n: Asha(r, min_epochs=3, eta=2, n_trials=n),
-    "asha, eta 2": lambda r, n: Asha(r, min_epochs=1, eta=2, n_trials=n),
-    "asha, eta 4": lambda r, n: Asha(r, eta=4, min_epochs=1, n_trials=n),
-    "halving from 3 up": lambda r, n: SuccessiveHalving(r, min_epochs=3),
-    "hyperband, eta 4": lambda r, n: Hyperband(r, eta=4),
+    "asha from 1 up, eta 2": lambda r, n: Asha(r, min_epochs=1, eta=2, n_trials=n),
+    "asha_stop from 1 up": lambda r, n: Asha(r, min_epochs=1, promote=False),
+    "halving from 1 up": lambda r, n: SuccessiveHalving(r, min_epochs=1),
     "top_k, k = 10": lambda r, n: TopK(10),
-    "top_k, k = 10 after 3": lambda r, n: TopK(10, epochs=3),
 }
 
 

@@ -43,6 +43,7 @@ STATE = Progress(
     epochs_per_s=567.8,
     elapsed_s=12.3,
     remaining_s=75.0,
+    paused=7,
 )
 FIRST = dataclasses.replace(STATE, best_number=None, best_value=None, best_params={}, remaining_s=None, lanes_total=0)
 
@@ -128,6 +129,7 @@ def test_everything_is_shown(show: object) -> None:
     for expected in (
         "61/200 trials",
         "30 running",
+        "7 paused",
         "12 finished",
         "48 stopped",
         "1 failed",
@@ -140,6 +142,7 @@ def test_everything_is_shown(show: object) -> None:
         "1 min 15 s left",
     ):
         assert expected in text
+    assert "paused" not in show(dataclasses.replace(STATE, paused=0))
     early = show(dataclasses.replace(FIRST, message="compiling"))
     assert "time left unknown" in early and "17" not in early and "compiling" in early
 

@@ -64,14 +64,18 @@ every_scheduler = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
     [
         (Fifo(), [wave(1, [1.0, NAN, math.inf])], [[]]),
         # The best of three and its tie-break; NaN is behind inf.
-        (Asha(10), [wave(1, [3, 1, 2])], [[0, 2]]),
-        (Asha(10), [wave(1, [1, 1, 1])], [[1, 2]]),
-        (Asha(10), [wave(1, [NAN, math.inf, NAN])], [[0, 2]]),
-        (Asha(10), [wave(1, [NAN])], [[]]),
+        (Asha(10, min_epochs=1), [wave(1, [3, 1, 2])], [[0, 2]]),
+        (Asha(10, min_epochs=1), [wave(1, [1, 1, 1])], [[1, 2]]),
+        (Asha(10, min_epochs=1), [wave(1, [NAN, math.inf, NAN])], [[0, 2]]),
+        (Asha(10, min_epochs=1), [wave(1, [NAN])], [[]]),
         # Alone at its rung a trial continues; the second must beat it, until the rung has seen six.
-        (Asha(10), [wave(1, [1]), wave(1, [2], 1), wave(1, [0], 2), wave(1, [3, 4, 0.5], 3)], [[], [1], [], [3, 4]]),
+        (
+            Asha(10, min_epochs=1),
+            [wave(1, [1]), wave(1, [2], 1), wave(1, [0], 2), wave(1, [3, 4, 0.5], 3)],
+            [[], [1], [], [3, 4]],
+        ),
         # Between rungs, and at the last epoch, nobody stops.
-        (Asha(9), [wave(2, [1, 2, 3]), wave(4, [1, 2, 3]), wave(9, [1, 2, 3])], [[], [], []]),
+        (Asha(9, min_epochs=1), [wave(2, [1, 2, 3]), wave(4, [1, 2, 3]), wave(9, [1, 2, 3])], [[], [], []]),
         # The value at the rung counts: trial 0 was best at epoch 2 and is worst at epoch 3.
         (Asha(9, min_epochs=3), [wave(2, [0, 5, 6]), wave(3, [9, 5, 6])], [[], [0, 2]]),
         (Median(warmup_epochs=1, min_trials=3), [wave(1, [1, 2, 3]), wave(2, [1, 2, 3])], [[], [2]]),
@@ -95,7 +99,7 @@ def test_hand_made_rows(scheduler: Scheduler, calls: list[Call], expected: list[
 @pytest.mark.parametrize(
     ("scheduler", "rows", "reason"),
     [
-        (Asha(10, promote=False), wave(1, [1, 2]), "place 2 of 2 at epoch 1, the best 1 continue"),
+        (Asha(10, min_epochs=1, promote=False), wave(1, [1, 2]), "place 2 of 2 at epoch 1, the best 1 continue"),
         (
             Median(warmup_epochs=0, min_trials=2),
             wave(3, [1, 2]),
@@ -112,9 +116,10 @@ def test_a_verdict_says_why(scheduler: Scheduler, rows: Call, reason: str) -> No
 @pytest.mark.parametrize(
     ("max_epochs", "eta", "min_epochs", "rungs"),
     [
-        (30, 3, None, (1, 3, 10)),
-        (81, 3, None, (3, 9, 27)),
-        (100, 3, None, (4, 11, 33)),
+        (30, 3, None, (2, 6)),
+        (81, 3, None, (5, 16)),
+        (100, 3, None, (7, 20)),
+        (100, 4, None, (5, 20)),
         (4, 3, None, (1,)),
         (1, 3, None, ()),
         (30, 3, 1, (1, 3, 9)),
@@ -147,7 +152,7 @@ def test_the_order_of_rows_within_a_call_does_not_matter(
 @settings(deadline=None)
 @given(values=st.lists(VALUES, min_size=1, max_size=40), cuts=st.lists(st.integers(1, 39), max_size=4))
 def test_the_best_of_a_rung_is_never_stopped(values: list[float], cuts: list[int]) -> None:
-    asha, median = Asha(10), Median(warmup_epochs=0, min_trials=2)
+    asha, median = Asha(10, min_epochs=1), Median(warmup_epochs=0, min_trials=2)
     edges = sorted({0, len(values), *(cut for cut in cuts if cut < len(values))})
     for start, end in itertools.pairwise(edges):
         rows = wave(1, values[start:end], start)
@@ -167,7 +172,7 @@ def test_asha_lets_one_in_eta_of_a_wave_through(n: int, eta: int, seed: int) -> 
 
 
 def test_the_share_of_a_big_wave_that_survives_each_rung_is_one_in_eta() -> None:
-    asha, rng = Asha(27), random.Random(0)
+    asha, rng = Asha(27, min_epochs=1), random.Random(0)
     alive = list(range(270))
     shares: list[float] = []
     for epoch in range(1, 27):
@@ -232,13 +237,14 @@ def places(outcome: Outcome, curves: Sequence[Sequence[float]]) -> list[int]:
 @pytest.mark.parametrize(
     ("make", "share"),
     [
-        (lambda: Asha(27), 0.25),
-        (lambda: Asha(27, promote=False), 0.25),
-        (lambda: SuccessiveHalving(27), 0.2),
+        (lambda: Asha(27), 0.3),
+        (lambda: Asha(27, promote=False), 0.3),
+        (lambda: Asha(27, min_epochs=1), 0.25),
+        (lambda: SuccessiveHalving(27), 0.25),
         (lambda: Hyperband(27), 0.45),
         (lambda: TopK(10), 0.1),
     ],
-    ids=["asha", "asha_stop", "halving", "hyperband", "top_k"],
+    ids=["asha", "asha_stop", "asha from 1", "halving", "hyperband", "top_k"],
 )
 def test_far_fewer_epochs_and_a_top_trial(make: Callable[[], Scheduler], share: float, width: int, seed: int) -> None:
     curves = made_up(200, 27, seed)
@@ -267,7 +273,7 @@ def promoted(scheduler: Promoter, room: Room, decision: Decision = Decision.PROM
 
 
 def test_asha_promotes_from_the_highest_rung_down_and_the_best_first() -> None:
-    asha = Asha(9)
+    asha = Asha(9, min_epochs=1)
     asha.observe(wave(1, [0, 1, 2, 3, 4, 5]))  # 0 and 1 go on
     asha.observe([Observation(0, 3, 1.0), Observation(1, 3, 0.5)])  # 1 goes on, 0 is paused at the higher rung
     asha.observe(wave(1, [9] * 6, 6))  # now 2 and 3 are among the best third of twelve
@@ -280,12 +286,12 @@ def test_asha_promotes_from_the_highest_rung_down_and_the_best_first() -> None:
 
 
 def test_asha_stops_at_once_who_can_never_be_promoted() -> None:
-    verdicts = Asha(9, n_trials=9).observe(wave(1, range(6)))
+    verdicts = Asha(9, min_epochs=1, n_trials=9).observe(wave(1, range(6)))
     assert {trial: v.decision for trial, v in verdicts.items()} == {2: "pause", 3: "stop", 4: "stop", 5: "stop"}
 
 
 def test_halving_waits_for_all_and_then_keeps_a_third() -> None:
-    halving = SuccessiveHalving(27)
+    halving = SuccessiveHalving(27, min_epochs=1)
     assert halving.rungs == (1, 3, 9)
     assert {v.decision for v in halving.observe(wave(1, range(20))).values()} == {Decision.PAUSE}
     paused = dict.fromkeys(range(20), 1)
@@ -390,14 +396,14 @@ def test_no_trial_of_the_best_share_of_a_rung_is_left_behind(
 @pytest.mark.parametrize(
     ("name", "max_epochs", "n_trials", "expected"),
     [
-        (None, 30, 100, "Asha(30, eta=3, rungs=(1, 3, 10), promote=True)"),
+        (None, 30, 100, "Asha(30, eta=3, rungs=(2, 6), promote=True)"),
         (None, 4, 2, "Asha(4, eta=3, rungs=(1,), promote=True)"),
         (None, 3, 100, "Fifo()"),
         (None, 30, 1, "Fifo()"),
         ("none", 30, 100, "Fifo()"),
         ("asha", 1, 1, "Asha(1, eta=3, rungs=(), promote=True)"),
-        ("asha_stop", 9, 1, "Asha(9, eta=3, rungs=(1, 3), promote=False)"),
-        ("halving", 9, 1, "SuccessiveHalving(9, eta=3, rungs=(1, 3))"),
+        ("asha_stop", 9, 1, "Asha(9, eta=3, rungs=(1, 2), promote=False)"),
+        ("halving", 9, 1, "SuccessiveHalving(9, eta=3, rungs=(1, 2))"),
         ("hyperband", 9, 1, "Hyperband(9, eta=3)"),
         ("top_k", 9, 10, "TopK(3, epochs=1)"),
         ("top_k", 9, 1000, "TopK(20, epochs=1)"),

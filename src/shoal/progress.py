@@ -289,9 +289,10 @@ def stage_line(stage: Stage) -> str:
 def plain_line(p: Progress) -> str:
     """One line that says what the panel says."""
     done = p.finished + p.stopped + p.failed
+    paused = f"{p.paused} paused, " if p.paused else ""
     parts = [
         f"shoal: {done}/{p.n_trials} trials",
-        f"{p.running} running, {p.finished} finished, {p.stopped} stopped, {p.failed} failed",
+        f"{p.running} running, {paused}{p.finished} finished, {p.stopped} stopped, {p.failed} failed",
     ]
     if p.best_value is not None:
         parts.append(
@@ -332,6 +333,7 @@ def render_panel(p: Progress) -> Panel:
         Text.assemble((f"{count}", f"bold {style}" if count else "dim"), f" {name}")
         for name, count, style in (
             ("running", p.running, "cyan"),
+            *((("paused", p.paused, "magenta"),) if p.paused else ()),
             ("finished", p.finished, "green"),
             ("stopped", p.stopped, "yellow"),
             ("failed", p.failed, "red"),

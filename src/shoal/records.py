@@ -135,4 +135,5 @@ class Progress:
     epochs_per_s: float
     elapsed_s: float
     remaining_s: float | None
+    paused: int = 0
     message: str = ""

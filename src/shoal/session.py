@@ -222,7 +222,8 @@ class Session:
         states = [r.state for r in history.results.values()]
         finished = [r for r in history.results.values() if r.state is TrialState.FINISHED and r.value is not None]
         best = min(finished, key=lambda r: (history.sign * cast(float, r.value), r.number), default=None)
-        done = len(states)
+        paused = self.n_asked - len(self.pending) - len(states) - pool.n_running
+        done = len(states) + paused  # most of those that are paused never go on
         remaining = elapsed_s / done * (self.n_trials - done) if done else None
         return Progress(
             n_trials=self.n_trials,
@@ -241,6 +242,7 @@ class Session:
             epochs_per_s=epochs_per_s,
             elapsed_s=elapsed_s,
             remaining_s=remaining,
+            paused=paused,
         )
 
 

@@ -66,7 +66,7 @@ def resolve(scheduler: str | Scheduler | None, *, max_epochs: int, n_trials: int
 
     Example:
         >>> resolve(None, max_epochs=30, n_trials=100)
-        Asha(30, eta=3, rungs=(1, 3, 10), promote=True)
+        Asha(30, eta=3, rungs=(2, 6), promote=True)
     """
     check_whole("max_epochs", max_epochs, at_least=1)
     check_whole("n_trials", n_trials, at_least=1)

@@ -28,10 +28,10 @@ class SuccessiveHalving:
 
     Example:
         >>> scheduler = SuccessiveHalving(30)
-        >>> rows = [Observation(trial=number, epoch=1, value=float(number)) for number in range(9)]
+        >>> rows = [Observation(trial=number, epoch=2, value=float(number)) for number in range(9)]
         >>> {verdict.decision.value for verdict in scheduler.observe(rows).values()}
         {'pause'}
-        >>> room = Room(free=9, running=frozenset(), paused=dict.fromkeys(range(9), 1), n_asked=9, more=False)
+        >>> room = Room(free=9, running=frozenset(), paused=dict.fromkeys(range(9), 2), n_asked=9, more=False)
         >>> [number for number, verdict in scheduler.promote(room).items() if verdict.decision == "promote"]
         [0, 1, 2]
 
