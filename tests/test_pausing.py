@@ -33,12 +33,17 @@ Y = X[:, :3].argmax(dim=1)
 CPU = torch.device("cpu")
 
 
+class Branches(nn.Module):
+    """Looks at values to decide, so it has no lane form."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if float(x.detach().abs().sum()) >= 0.0 else -x
+
+
 def define(trial: Any) -> shoal.Recipe:
     act = {"relu": nn.ReLU, "tanh": nn.Tanh}[trial.suggest_categorical("act", ["relu", "tanh"])]
-    norm: nn.Module = nn.Identity()
-    if trial.suggest_categorical("solo", [False, True]):
-        norm = nn.BatchNorm1d(4, momentum=None)  # has no lane form
-    model = nn.Sequential(norm, nn.Linear(4, 9), act(), nn.Dropout(0.2), nn.Linear(9, 3)).double()
+    first = Branches() if trial.suggest_categorical("solo", [False, True]) else nn.Identity()
+    model = nn.Sequential(first, nn.Linear(4, 9), act(), nn.Dropout(0.2), nn.Linear(9, 3)).double()
     lr = trial.suggest_float("lr", 1e-3, 1e-1, log=True)
     optimizer = optim.AdamW(model.parameters(), lr=lr)
     schedule = optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
