@@ -3,9 +3,9 @@
 The numbers come from the parameter groups as the recipe's own schedule leaves them before each update, so whatever a schedule
 moves (learning rate, momentum, betas) is followed.
 
-Glossary: ``U`` updates of an epoch; ``h`` the numbers of one parameter group by name, (U,) each and pairs (U, 2), with a first axis
-of 1 where nothing changes within the epoch;
-``steps`` (U,) counts updates from 1; ``carried`` what torch keeps as a scalar of its state from one update to the next.
+Glossary: ``U`` updates of an epoch; ``h`` the numbers of one parameter group by name: floats where nothing changes within the
+epoch, (U,) where a schedule moves them, and two of either for pairs such as betas; ``steps`` (U,) counts updates from 1;
+``carried`` what torch keeps as a scalar of its state from one update to the next.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from shoal.errors import FuseError
 from shoal.lanes.optim import C3, C4, C5, C6, C7, C8, DECAY, L2, SIGN, Family, K
 
-Numbers = Mapping[str, NDArray[np.float64]]
+Numbers = Mapping[str, Any]
 Table = NDArray[np.float64]
 
 # Every entry of a parameter group that an update depends on.
@@ -101,8 +101,14 @@ def numbers(group: Mapping[str, Any]) -> dict[str, float | tuple[float, ...]]:
 
 
 def stacked(snapshots: Sequence[Mapping[str, float | tuple[float, ...]]]) -> Numbers:
-    """A group's numbers before each update of an epoch (or before all of them: one snapshot), as arrays."""
-    return {name: np.array([s[name] for s in snapshots]) for name in snapshots[0]}
+    """A group's numbers before each update of an epoch, (U,) each; a single snapshot holds for all updates."""
+    if len(snapshots) == 1:
+        return snapshots[0]
+    out: dict[str, Any] = {}
+    for name in snapshots[0]:
+        column = np.array([s[name] for s in snapshots])  # (U,) or (U, 2)
+        out[name] = column if column.ndim == 1 else tuple(column.T)
+    return out
 
 
 def coefficients(
@@ -121,27 +127,31 @@ def coefficients(
         (U, K), float64.
     """
     out = np.zeros((len(steps), K))
-    decoupled = h.get("decoupled_weight_decay", np.float64(0)) != 0
-    decay = h.get("weight_decay", np.float64(0))
-    out[:, SIGN] = np.where(h["maximize"] != 0, -1.0, 1.0)
-    out[:, DECAY] = np.where(decoupled, 1.0 - h["lr"] * decay, 1.0)
-    out[:, L2] = np.where(decoupled, 0.0, decay)
+    decoupled, decay = h.get("decoupled_weight_decay", 0.0), h.get("weight_decay", 0.0)
+    out[:, SIGN] = 1.0 - 2.0 * h["maximize"]
+    out[:, DECAY] = 1.0 - decoupled * h["lr"] * decay
+    out[:, L2] = (1.0 - decoupled) * decay
     _TABLES[type(optimizer)][1](out, family, h, steps, carried)
     return out
 
 
 def _sgd(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], carried: dict[str, float]) -> None:
-    momentum, nesterov = np.broadcast_to(h["momentum"], steps.shape), h["nesterov"] != 0
-    on = momentum != 0
-    # torch makes the momentum buffer at the first update with momentum, out of that gradient itself, whatever the dampening; an
-    # update without momentum (a schedule may move it to zero) leaves the buffer alone.
-    made = np.concatenate([[carried.get("made", 0.0) != 0], on]).cumsum()[:-1] > 0
-    out[:, C3] = np.where(made, np.where(on, momentum, 1.0), 0.0)
-    out[:, C4] = np.where(made, np.where(on, 1.0 - h["dampening"], 0.0), 1.0)
-    out[:, C5] = np.where(on & nesterov | made & ~on, 1.0, 0.0)
-    out[:, C6] = np.where(on, np.where(nesterov, momentum, 1.0), np.where(made, 0.0, 1.0))
+    """torch makes the momentum buffer at the first update with momentum, out of that gradient itself, whatever the dampening; an
+    update without momentum (a schedule may move it to zero) leaves the buffer alone."""
+    momentum, nesterov = h["momentum"], h["nesterov"]
+    made = carried.get("made", 0.0)
+    if isinstance(momentum, float) and made == float(momentum != 0):  # as ever, or without momentum
+        out[:, C3], out[:, C4] = momentum, 1.0 - (momentum != 0) * h["dampening"]
+        out[:, C5], out[:, C6] = nesterov, np.where(nesterov, momentum, 1.0)
+    else:
+        on = np.broadcast_to(np.asarray(momentum) != 0, steps.shape)
+        held = np.concatenate([[made != 0], on]).cumsum()[:-1] > 0
+        out[:, C3] = np.where(held, np.where(on, momentum, 1.0), 0.0)
+        out[:, C4] = np.where(held, np.where(on, 1.0 - h["dampening"], 0.0), 1.0)
+        out[:, C5] = np.where(on, nesterov, held)
+        out[:, C6] = np.where(on, np.where(nesterov, momentum, 1.0), ~held)
+        carried["made"] = float(held[-1] | on[-1])
     out[:, C7] = -h["lr"]
-    carried["made"] = float(made[-1] | on[-1])
 
 
 def _asgd(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], carried: dict[str, float]) -> None:
@@ -161,11 +171,11 @@ def _rmsprop(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64],
         out[:, C3], out[:, C4], out[:, C5], out[:, C6] = 1.0, rate, 1.0, h["eps"]
     else:
         out[:, C3], out[:, C4], out[:, C5], out[:, C6] = rate, h["eps"], h["momentum"], 1.0
-        out[:, C8] = np.where(h["centered"] != 0, rate, 0.0)
+        out[:, C8] = h["centered"] * rate
 
 
 def _adam(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], carried: dict[str, float]) -> None:
-    b1, b2 = h["betas"][..., 0], h["betas"][..., 1]
+    b1, b2 = h["betas"]
     out[:, C3], out[:, C4] = 1.0 - b1, 1.0 - b2
     out[:, C5] = 1.0 / np.sqrt(1.0 - b2**steps)
     out[:, C6] = h["eps"]
@@ -176,7 +186,7 @@ def _adam(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], ca
 
 def _radam(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], carried: dict[str, float]) -> None:
     """Liu et al. 2020, algorithm 2: Adam, but plain momentum while the variance is not tractable (rho <= 5)."""
-    b1, b2 = h["betas"][..., 0], h["betas"][..., 1]
+    b1, b2 = h["betas"]
     correction = 1.0 - b2**steps
     longest = 2.0 / (1.0 - b2) - 1.0
     rho = longest - 2.0 * steps * b2**steps / correction
@@ -190,7 +200,7 @@ def _radam(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], c
 
 
 def _nadam(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], carried: dict[str, float]) -> None:
-    b1, b2 = h["betas"][..., 0], h["betas"][..., 1]
+    b1, b2 = h["betas"]
     mu = b1 * (1.0 - 0.5 * 0.96 ** (steps * h["momentum_decay"]))
     following = b1 * (1.0 - 0.5 * 0.96 ** ((steps + 1.0) * h["momentum_decay"]))
     factors = np.concatenate([[carried.get("mu_product", 1.0)], mu]).astype(_scalar_dtype())
@@ -204,7 +214,7 @@ def _nadam(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], c
 
 
 def _adamax(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], carried: dict[str, float]) -> None:
-    b1, b2 = h["betas"][..., 0], h["betas"][..., 1]
+    b1, b2 = h["betas"]
     out[:, C3], out[:, C4], out[:, C5], out[:, C6] = 1.0 - b1, b2, 1.0, h["eps"]
     out[:, C7] = -h["lr"] / (1.0 - b1**steps)
 
@@ -220,8 +230,7 @@ def _adadelta(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64]
 
 def _rprop(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], carried: dict[str, float]) -> None:
     """The learning rate is where step sizes start (``first_second``); nothing reads it afterwards."""
-    out[:, C3], out[:, C4] = h["etas"][..., 0], h["etas"][..., 1]
-    out[:, C5], out[:, C6] = h["step_sizes"][..., 0], h["step_sizes"][..., 1]
+    (out[:, C3], out[:, C4]), (out[:, C5], out[:, C6]) = h["etas"], h["step_sizes"]
     out[:, C7] = -1.0
 
 
