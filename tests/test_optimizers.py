@@ -366,7 +366,7 @@ def test_lbfgs_trains_solo_through_its_closure() -> None:
         losses.append(row.train_loss)
         pool.epoch_done(spec.number, row.valid_loss, 0.0)
     assert losses[-1] < 0.9 * losses[0]
-    assert recipe.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 0.8**4)
+    assert pool.recipe(spec.number).optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 0.8**4)
     assert [e.kind for e in pool.drain_events()] == ["solo"]
 
 
