@@ -16,7 +16,8 @@ SPAM = "SPAM_ASSASSIN"
 
 
 def test_every_example_is_here() -> None:
-    assert {p.name for p in EXAMPLES.glob("*.py")} == set(SIZES)
+    # The CIFAR-10 example has a test file of its own: its data is not at hand.
+    assert {p.name for p in EXAMPLES.glob("*.py")} == {*SIZES, "cifar10_cnn.py"}
 
 
 def some_emails(package: Path) -> Path:

@@ -61,7 +61,82 @@ def test_batch_norm_trains_whole_batches_and_splits_by_their_size() -> None:
 
     text = str(explain(define))
     assert "whole batches of 16 samples" in text and "whole batches of 32 samples" in text
+    assert "whole batches, because BatchNorm1d (layer '1') follows statistics of whole batches" in text
+    assert "batch size 32 / 16, because BatchNorm1d" in text or "batch size 16 / 32, because BatchNorm1d" in text
+    assert "equal batch sizes would join them" in text
     assert "differ in: batch size (parameter batch_size)" in text
+
+
+class Scaled(nn.Module):
+    def __init__(self, inner: nn.Module, scale: float, power: int = 1) -> None:
+        super().__init__()
+        self.inner, self.scale, self.power = inner, scale, power
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.inner(x) ** self.power  # type: ignore[no-any-return]
+
+
+def frozen() -> nn.Module:
+    model = layers()
+    model[0].weight.requires_grad = False
+    return model
+
+
+def layers(width: int = 8, *more: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), *more, nn.Linear(width, 3))
+
+
+PAIRS: dict[str, tuple[Any, str]] = {
+    "width": (lambda first: made(layers(8 if first else 6)), r"weight of layer '0' is 8 x 4 / 6 x 4"),
+    "depth": (
+        lambda first: made(layers(8, *([] if first else [nn.Linear(8, 8)]))),
+        r"layer '3' \(Linear\) is in one of them only",
+    ),
+    "attribute": (lambda first: made(Scaled(layers(), 0.5, 1 if first else 2)), r"power of the model is 1 / 2"),
+    "frozen": (lambda first: made(layers() if first else frozen()), r"weight of layer '0' is trained / frozen"),
+    "layer": (
+        lambda first: made(layers(8, nn.LayerNorm(8) if first else nn.RMSNorm(8))),
+        r"'2' is LayerNorm / RMSNorm",
+    ),
+    "mode": (
+        lambda first: made(layers(8, nn.Dropout(0.2).train(first), nn.LayerNorm(8).train(first))),
+        r"is in train\(\) / eval\(\) mode",
+    ),
+    "loss": (
+        lambda first: made(layers(), loss=nn.CrossEntropyLoss() if first else nn.MultiMarginLoss()),
+        r"the loss is CrossEntropyLoss / MultiMarginLoss",
+    ),
+    "loss options": (
+        lambda first: made(layers(), loss=nn.CrossEntropyLoss(ignore_index=-100 if first else 0)),
+        r"the loss CrossEntropyLoss has other options",
+    ),
+    "batch size": (
+        lambda first: made(layers(), batch_size=16 if first else 10),
+        r"batch size 16 / 10, which make micro-batches of 16 / 10 samples; sizes that are multiples of 32 share a fleet",
+    ),
+    "predict": (
+        lambda first: made(layers(), predict=None if first else lambda model, batch: model(batch[0])),
+        r"predict has other code",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_tells_two_fleets_apart_is_said_in_words(name: str) -> None:
+    build, words = PAIRS[name]
+    found = explain(lambda trial: build(trial.number == 0), 2)
+    assert len(found.groups) == 2 and not any(g.reason for g in found.groups), str(found)
+    ((sentences),) = found.differences
+    assert any(re.search(words, sentence) for sentence in sentences), sentences
+    assert all(f"\n    {sentence}" in str(found) for sentence in sentences)
+
+
+def test_what_each_lane_has_for_itself_is_named() -> None:
+    found = explain(lambda trial: made(Scaled(layers(), trial.suggest_float("scale", 0.1, 1))), 3)
+    assert "each lane has its own: model.scale" in str(found)
+    (group,) = found.groups
+    assert group.lifted == ("model.scale",) and group.width >= 3 and group.tier == "traced"
+    assert f"tier traced, {group.width} lanes wide" in str(found)
 
 
 class Branching(nn.Module):

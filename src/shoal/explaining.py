@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from shoal import planner
 from shoal.asking import Asker
 from shoal.data import load
+from shoal.differences import differences
 from shoal.errors import FuseError
 from shoal.lanes.fleet import Work
 from shoal.lanes.pool import Candidate, trace_reason
+from shoal.recipe import Recipe
 from shoal.records import ParamValue
 from shoal.replay import Define, replay, run_define
 from shoal.signature import Signature, Signer, lane_trial
@@ -27,6 +30,9 @@ class Group:
     reason: str
     model: str
     n_parameters: int
+    width: int = 0
+    tier: str = "traced"
+    lifted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,7 @@ class Explanation:
     groups: tuple[Group, ...]
     params: tuple[dict[str, ParamValue], ...]
     splits: tuple[tuple[int, int, tuple[str, ...]], ...]
+    differences: tuple[tuple[str, ...], ...] = ()
     choices: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
@@ -47,10 +54,15 @@ class Explanation:
             whole = "whole batches of" if g.signature.exact else "micro-batches of up to"
             lines.append(
                 f"  fleet {k}: {len(g.trials)} trials, {g.model} with {g.n_parameters:,} parameters, {whole} "
-                f"{g.signature.quantum} samples [{g.signature.key}]"
+                f"{g.signature.quantum} samples, tier {g.tier}, {g.width} lanes wide [{g.signature.key}]"
             )
-        for a, b, parts in self.splits:
+            if g.signature.whole:
+                lines.append(f"    whole batches, because {g.signature.whole}")
+            if g.lifted:
+                lines.append(f"    each lane has its own: {', '.join(g.lifted)}")
+        for (a, b, parts), found in zip(self.splits, self.differences, strict=True):
             lines.append(f"  fleets {a} and {b} differ in: {', '.join(parts)}{self._hint(fused, a, b)}")
+            lines += [f"    {sentence}" for sentence in found]
         for g in self.groups:
             if g.reason:
                 lines.append(f"  solo: {len(g.trials)} trials, {g.model}: {g.reason}")
@@ -78,6 +90,7 @@ def explain(define: Define, *, train: Any, valid: Any = None, n_trials: int = 20
     signer = Signer(data.train.tensors)
     work = Work(data, (), torch.device("cpu"))
     found: dict[str, tuple[list[int], Signature | None, str, str, int]] = {}
+    firsts: dict[str, Recipe] = {}  # the first recipe of each signature
     params: list[dict[str, ParamValue]] = []
     choices: set[str] = set()
     for _ in range(n_trials):
@@ -100,12 +113,23 @@ def explain(define: Define, *, train: Any, valid: Any = None, n_trials: int = 20
             candidate = Candidate(spec, recipe, lane, signature.key, signature.quantum, signature.exact)
             reason = trace_reason(work, candidate, lambda s: replay(define, s, data.train.n))
             found[signature.key] = ([], signature, reason, name, size)
+            firsts[signature.key] = recipe
         found[signature.key][0].append(trial.number)
-    groups = tuple(Group(tuple(t), s, r, m, k) for t, s, r, m, k in found.values())
-    fused = [g for g in groups if not g.reason]
-    splits = []
+    groups = tuple(_group(t, s, r, m, k, firsts) for t, s, r, m, k in found.values())
+    fused = [g.signature for g in groups if not g.reason and g.signature is not None]
+    splits, told = [], []
     for b in range(1, len(fused)):
-        first, second = fused[0].signature, fused[b].signature
-        assert first is not None and second is not None
-        splits.append((0, b, tuple(first.differs(second))))
-    return Explanation(groups, tuple(params), tuple(splits), frozenset(choices))
+        # The fleet before it that it has most in common with says best what would join the two.
+        a = min(range(b), key=lambda i: (len(fused[i].differs(fused[b])), i))
+        splits.append((a, b, tuple(fused[a].differs(fused[b]))))
+        told.append(tuple(differences(firsts[fused[a].key], firsts[fused[b].key], fused[a], fused[b])))
+    return Explanation(groups, tuple(params), tuple(splits), tuple(told), frozenset(choices))
+
+
+def _group(
+    trials: list[int], signature: Signature | None, reason: str, model: str, size: int, firsts: Mapping[str, Recipe]
+) -> Group:
+    if signature is None or reason:
+        return Group(tuple(trials), signature, reason, model, size)
+    width = planner.snug(len(trials), planner.WIDTHS[-1])
+    return Group(tuple(trials), signature, reason, model, size, width, lifted=firsts[signature.key].lifts)

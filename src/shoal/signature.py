@@ -33,13 +33,14 @@ class Signature:
     """What a fleet's lanes have in common.
 
     ``parts`` name what went into ``key``, so that ``explain`` can say which part keeps two recipes apart. ``exact`` signatures
-    train whole batches: their layers mix samples, or their loss is not a sum over samples.
+    train whole batches; ``whole`` says why, in words.
     """
 
     key: str
     parts: tuple[tuple[str, str], ...]
     quantum: int
     exact: bool
+    whole: str = ""
 
     def differs(self, other: Signature) -> list[str]:
         """The names of the parts in which two signatures differ."""
@@ -85,10 +86,11 @@ class Signer:
             self._no_lane_form[structure] = self._objection(recipe)
         if self._no_lane_form[structure]:
             raise FuseError(self._no_lane_form[structure])
-        exact = effects.advances or not self._splittable(recipe, layout, structure)
+        exact = bool(effects.advances) or not self._splittable(recipe, layout, structure)
         q = recipe.batch_size if exact else quantum(recipe.batch_size)
         parts.append(("batch size" if exact else "quantum", str(q)))
-        return Signature(digest(tuple(parts)), tuple(parts), q, exact)
+        whole = _why_whole(recipe, effects) if exact else ""
+        return Signature(digest(tuple(parts)), tuple(parts), q, exact, whole)
 
     def _objection(self, recipe: Recipe) -> str:
         try:
@@ -147,6 +149,15 @@ class Signer:
                 self._classes[structure] = len(weight)
         if len(weight) != self._classes[structure]:
             raise FuseError(f"its loss has {len(weight)} class weights for {self._classes[structure]} outputs")
+
+
+def _why_whole(recipe: Recipe, effects: rehearsal.Effects) -> str:
+    """Why a batch is not split."""
+    if effects.advances:
+        return f"{effects.advances} follows statistics of whole batches"
+    if not is_known(recipe.loss):
+        return "the loss is not one that Shoal can take apart by samples"
+    return "samples of a batch see each other, or the forward pass looks at how many there are"
 
 
 def _parts(recipe: Recipe, layout: Layout, lifted: Mapping[str, Place]) -> list[tuple[str, str]]:

@@ -45,11 +45,11 @@ class Effects:
 
     Args:
         reason: What it changes beside buffers, in words; "" if nothing. A trace would do that once, for all lanes and steps.
-        advances: Whether it changes buffers: then one batch must be one forward pass, over no other samples.
+        advances: A module whose buffers it changes, in words: then one batch must be one forward pass, over no other samples.
     """
 
     reason: str = ""
-    advances: bool = False
+    advances: str = ""
 
 
 def effects(recipe: Recipe, batch: Batch, keys: Tensor) -> Effects:
@@ -66,8 +66,17 @@ def effects(recipe: Recipe, batch: Batch, keys: Tensor) -> Effects:
                     _plain_loss(recipe, tuple(t.clone() for t in batch), training)
         finally:
             recipe.train_mode()
-        advances = any(not torch.equal(b, buffers[name]) for name, b in model.named_buffers())
+        changed = (name for name, b in model.named_buffers() if not torch.equal(b, buffers[name]))
+        advances = _owner(model, next(changed, None))
     return Effects(_reason(recipe, before, weights, drawn), advances)
+
+
+def _owner(model: nn.Module, buffer: str | None) -> str:
+    if buffer is None:
+        return ""
+    path = buffer.rpartition(".")[0]
+    name = type(model.get_submodule(path)).__name__
+    return f"{name} (layer {path!r})" if path else name
 
 
 def _reason(recipe: Recipe, before: Mapping[str, object], weights: Mapping[str, Tensor], drawn: tuple[Any, str]) -> str:
