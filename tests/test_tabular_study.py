@@ -148,6 +148,8 @@ def test_groups_stay_together_and_times_in_order() -> None:
     [
         ({"valid": 0.5}, UsageError, "valid must be a fraction of the rows, above 0 and below 0.5; got 0.5."),
         ({"test": True}, UsageError, "test must be a fraction of the rows, above 0 and below 0.5; got True."),
+        ({"seed": -1}, UsageError, "seed must be a whole number of at least 0, not -1."),
+        ({"seed": -1, "group": "household"}, UsageError, "seed must be a whole number of at least 0, not -1."),
         ({"group": "city", "time": "joined"}, UsageError, "a split is either by group or by time; give one of them."),
         ({"group": "city"}, DataError, "splitting by 'city' needs at least 5 groups; there are 3."),
         ({"group": "town"}, UsageError, "t.csv has no column 'town' (the group)."),
@@ -159,6 +161,11 @@ def test_groups_stay_together_and_times_in_order() -> None:
 def test_splits_that_cannot_be_made(how: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         parts_of(table(empty=[""] * 120, same=["3"] * 120), **how)
+
+
+def test_a_seed_may_be_larger_than_scikit_learn_takes() -> None:
+    mine, theirs = parts_of(table(), seed=2**40 + 5), parts_of(table(), seed=5)
+    assert np.array_equal(mine.train, theirs.train) and not np.array_equal(mine.train, parts_of(table(), seed=6).train)
 
 
 def test_rows_without_time_or_target_are_left_out_and_said(tmp_path: Path) -> None:

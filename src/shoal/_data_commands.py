@@ -111,7 +111,7 @@ def study_name(file: str) -> str:
     """``data/adult.csv.gz`` gives ``adult.db``, ``photos/`` gives ``photos.db``: a study file in the current folder."""
     name = Path(file).name
     suffix = max((s for s in _SUFFIXES if name.lower().endswith(s)), key=len, default="")
-    return f"{name.removesuffix(name[len(name) - len(suffix) :]) or 'data'}.db"
+    return f"{name[: len(name) - len(suffix)] or 'data'}.db"
 
 
 def run_predict(arguments: argparse.Namespace) -> int:

@@ -78,6 +78,17 @@ def draw_parts(
     return Parts(train, judge, held, tuple(notes))
 
 
+def _state(seed: int) -> int:
+    """A seed as scikit-learn takes it, which knows 32 bits.
+
+    Raises:
+        UsageError: If it is not a whole number, 0 or more.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UsageError(f"seed must be a whole number of at least 0, not {seed!r}.")
+    return seed % 2**32
+
+
 def _draw(
     places: Rows, classes: npt.NDArray[np.int64] | None, fraction: float, seed: int, notes: list[str]
 ) -> tuple[Rows, Rows]:
@@ -86,7 +97,7 @@ def _draw(
 
     size = max(2, round(fraction * len(places)))
     if classes is None:
-        kept, drawn = train_test_split(places, test_size=size, random_state=seed)
+        kept, drawn = train_test_split(places, test_size=size, random_state=_state(seed))
         return np.sort(kept), np.sort(drawn)
     mine = classes[places]
     counts = np.bincount(mine)
@@ -97,7 +108,7 @@ def _draw(
     often = places[~rare]
     if n_often == 0 or size < n_often or len(often) - size < n_often:
         return _draw(places, None, fraction, seed, notes)
-    kept, drawn = train_test_split(often, test_size=size, random_state=seed, stratify=mine[~rare])
+    kept, drawn = train_test_split(often, test_size=size, random_state=_state(seed), stratify=mine[~rare])
     return np.sort(np.concatenate([kept, places[rare]])), np.sort(drawn)
 
 
@@ -109,9 +120,9 @@ def _by_group(table: Table, rows: Rows, group: str, valid: float, test: float, s
     names = np.asarray([f"={text}" if text is not None else f"#{i}" for i, text in enumerate(texts)])
     if len(set(names)) < 5:
         raise DataError(f"splitting by {group!r} needs at least 5 groups; there are {len(set(names))}.")
-    splitter = GroupShuffleSplit(1, test_size=test, random_state=seed)
+    splitter = GroupShuffleSplit(1, test_size=test, random_state=_state(seed))
     rest, held = next(splitter.split(rows, groups=names))
-    splitter = GroupShuffleSplit(1, test_size=valid / (1.0 - test), random_state=seed)
+    splitter = GroupShuffleSplit(1, test_size=valid / (1.0 - test), random_state=_state(seed))
     train, judge = next(splitter.split(rest, groups=names[rest]))
     return Parts(rows[np.sort(rest[train])], rows[np.sort(rest[judge])], rows[np.sort(held)])
 

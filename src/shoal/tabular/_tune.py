@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from shoal.errors import UsageError, did_you_mean
+from shoal.errors import StudyError, UsageError, did_you_mean
 from shoal.nn import mlp
 from shoal.recipe import Recipe
 from shoal.replay import ReplayTrial
@@ -72,8 +72,7 @@ class TableStudy:
             StudyError: If no trial has finished.
         """
         if self.model is None:
-            self.study.best_trial  # noqa: B018 (raises, and says how far the trials are)
-        assert self.model is not None
+            raise StudyError("no trial has finished yet, so there is no model; run more trials or epochs.")
         return self.model.predict(source)
 
 
