@@ -24,7 +24,9 @@ BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 # On a developer's machine a browser is optional; where all checks run, its absence must not look like success.
-pytestmark = pytest.mark.skipif(BROWSER is None and os.environ.get("SHOAL_BROWSER") != "required", reason="needs Chromium")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None and os.environ.get("SHOAL_BROWSER") != "required", reason="needs Chromium"
+)
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--"
 LR = json.dumps({"name": "FloatDistribution", "attributes": {"step": None, "low": 1e-4, "high": 0.1, "log": True}})
