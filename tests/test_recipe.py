@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from torch import nn, optim
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
@@ -66,7 +65,6 @@ TABLE: list[tuple[Callable[[], dict[str, Any]], str]] = [
     (lambda: parts(clip_value=True), r"Recipe\(clip_value=...\) must be a finite number .*, not True"),
     (lambda: parts(l1=math.nan), r"Recipe\(l1=...\) must be a finite number of at least 0 \(0 for off\), not nan"),
     (lambda: parts(l1=None), r"Recipe\(l1=...\) must be a finite number of at least 0 \(0 for off\), not None"),
-    (lambda: parts(transform=torch.relu), r"Recipe\(transform=...\) is not available in this version"),
     (lambda: parts(extensions=[1]), r"Recipe\(extensions=...\) is not available in this version"),
     (
         lambda: {**parts(), "model": frozen()},

@@ -39,7 +39,7 @@ FUNCTIONAL_CRITERIA: dict[Callable[..., Any], Callable[..., nn.Module]] = {
 }
 
 # Fields of the full recipe whose work has not been done yet: refused by name, so that none is silently ignored.
-_LATER = ("transform", "extensions")
+_LATER = ("extensions",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,11 @@ class Recipe:
             gradient is added before any clipping. The losses reported are without it. For L2 use ``weight_decay``.
         predict: ``predict(model, batch) -> outputs (n, ...)``: what metrics see. By default ``model(*inputs)`` for a
             criterion; with a callable loss and no ``predict`` only the loss is measured.
-        transform, extensions: Reserved for later versions; anything but the default is refused.
+        transform: ``transform(batch) -> batch`` on the tuple of the data's tensors, in training only: flips, crops, noise (see
+            ``shoal.transforms``). Called on the device under keyed randomness, so it must draw with ``torch.rand``,
+            ``torch.randn`` or their ``_like`` forms, with one row per sample. Trials with one train whole batches in lanes, and
+            solo if it changes the target.
+        extensions: Reserved for later versions; anything but the default is refused.
 
     Raises:
         RecipeError: If the parts do not fit each other; the message says which and what to do.
@@ -113,6 +117,8 @@ class Recipe:
             )
         for name in ("clip_norm", "clip_value", "l1"):
             object.__setattr__(self, name, self._strength(name))
+        if self.transform is not None and not callable(self.transform):
+            raise RecipeError(f"Recipe(transform=...) must be a callable on a batch, not {_kind(self.transform)}.")
         for name in _LATER:
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default:
@@ -171,6 +177,25 @@ class Recipe:
     def is_criterion(self) -> bool:
         """Whether ``loss`` is called on (output, target) rather than on (model, batch)."""
         return isinstance(self.loss, nn.Module)
+
+    def transformed(self, batch: Batch) -> Batch:
+        """A training batch as the model is shown it.
+
+        Raises:
+            RecipeError: If ``transform`` gives anything but a batch like the one it got.
+        """
+        if self.transform is None:
+            return batch
+        out = self.transform(batch)
+        alike = isinstance(out, tuple | list) and len(out) == len(batch)
+        if not alike or any(
+            not isinstance(t, Tensor) or t.shape[:1] != b.shape[:1] for t, b in zip(out, batch, strict=True)
+        ):
+            raise RecipeError(
+                f"Recipe(transform=...) must return a batch like the one it is given, {len(batch)} tensor(s) of as many rows; "
+                f"got {_kind(out)}."
+            )
+        return tuple(out)
 
     def train_mode(self) -> None:
         """Put every submodule back into the mode that ``define`` left it in."""

@@ -86,7 +86,10 @@ class Signer:
             self._no_lane_form[structure] = self._objection(recipe)
         if self._no_lane_form[structure]:
             raise FuseError(self._no_lane_form[structure])
-        exact = bool(effects.advances) or not self._splittable(recipe, layout, structure)
+        # A transform is tried on no data here, so it may mix samples: it is given whole batches.
+        exact = (
+            bool(effects.advances) or recipe.transform is not None or not self._splittable(recipe, layout, structure)
+        )
         q = recipe.batch_size if exact else quantum(recipe.batch_size)
         parts.append(("batch size" if exact else "quantum", str(q)))
         whole = _why_whole(recipe, effects) if exact else ""
@@ -155,6 +158,8 @@ def _why_whole(recipe: Recipe, effects: rehearsal.Effects) -> str:
     """Why a batch is not split."""
     if effects.advances:
         return f"{effects.advances} follows statistics of whole batches"
+    if recipe.transform is not None:
+        return "its transform is given whole batches"
     if not is_known(recipe.loss):
         return "the loss is not one that Shoal can take apart by samples"
     return "samples of a batch see each other, or the forward pass looks at how many there are"
@@ -177,6 +182,7 @@ def _parts(recipe: Recipe, layout: Layout, lifted: Mapping[str, Place]) -> list[
             )
         loss = criterion_key(recipe.loss) if is_known(recipe.loss) else reader.key(recipe.loss, "its loss")
         predict = reader.key(recipe.predict, "its predict")
+        transform = reader.key(recipe.transform, "its transform")
     if reader.unread:
         where, what = reader.unread[0]
         raise FuseError(f"{where} is {what}")
@@ -187,6 +193,7 @@ def _parts(recipe: Recipe, layout: Layout, lifted: Mapping[str, Place]) -> list[
         ("loss", digest(loss)),
         ("loss options", digest(criterion_only)),
         ("predict", digest(predict)),
+        ("transform", digest(transform)),
     ]
 
 

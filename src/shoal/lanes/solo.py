@@ -48,7 +48,7 @@ class Solo:
 
         def closure() -> float:
             with KeyedRandom(keys):  # the same draws each time that a line search comes back
-                loss = self.loss(batch)
+                loss = self.loss(recipe.transformed(batch))
             recipe.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             clip.plain(recipe)

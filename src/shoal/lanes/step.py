@@ -354,6 +354,13 @@ class Program:
         except graph.WidthError:
             return None
 
+    def _transformed(self, batch: Batch) -> Batch:
+        """What the model is shown of a micro-batch. Its slots' weights follow from the targets, which must stay as they are."""
+        out = self._recipe.transformed(batch)
+        if out[-1] is not batch[-1] and len(batch) > 1:
+            raise FuseError("its transform changes the targets")
+        return out
+
     def _train_step(self, n_data: int) -> Callable[..., list[Tensor]]:
         def lane(*tensors: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
             params, fixed, buffers, values, batch, weights, keys = self._lane(tensors, n_data, evaluate=False)
@@ -362,9 +369,8 @@ class Program:
                 advanced = {name: t.clone() for name, t in buffers.items()}
                 given = {**params, **fixed, **advanced}
                 with KeyedRandom(keys, lanes=True), Sealed():
-                    loss, _ = functional_call(
-                        self._objective, given, (_copied(batch), weights, values, False, self._uses)
-                    )
+                    shown = self._transformed(_copied(batch))
+                    loss, _ = functional_call(self._objective, given, (shown, weights, values, False, self._uses))
                 # A buffer that was assigned to, rather than written in place, is another tensor now.
                 advanced = {name: given[name] for name in buffers}
                 if not isinstance(loss, Tensor) or loss.dim() != 0:

@@ -47,7 +47,7 @@ def expected_loss(trial: LaneTrial, work: Work, quantum: int) -> float:
     buffers = {name: b.detach().clone() for name, b in recipe.model.named_buffers()}
     solo = Solo(trial.spec, recipe, work)
     with torch.no_grad(), KeyedRandom(keys):
-        loss = float(solo.loss(tuple(t[rows] for t in data.tensors)))
+        loss = float(solo.loss(recipe.transformed(tuple(t[rows] for t in data.tensors))))
     with torch.no_grad():
         for name, b in recipe.model.named_buffers():
             b.copy_(buffers[name])
