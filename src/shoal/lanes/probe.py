@@ -5,7 +5,7 @@ Glossary: ``q`` samples, a few of the training split.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -87,6 +87,17 @@ def probe_padding(recipe: Recipe, data: Sequence[Tensor]) -> None:
             out: tuple[Tensor, Tensor | None] = functional_call(objective, tensors, inputs)
         return out
 
+    flags = {module: module.training for module in recipe.model.modules()}
+    try:
+        _compare_padding(run, keys)
+        recipe.model.eval()  # which may well go another way
+        _compare_padding(run, keys)
+    finally:
+        for module, training in flags.items():
+            module.training = training
+
+
+def _compare_padding(run: Callable[[KeyedRandom], tuple[Tensor, Tensor | None]], keys: Tensor) -> None:
     plain = KeyedRandom(keys, rate=0.5)
     expected = run(plain)
     if not plain.packed:
