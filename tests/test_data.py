@@ -289,7 +289,7 @@ def hole(value: float) -> Tensor:
         (lambda: load({"x": X}), "train is of type dict, which is no data set"),
         (lambda: load(None), "train is None, which is no data set"),
         (lambda: load(0.5), "train is float 0.5, which is no data set"),
-        (lambda: load(Frame()), "train is of type Frame; pass train.to_numpy()"),
+        (lambda: load(Frame()), "train is of type Frame; pass inputs and targets apart"),
         (lambda: load(X.to_sparse()), "train is a sparse or nested tensor; it must be dense: use .to_dense()"),
         (lambda: load(Items([X[0].to_sparse()])), "train[0] is a sparse or nested tensor"),
         (lambda: load(XY, 0.0), "valid as a number is a fraction of train strictly between 0 and 1; got 0.0"),
@@ -326,3 +326,38 @@ def test_a_data_set_is_read_once_beside_the_check_for_randomness() -> None:
     items = Items([torch.zeros(2)] * 1000)
     load(items, valid=0.5)
     assert items.fetched <= 1000 + 2 * 32 + 1
+
+
+def test_data_frames_are_tables_of_numbers() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": X[:, 0].double(), "b": Y.numpy(), "c": Y.numpy() > 1, "y": Y.numpy()})
+    inputs, target = whole((frame.drop(columns="y"), frame["y"])).tensors
+    assert inputs.dtype is torch.float32 and target.dtype is torch.int64 and torch.equal(target, Y)
+    assert torch.equal(inputs, torch.stack([X[:, 0], Y.float(), (Y > 1).float()], dim=1))
+    assert whole((frame[["b", "y"]], frame["y"])).tensors[0].dtype is torch.int64
+
+
+@pytest.mark.parametrize("column", [["x", "y"], ["2020-01-01", None], [None, 1.5]])
+def test_columns_that_are_no_numbers_are_refused_by_name(column: list[object]) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"good": [1.0, 2.0], "bad": pandas.Series(column, dtype=object)})
+    with pytest.raises(DataError, match=re.escape("column 'bad' of train[0] has dtype object, and must hold numbers")):
+        load((frame, frame["good"]))
+    with pytest.raises(DataError, match=re.escape("train[1] has dtype object, and must hold numbers without gaps")):
+        load((frame[["good"]], frame["bad"]))
+    with pytest.raises(DataError, match=re.escape("train[0] is a data frame without columns")):
+        load((frame[[]], frame["good"]))
+
+
+def test_sparse_matrices_are_refused_with_advice() -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    for source, where in ((sparse.csr_matrix(X), "train"), ((sparse.csr_array(X), Y), "train[0]")):
+        with pytest.raises(DataError, match=re.escape(f"{where} is a sparse matrix of scipy") + ".*use .toarray()"):
+            load(source)
+
+
+def test_a_mapped_file_is_not_read_into_memory(tmp_path: Any) -> None:
+    np.save(tmp_path / "x.npy", X.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    tensor = whole((mapped, Y)).tensors[0]
+    assert torch.equal(tensor, X) and tensor.data_ptr() == mapped.ctypes.data

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 import numbers
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -133,7 +135,7 @@ def _columns(source: object, name: str) -> tuple[Tensor, ...]:
         if not source:
             raise DataError(f"{name} is an empty {type(source).__name__}. {_WHAT_TO_PASS}")
         for place, part in enumerate(source):
-            if not isinstance(part, Tensor | np.ndarray):
+            if not (isinstance(part, Tensor | np.ndarray) or _is_frame(part) or _is_sparse(part)):
                 raise DataError(
                     f"{name} is a {type(source).__name__}, so each of its parts must be a tensor or a numpy array with "
                     f"one row per sample; part {place} is {_kind(part)}. {_WHAT_TO_PASS}"
@@ -149,8 +151,13 @@ def _columns(source: object, name: str) -> tuple[Tensor, ...]:
     fast = _known_tensors(source)
     if fast is not None:
         return fast
+    if _is_sparse(source):
+        return (_tensor(source, name),)
     if not isinstance(source, Dataset) and hasattr(source, "to_numpy"):
-        raise DataError(f"{name} is {_kind(source)}; pass {name}.to_numpy(), inputs and targets apart.")
+        raise DataError(
+            f"{name} is {_kind(source)}; pass inputs and targets apart, such as (frame.drop(columns='y'), frame['y']), or "
+            f"{name}.to_numpy() where there is no target."
+        )
     if isinstance(source, str | bytes | dict | set) or not hasattr(source, "__getitem__"):
         raise DataError(f"{name} is {_kind(source)}, which is no data set. {_WHAT_TO_PASS}")
     return _read_items(source.__getitem__, _length(source, name), name)
@@ -228,7 +235,14 @@ def _tensor(value: object, where: str) -> Tensor:
     if isinstance(value, bool | int | float | complex) and not isinstance(value, np.generic):
         return torch.tensor(value)
     if isinstance(value, np.ndarray | np.generic) or hasattr(value, "__array_interface__"):
-        return _from_numpy(np.asarray(value), where)
+        return _from_numpy(value if isinstance(value, np.memmap) else np.asarray(value), where)
+    if _is_frame(value):
+        return _from_frame(value, where)
+    if _is_sparse(value):
+        raise DataError(
+            f"{where} is a sparse matrix of scipy ({type(value).__name__}); lanes read dense rows: use .toarray() if it fits "
+            "memory, or fewer features (sklearn.decomposition.TruncatedSVD)."
+        )
     known: dict[type, str] = {
         dict: "Return a tuple of its values in a fixed order instead.",
         str: "Encode text as integers first, for example with a tokenizer or a vocabulary.",
@@ -237,6 +251,37 @@ def _tensor(value: object, where: str) -> Tensor:
     }
     advice = known.get(type(value), "Leave such items out, or convert them first.")
     raise DataError(f"{where} is {_kind(value)}; it must be a tensor, a numpy array or a number. {advice}")
+
+
+def _is_frame(value: object) -> bool:
+    """Whether this is a data frame or a column of one (pandas, polars), by what it can do."""
+    return hasattr(value, "to_numpy") and hasattr(value, "dtypes" if hasattr(value, "columns") else "dtype")
+
+
+def _is_sparse(value: object) -> bool:
+    return hasattr(value, "toarray") and hasattr(value, "nnz")
+
+
+def _from_frame(frame: Any, where: str) -> Tensor:
+    """A frame as (n, columns), a column as (n,): whole numbers if all of it is whole, else torch's default dtype."""
+    if hasattr(frame, "columns"):
+        columns = {name: np.asarray(frame[name]) for name in frame.columns}
+        for name, column in columns.items():
+            _check_column(column, f"column {name!r} of {where}")
+        if not columns:
+            raise DataError(f"{where} is a data frame without columns.")
+        return _from_numpy(np.stack(list(columns.values()), axis=1), where)
+    column = np.asarray(frame)
+    _check_column(column, where)
+    return _from_numpy(column, where)
+
+
+def _check_column(column: npt.NDArray[np.generic], what: str) -> None:
+    if column.dtype.kind not in "biuf":
+        raise DataError(
+            f"{what} has dtype {column.dtype}, and must hold numbers without gaps. Encode categories and text as numbers "
+            "(pandas.get_dummies, .cat.codes), fill what is missing, and make dates a number of days."
+        )
 
 
 def _dense(tensor: Tensor, where: str) -> Tensor:
@@ -256,9 +301,13 @@ def _from_numpy(array: npt.NDArray[np.generic], where: str) -> Tensor:
         array = array.astype(wider)
     elif array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
-    if not (array.flags.writeable and array.flags.c_contiguous and array.dtype.isnative):
+    mapped = isinstance(array, np.memmap) and array.flags.c_contiguous and array.dtype.isnative
+    if not mapped and not (array.flags.writeable and array.flags.c_contiguous and array.dtype.isnative):
         array = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
-    tensor = torch.from_numpy(array)
+    with warnings.catch_warnings():
+        # A file that is mapped read-only stays on the disk: nothing here writes to data.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        tensor = torch.from_numpy(array)
     # In torch and not in numpy, where a value beyond float32 is a warning: the check for inf then names its row.
     return tensor.to(torch.get_default_dtype()) if tensor.dtype is torch.float64 else tensor
 
