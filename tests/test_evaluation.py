@@ -120,7 +120,7 @@ def test_a_study_goes_on_with_its_further_metrics(tmp_path: Any) -> None:
     study = shoal.resume(tmp_path / "a.db", plain, train=(X, Y), n_trials=3, progress=False)
     assert all("mcc" in trial.rows[0].metrics for trial in study.record.trials)
     shoal.tune(plain, train=(X, Y), metrics=[skewed], storage=tmp_path / "b.db", **keywords)
-    with pytest.raises(shoal.UsageError, match="started with a metric or sampler object"):
+    with pytest.raises(shoal.UsageError, match="started with a metric, sampler or scheduler object"):
         shoal.resume(tmp_path / "b.db", plain, train=(X, Y), n_trials=3, progress=False)
 
 

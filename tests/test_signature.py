@@ -196,10 +196,11 @@ def test_losses_and_batch_sizes_split_where_they_must() -> None:
         nn.CrossEntropyLoss(),
         nn.CrossEntropyLoss(reduction="sum"),
         nn.CrossEntropyLoss(ignore_index=0),
-        nn.CrossEntropyLoss(weight=torch.ones(4)),
         lambda model, batch: model(batch[0]).sum(),
     ]
     assert len({signature(net(), loss=c).key for c in by_loss}) == len(by_loss)
+    weighted = nn.CrossEntropyLoss(weight=torch.ones(4), label_smoothing=0.1)  # a lane's own
+    assert signature(net(), loss=weighted).key == signature(net(), loss=nn.CrossEntropyLoss()).key
     assert signature(net(), batch=16).key != signature(net(), batch=8).key  # another quantum
     a, b = signature(resting(False), batch=16), signature(resting(False), batch=15)
     assert a.exact and b.exact and a.differs(b) == ["batch size"]
