@@ -6,6 +6,7 @@ told apart (1, or one per parameter tensor when some lane has several).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,9 +64,12 @@ def example_of(template: Recipe, spare: Callable[[], Recipe], work: Work) -> dic
     """
     like = {name: t.detach().clone() for name, t in tensors_of(template).items()}
     if wants_classes(template.loss):
-        recipe = spare()
-        recipe.model.to(work.device)
-        like["loss.weight"] = like["loss.weight"].repeat(output_classes(recipe, work.data.train.tensors))
+        with contextlib.suppress(
+            Exception
+        ):  # a forward pass that raises does so again when it is traced, which says why
+            recipe = spare()
+            recipe.model.to(work.device)
+            like["loss.weight"] = like["loss.weight"].repeat(output_classes(recipe, work.data.train.tensors))
     return like
 
 
