@@ -389,15 +389,44 @@ _NORMS = {_aten.native_batch_norm.default, _aten.cudnn_batch_norm.default, _aten
 
 
 def _written(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose memory some operation writes to, perhaps through a view."""
-    written: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        schema = getattr(node.target, "_schema", None)
-        if node.target in _NORMS:  # they follow the statistics in place, and do not say so
-            written.update(a for a in node.args[3:5] if isinstance(a, fx.Node))
-        if node in written or (schema is not None and schema.is_mutable):
-            written.update(node.all_input_nodes)
-    return written
+    """Nodes whose memory some operation writes to, by whatever view of it."""
+    first: dict[fx.Node, fx.Node] = {}  # a node, and the one whose memory it shares; itself if the memory is its own
+    targets: list[fx.Node] = []
+
+    def source(node: fx.Node) -> fx.Node:
+        while first[node] is not node:
+            node = first[node]
+        return node
+
+    for node in graph.nodes:
+        first[node] = node
+        shared, changed = _memory(node)
+        for other in shared:
+            first[source(other)] = source(node)
+        targets += changed
+    written = {source(node) for node in targets}
+    return {node for node in graph.nodes if source(node) in written}
+
+
+def _memory(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
+    """(inputs that the result may share memory with, inputs that are written to)."""
+    if node.op != "call_function":
+        return [], []
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:  # Python's own, such as taking one of several results
+        return list(node.all_input_nodes), []
+    shared: list[fx.Node] = []
+    written: list[fx.Node] = []
+    views = any(r.alias_info is not None for r in schema.returns)
+    for i, argument in enumerate(schema.arguments):
+        given = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+        inside = [v for v in (given if isinstance(given, list | tuple) else [given]) if isinstance(v, fx.Node)]
+        if argument.alias_info is not None:
+            shared += inside if views else []
+            written += inside if argument.alias_info.is_write else []
+        elif node.target in _NORMS and i in (3, 4):  # they follow the statistics in place, and do not say so
+            written += inside
+    return shared, written
 
 
 def _unchanging(graph: fx.Graph, fixed: set[fx.Node]) -> set[fx.Node]:
