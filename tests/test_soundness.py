@@ -725,7 +725,7 @@ def a_compiled_submodule(i: int) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-@case("together")
+@case("", "its model is DataParallel, which spreads one model over devices; pass the model itself")
 def data_parallel(i: int) -> nn.Module:
     return nn.DataParallel(Net())
 

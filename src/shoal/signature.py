@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from shoal.errors import FuseError
+from shoal.errors import FuseError, blame
 from shoal.keys import Reader, digest
 from shoal.lanes import rehearsal
 from shoal.lanes.criteria import criterion_key, denominators, is_known
@@ -24,7 +24,7 @@ from shoal.lanes.tables import family_of
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
 
-# Samples of the batches that a recipe is tried out on.
+# Samples of the batch that numbers are lifted on.
 _PROBE = 8
 
 
@@ -75,10 +75,13 @@ class Signer:
         family_of(recipe.optimizer, recipe.schedule)
         _refuse(recipe)
         places = places_of(recipe)
-        effects, lifts, guards = self._settle(recipe, places)
-        object.__setattr__(recipe, "lifts", lifts)
+        object.__setattr__(recipe, "lifts", ())
         layout = Layout.of(recipe)
-        parts = _parts(recipe, layout, {name: places[name] for name in lifts})
+        parts = _parts(recipe, layout, places)
+        effects, lifts, guards = self._settle(recipe, places, digest(tuple(parts)))
+        if len(lifts) < len(places):  # what is not lifted is part of the signature
+            parts = _parts(recipe, layout, {name: places[name] for name in lifts})
+        object.__setattr__(recipe, "lifts", lifts)
         parts.append(("numbers", digest((lifts, guards.outcomes))))
         structure = digest(tuple(parts))
         self._check_weights(recipe, structure)
@@ -104,17 +107,17 @@ class Signer:
             return ""
         return ""
 
-    def _settle(self, recipe: Recipe, places: Mapping[str, Place]) -> tuple[rehearsal.Effects, tuple[str, ...], Guards]:
+    def _settle(
+        self, recipe: Recipe, places: Mapping[str, Place], key: str
+    ) -> tuple[rehearsal.Effects, tuple[str, ...], Guards]:
         """What a forward pass leaves behind, which numbers are lifted, and the guards; tries a new structure out."""
-        object.__setattr__(recipe, "lifts", ())
-        key = digest(tuple(_parts(recipe, Layout.of(recipe), places)))
         known = self._structures.get(key)
-        batch, keys = rehearsal.batch_of(self._data, min(_PROBE, recipe.batch_size, len(self._data[0])))
+        n = min(recipe.batch_size, len(self._data[0]))
         if known is None:
             try:
-                effects = rehearsal.effects(recipe, batch, keys)
-            except Exception:  # the forward pass raises on this data: the trace will say so, with the user's line
-                effects = rehearsal.Effects()
+                effects = rehearsal.effects(recipe, *rehearsal.batch_of(self._data, n))
+            except Exception as error:  # alone it raises too, and the trial fails with that
+                effects = rehearsal.Effects(f"its forward pass raises {blame(error)}")
             known = self._structures[key] = _Structure(effects)
         if known.effects.reason:
             raise FuseError(known.effects.reason)
@@ -122,7 +125,10 @@ class Signer:
         for lifts, guards in known.lifts:
             if guards.hold(values):
                 return known.effects, lifts, guards
-        known.lifts.append(rehearsal.liftable(recipe, places, batch, keys) if places else ((), Guards()))
+        found: tuple[tuple[str, ...], Guards] = ((), Guards())
+        if places:
+            found = rehearsal.liftable(recipe, places, *rehearsal.batch_of(self._data, min(_PROBE, n)))
+        known.lifts.append(found)
         return known.effects, *known.lifts[-1]
 
     def _splittable(self, recipe: Recipe, layout: Layout, structure: str) -> bool:
@@ -214,6 +220,10 @@ def _refuse(recipe: Recipe) -> None:
             raise FuseError(f"{where} was compiled by torch.compile; Shoal traces plain modules itself")
         if type(module).__module__.startswith("torch.jit"):
             raise FuseError(f"{where} was compiled by torch.jit, and lanes are traced through Python")
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise FuseError(
+                f"{where} is {type(module).__name__}, which spreads one model over devices; pass the model itself"
+            )
         if module._backward_hooks or module._backward_pre_hooks:
             raise FuseError(f"{where} has a backward hook, which lanes do not call")
     for name, p in recipe.model.named_parameters():

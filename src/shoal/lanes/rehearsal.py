@@ -8,6 +8,7 @@ A recipe that turns out to have side effects has had them: whoever trains it alo
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def effects(recipe: Recipe, batch: Batch, keys: Tensor) -> Effects:
     before, drawn = _state(recipe), (random.getstate(), repr(np.random.get_state()))
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
-    with _buffers_kept(model):
+    with _buffers_kept(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the training itself will say it
         try:
             for training in (True, False):
                 recipe.train_mode() if training else model.eval()
