@@ -18,7 +18,7 @@ from torch import Tensor, nn, optim
 from torch.utils.data import Dataset, TensorDataset
 
 import shoal
-import shoal.tuning
+import shoal.winner
 from shoal.errors import RecipeError, StorageError, StudyError, UsageError
 from shoal.lanes.solo import measure
 from shoal.records import Progress, TrialState
@@ -125,12 +125,13 @@ def test_the_test_set_is_measured_once_and_for_the_winner(tmp_path: Path, monkey
         measured.append(len(data[0]))
         return real(recipe, data, seed)
 
-    monkeypatch.setattr(shoal.tuning, "measure", counting)
-    study = tune(test=TEST, storage=tmp_path / "s.db")
-    assert measured == [64]
-    assert study.test_metrics["accuracy"] == pytest.approx(accuracy(study.best_model(), TEST))
-    again = tune(test=TEST, storage=tmp_path / "s.db")
-    assert measured == [64] and again.test_metrics == study.test_metrics
+    monkeypatch.setattr(shoal.winner, "measure", counting)
+    test = pair(48, 2)  # of another size than the validation set, which the winner is measured on too
+    study = tune(test=test, storage=tmp_path / "s.db")
+    assert measured.count(48) == 1
+    assert study.test_metrics["accuracy"] == pytest.approx(accuracy(study.best_model(), test))
+    again = tune(test=test, storage=tmp_path / "s.db")
+    assert measured.count(48) == 1 and again.test_metrics == study.test_metrics
 
 
 def test_what_comes_out_is_an_optuna_study(tmp_path: Path) -> None:
