@@ -32,7 +32,7 @@ def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
         (["shoal", "report", "dig"], {"digits.db", "digits.py"}),
         (["shoal", "report", "x.db", "--figures", "fol"], {"folder"}),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
 )
 def test_bash_offers_what_fits(script: Path, tmp_path: Path, words: list[str], expected: set[str]) -> None:
     (tmp_path / "digits.db").touch()
