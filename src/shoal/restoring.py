@@ -83,7 +83,9 @@ def restore(
         again = [t.spec.number for t in previous.trials if t.state in states and t.spec.number not in paused]
         trials = tuple(_reopened(t) if t.spec.number in again else t for t in previous.trials)
         record = StudyRecord(name, direction, trials, previous.events, previous.meta)
-        history = History.of(record, {**previous.meta, **facts})
+        # A winner that trains again is another one: what was measured on it no longer holds.
+        stale = ("winner", "test", "test_trial") if longer else ()
+        history = History.of(record, {**{k: v for k, v in previous.meta.items() if k not in stale}, **facts})
         asker.restore([_as_seen(t) if t.spec.number in paused else t for t in trials])
         if store is not None and again:
             store.restart(again)

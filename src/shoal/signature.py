@@ -116,8 +116,10 @@ class Signer:
         if known is None:
             try:
                 effects = rehearsal.effects(recipe, *rehearsal.batch_of(self._data, n))
-            except Exception as error:  # alone it raises too, and the trial fails with that
-                effects = rehearsal.Effects(f"its forward pass raises {blame(error)}")
+            except (
+                Exception
+            ) as error:  # alone it raises too, and the trial fails with that; another of its kind may not
+                raise FuseError(f"its forward pass raises {blame(error)}") from error
             known = self._structures[key] = _Structure(effects)
         if known.effects.reason:
             raise FuseError(known.effects.reason)

@@ -166,7 +166,7 @@ def tune(
     }
     work = Work(_to(data, where), _metrics(chosen, others, targets), where)
     lanes = total_lanes(n_trials, learns=asker.learns)
-    signer = Signer(work.data.train.tensors)
+    signer = Signer(data.train.tensors)  # where `define` makes its models, whatever device they train on
 
     def rebuild(spec: TrialSpec) -> Recipe:
         return replay(define, spec, data.train.n)

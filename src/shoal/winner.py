@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shoal.errors import StorageError
 from shoal.lanes.criteria import scale_of
@@ -66,6 +66,8 @@ def score_winner(history: History, work: Work, trained: Callable[[TrialSpec], Re
             raise
         return  # its weights are gone, and nothing that was asked for needs them
     recipe.model.to(work.device)
+    if isinstance(recipe.loss, nn.Module):
+        recipe.loss.to(work.device)
     winner: dict[str, Json] = {"trial": best.spec.number}
     for name, split in (("valid", work.data.valid), ("test", work.data.test)):
         if split is None:

@@ -125,7 +125,7 @@ class TorchKernels(TorchGates):
         flat, views = gradients.flat, list(gradients.views)
         adds = gradients.goes_on.any(1).tolist()
         keep = gradients.goes_on.to(flat.device, flat.dtype)[:, :, None].unbind(0)
-        steps = [(u.due.any(1).tolist(), self._updater(u)) for u in updates]
+        steps = [(u.due.any(1).tolist(), self.updater(u)) for u in updates]
 
         def advance(t: int, parts: Sequence[Tensor]) -> None:
             if adds[t]:
@@ -141,7 +141,8 @@ class TorchKernels(TorchGates):
 
         return advance
 
-    def _updater(self, u: Updates) -> Callable[[int], None]:
+    def updater(self, u: Updates) -> Callable[[int], None]:
+        """A function that carries out one stretch's updates of a tick."""
         rows = u.table.flatten(0, 1).unbind(0)  # T x K tensors (rows, G)
         step = optim.UPDATES[u.family]
 

@@ -16,7 +16,7 @@ from shoal.records import TrialSpec
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one epoch of one trial gave. ``losses`` are per tick, for the check on admission; ``outputs`` never leave the device."""
+    """What one epoch of one trial gave; ``first_loss`` is its first tick's, for the check on admission."""
 
     trial: int
     epoch: int
@@ -40,8 +40,6 @@ class LaneTrial:
     epoch: int = 0
     updates: int = 0
     expected: float | None = None  # its own plain forward's first loss, until the first tick has confirmed it
-    best_value: float | None = None
-    best_state: dict[str, Tensor] | None = None
     groups: int = 1
     table: NDArray[np.float64] = field(
         default_factory=lambda: np.empty((0, optim.K, 1)), repr=False

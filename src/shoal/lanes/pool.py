@@ -247,6 +247,7 @@ class Pool:
             return
         if width == 0:
             g.fleet = None
+            self._let_go(g, old)
             return
         fleet = self._fleet(g, width)
         if old is not None:
@@ -255,9 +256,14 @@ class Pool:
                 if t is not None:
                     self._events.append(Event(0, "left", t.spec.number, old.number, None, {"to": fleet.number}))
                     self._events.append(Event(0, "admitted", t.spec.number, fleet.number, i))
-            if old.state.flat.nbytes > _KEPT_BYTES:
-                del g.by_width[old.width]
+            self._let_go(g, old)
         self._take_up(g, fleet, key)
+
+    @staticmethod
+    def _let_go(g: _Group, fleet: Fleet | None) -> None:
+        """A fleet that nobody trains in is kept for when its width comes back, unless it is large."""
+        if fleet is not None and fleet.state.flat.nbytes > _KEPT_BYTES:
+            del g.by_width[fleet.width]
 
     def _take_up(self, g: _Group, fleet: Fleet, signature: str, timed: Mapping[str, Json] | None = None) -> None:
         """Make a fleet the one that trains its group's lanes; ``timed`` is what was measured for it."""
@@ -303,6 +309,7 @@ class Pool:
         ) as error:  # the plain loop will say so, with the user's own error, if it is not only a matter of lanes
             g.solo_reason = f"it cannot run over lanes ({blame(error)[:200]})"
         if g.solo_reason:
+            g.by_width.clear()
             why: dict[str, Json] = {"signature": group[0].signature, "reason": g.solo_reason}
             self._events.append(Event(0, "signature solo", None, None, None, why))
             return
@@ -345,7 +352,9 @@ class Pool:
                 trial = fleet.lanes[fleet.lane_of(m.trial)]
                 assert trial is not None
                 if m.error:
-                    fleet.leave(fleet.lane_of(m.trial))
+                    lane = fleet.lane_of(m.trial)
+                    fleet.leave(lane)
+                    self._events.append(Event(0, "left", m.trial, fleet.number, lane, {"reason": m.error}))
                     self.fail(m.trial, m.error)
                     continue
                 if trial.expected is not None and not confirmed(trial.expected, m.first_loss, fleet.layout.dtype):

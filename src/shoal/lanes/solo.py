@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shoal.lanes import clip
 from shoal.lanes.criteria import denominators, is_known, scale_of
@@ -30,6 +30,8 @@ class Solo:
         self.spec, self.recipe, self.work = spec, recipe, work
         self.epoch = 0
         recipe.model.to(work.device)
+        if isinstance(recipe.loss, nn.Module):
+            recipe.loss.to(work.device)
         follow(recipe.optimizer, work.device)
         # LBFGS, and whatever else says in the signature of its ``step`` that it evaluates the loss itself.
         closure = inspect.signature(recipe.optimizer.step).parameters.get("closure")

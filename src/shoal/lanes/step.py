@@ -328,7 +328,7 @@ class Program:
         kinds = dict(zip(placeholders[lifted:buffers], la.lifted, strict=True))
         graph.specialise(gm, self._kernels, self._runs, kinds)
         self.graphs[key] = gm
-        if key[0] == "train":
+        if key[0].startswith("train"):  # whatever its loss uses
             self.unused = graph.unreached(gm, len(la.names))
         fixed = {*placeholders[frozen:buffers], *placeholders[values : values + len(la.values)]}
         return graph.Tick(gm, fixed)

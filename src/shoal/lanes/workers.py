@@ -13,6 +13,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -267,6 +268,8 @@ def _keep_freed_memory() -> None:
     A twentieth to a tenth of a tick of a small network. Other allocators are left alone.
     """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    if sys.platform != "linux":
+        return
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018  (nothing but glibc has it)

@@ -79,7 +79,7 @@ class NativeKernels:
             return self._torch.forward(x, runs)
         x = x.contiguous()
         y = torch.empty_like(x)
-        n, threads = x[0].numel(), torch.get_num_threads()
+        n = x[0].numel()
         source, to = x.data_ptr(), y.data_ptr()
         for kind, i, j in runs:
             code = self._code(kind)
@@ -87,7 +87,7 @@ class NativeKernels:
                 y[i:j] = self._torch.forward(x[i:j], [(kind, 0, j - i)])
             else:
                 at = 4 * i * n
-                self._forward(*code, j - i, n, source + at, to + at, threads)
+                self._forward(*code, j - i, n, source + at, to + at)
         return y
 
     def backward(self, grad: Tensor, x: Tensor, y: Tensor, runs: Runs) -> Tensor:
@@ -95,7 +95,7 @@ class NativeKernels:
             return self._torch.backward(grad, x, y, runs)
         grad, x, y = grad.contiguous(), x.contiguous(), y.contiguous()
         out = torch.empty_like(x)
-        n, threads = x[0].numel(), torch.get_num_threads()
+        n = x[0].numel()
         g, a, b, to = grad.data_ptr(), x.data_ptr(), y.data_ptr(), out.data_ptr()
         for kind, i, j in runs:
             code = self._code(kind)
@@ -103,7 +103,7 @@ class NativeKernels:
                 out[i:j] = self._torch.backward(grad[i:j], x[i:j], y[i:j], [(kind, 0, j - i)])
             else:
                 at = 4 * i * n
-                self._backward(*code, j - i, n, g + at, a + at, b + at, to + at, threads)
+                self._backward(*code, j - i, n, g + at, a + at, b + at, to + at)
         return out
 
     def mask(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class NativeKernels:
         keys, element, threshold, scale = (t.contiguous() for t in (keys, element, threshold, scale))
         out = torch.empty(*keys.shape, element.shape[0], dtype=scale.dtype)
         sources = (keys.data_ptr(), element.data_ptr(), threshold.data_ptr(), scale.data_ptr())
-        self._masks[scale.dtype](*keys.shape, element.shape[0], *sources, out.data_ptr(), torch.get_num_threads())
+        self._masks[scale.dtype](*keys.shape, element.shape[0], *sources, out.data_ptr())
         return out
 
     def loss(
@@ -127,7 +127,7 @@ class NativeKernels:
         log_p = torch.empty(lanes, classes, q, dtype=dtype)
         pointers = [None if t is None else t.data_ptr() for t in held]
         outs = (loss.data_ptr(), log_p.data_ptr())
-        self._losses[dtype](lanes, q, classes, *pointers, ignore, *outs, torch.get_num_threads())
+        self._losses[dtype](lanes, q, classes, *pointers, ignore, *outs)
         return loss, log_p
 
     def loss_backward(
@@ -146,7 +146,7 @@ class NativeKernels:
         held = [grad.contiguous(), log_p.contiguous(), target.contiguous(), *_numbers(weight, smoothing, dtype)]
         out = torch.empty(lanes, q, classes, dtype=dtype)
         pointers = [None if t is None else t.data_ptr() for t in held]
-        self._loss_slopes[dtype](lanes, q, classes, *pointers, ignore, out.data_ptr(), torch.get_num_threads())
+        self._loss_slopes[dtype](lanes, q, classes, *pointers, ignore, out.data_ptr())
         return out
 
     def lstm(self, g: Tensor, c: Tensor, gates: Tensor, cell: Tensor, out: Tensor) -> None:
@@ -154,20 +154,23 @@ class NativeKernels:
         if not _are_rows(tensors):
             self._torch.lstm(*tensors)
             return
-        self._lstm(*c.shape, *_places(tensors), torch.get_num_threads())
+        self._lstm(*c.shape, *_places(tensors))
 
     def lstm_backward(self, dh: Tensor, dc: Tensor, gates: Tensor, cell: Tensor, c: Tensor, dg: Tensor) -> None:
         tensors = (dh, dc, gates, cell, c, dg)
         if not _are_rows(tensors):
             self._torch.lstm_backward(*tensors)
             return
-        self._lstm_backward(*c.shape, *_places(tensors), torch.get_num_threads())
+        self._lstm_backward(*c.shape, *_places(tensors))
 
     def advance(self, gradients: Gradients, updates: Sequence[Updates]) -> Advance:
         g, dtype = gradients, gradients.flat.dtype
-        if dtype not in _TYPES or any(u.family not in _FAMILIES for u in updates):
+        if dtype not in _TYPES:
             return self._torch.advance(gradients, updates)
-        call, threads = self._advance[dtype], torch.get_num_threads()
+        # A family without a native form is torch's, and changes nothing for the others.
+        foreign = [(u.due.any(1).tolist(), self._torch.updater(u)) for u in updates if u.family not in _FAMILIES]
+        updates = [u for u in updates if u.family in _FAMILIES]
+        call = self._advance[dtype]
         lanes, size = g.flat.shape
         places = (len(g.views), g.offsets.data_ptr(), g.sizes.data_ptr())
         goes_on, pointers = g.goes_on.contiguous(), _POINTER * len(g.views)
@@ -190,13 +193,17 @@ class NativeKernels:
             whole = [p.contiguous() for p in parts]
             sources: Any = pointers(*(p.data_ptr() for p in whole))
             begun = on + t * lanes
-            if g.shape is not None:  # first all of it is added up, then shaped
-                call(_ADD_UP, lanes, size, 1, 0, *places, *[None] * 4, mine, None, None, sources, begun, threads)
-                g.shape(t)
+            if g.shape is not None or foreign:  # first all of it is added up
+                call(_ADD_UP, lanes, size, 1, 0, *places, *[None] * 4, mine, None, None, sources, begun)
+                if g.shape is not None:
+                    g.shape(t)
                 sources, begun = None, 0
             for sizes, buffers, (table, step), (due, rows) in steps:
                 full = due + t * rows
-                call(*sizes, *buffers, table + t * step, full, sources, begun + sizes[4] if begun else None, threads)
+                call(*sizes, *buffers, table + t * step, full, sources, begun + sizes[4] if begun else None)
+            for due_at, update in foreign:
+                if due_at[t]:
+                    update(t)
 
         return advance
 
@@ -217,7 +224,7 @@ def _places(tensors: Sequence[Tensor]) -> list[int]:
 
 def _function(library: ctypes.CDLL, name: str, *arguments: Any) -> Any:
     f = getattr(library, name)
-    f.argtypes, f.restype = [*arguments, _INT], None  # the number of threads comes last
+    f.argtypes, f.restype = list(arguments), None
     return f
 
 
@@ -239,5 +246,6 @@ def kernels() -> NativeKernels | None:
             try:
                 _loaded = NativeKernels(path)
             except (OSError, AttributeError) as error:
+                path.unlink(missing_ok=True)  # the next process builds it again
                 _build.give_up(f"{path.name} cannot be loaded ({error})")
     return _loaded

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import warnings
 from pathlib import Path
+from typing import IO
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 # Neither flag changes a result: no errno, no floating-point traps. Flags that reorder or assume finite numbers stay out.
@@ -45,6 +46,7 @@ class Build:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._partial: Path | None = None
+        self._said: IO[bytes] | None = None
         self._failed = False
         self._path: Path | None = None
 
@@ -73,11 +75,15 @@ class Build:
             self._partial = Path(name)
             self._owner = os.getpid()
             command = [cxx, *_FLAGS, str(_SOURCE), "-o", name]
+            # Not a pipe, which a talkative compiler would fill and wait for. It is closed when the compiler is done.
+            self._said = tempfile.TemporaryFile()  # noqa: SIM115
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                command, stdin=subprocess.DEVNULL, stdout=self._said, stderr=subprocess.STDOUT
             )
             atexit.register(self.wait)  # a process that ends early leaves the library to the next one
         except OSError as error:
+            if self._partial is not None:
+                self._partial.unlink(missing_ok=True)
             self.give_up(str(error))
 
     def ready(self) -> Path | None:
@@ -95,15 +101,21 @@ class Build:
         return self.ready()
 
     def _finish(self) -> None:
-        process, partial = self._process, self._partial
-        assert process is not None and partial is not None
-        output = process.communicate()[0].decode(errors="replace").strip()
+        process, partial, said = self._process, self._partial, self._said
+        assert process is not None and partial is not None and said is not None
+        said.seek(0)
+        output = said.read().decode(errors="replace").strip()
+        said.close()
         self._process = None
-        if process.returncode == 0:
-            partial.chmod(0o700)  # whatever the umask is
-            os.replace(partial, self.path())  # at once and whole, for whoever looks meanwhile
+        try:
+            if process.returncode == 0:
+                partial.chmod(0o700)  # whatever the umask is
+                os.replace(partial, self.path())  # at once and whole, for whoever looks meanwhile
+                return
+            partial.unlink(missing_ok=True)
+        except OSError as error:  # the folder is gone, or the disk is full
+            self.give_up(str(error))
             return
-        partial.unlink(missing_ok=True)
         self.give_up(output.splitlines()[0] if output else f"the compiler ended with exit code {process.returncode}")
 
     def give_up(self, reason: str) -> None:

@@ -12,12 +12,6 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(_OPENMP)
-#define LANES_IN_PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
-#else
-#define LANES_IN_PARALLEL
-#endif
-
 namespace {
 
 // Rows of the coefficient table, as in lanes/optim.py.
@@ -71,8 +65,7 @@ void rms_centered(int64_t n, T* __restrict p, T* __restrict m, T* __restrict v, 
 template <typename T>
 void advance(int family, int64_t lanes, int64_t P, int64_t G, int64_t first, int64_t n_parts, const int64_t* offsets,
              const int64_t* sizes, T* p, T* m, T* v, T* a, T* g, const T* c, const uint8_t* due, const T* const* parts,
-             const uint8_t* goes_on, int threads) {
-  LANES_IN_PARALLEL
+             const uint8_t* goes_on) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const bool full = due != nullptr && due[lane];
     if (parts == nullptr && !full) continue;
@@ -115,8 +108,7 @@ inline uint32_t mix(uint32_t x) {
 // out (lanes, q, n) = scale where kept, else 0. keys (lanes, q), element (n), threshold and scale (lanes).
 template <typename T>
 void mask(int64_t lanes, int64_t q, int64_t n, const int32_t* keys, const int32_t* element, const int32_t* threshold,
-          const T* scale, T* out, int threads) {
-  LANES_IN_PARALLEL
+          const T* scale, T* out) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const int32_t from = threshold[lane];
     const T kept = scale[lane];
@@ -181,8 +173,7 @@ enum Kind { IDENTITY, RELU, TANH, SIGMOID, SILU, GELU, GELU_TANH, LEAKY_RELU };
 constexpr float GELU_A = 0.79788456f, GELU_B = 0.044715f;  // sqrt(2 / pi), and the cubic term's weight
 
 template <typename F>
-void each(int64_t lanes, int64_t n, const float* x_, float* y_, int threads, F f) {
-  LANES_IN_PARALLEL
+void each(int64_t lanes, int64_t n, const float* x_, float* y_, F f) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const float* __restrict x = x_ + lane * n;
     float* __restrict y = y_ + lane * n;
@@ -190,8 +181,8 @@ void each(int64_t lanes, int64_t n, const float* x_, float* y_, int threads, F f
   }
 }
 
-void forward(int kind, float slope, int64_t lanes, int64_t n, const float* x, float* y, int threads) {
-  const auto each_ = [=](auto f) { each(lanes, n, x, y, threads, f); };
+void forward(int kind, float slope, int64_t lanes, int64_t n, const float* x, float* y) {
+  const auto each_ = [=](auto f) { each(lanes, n, x, y, f); };
   switch (kind) {
     case IDENTITY: each_([](float x) { return x; }); break;
     case RELU: each_([](float x) { return x < 0.0f ? 0.0f : x; }); break;
@@ -205,8 +196,7 @@ void forward(int kind, float slope, int64_t lanes, int64_t n, const float* x, fl
 }
 
 template <typename F>
-void each(int64_t lanes, int64_t n, const float* g_, const float* x_, const float* y_, float* out_, int threads, F f) {
-  LANES_IN_PARALLEL
+void each(int64_t lanes, int64_t n, const float* g_, const float* x_, const float* y_, float* out_, F f) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const float* __restrict g = g_ + lane * n;
     const float* __restrict x = x_ + lane * n;
@@ -216,9 +206,8 @@ void each(int64_t lanes, int64_t n, const float* g_, const float* x_, const floa
   }
 }
 
-void backward(int kind, float slope, int64_t lanes, int64_t n, const float* g, const float* x, const float* y, float* out,
-              int threads) {
-  const auto each_ = [=](auto f) { each(lanes, n, g, x, y, out, threads, f); };
+void backward(int kind, float slope, int64_t lanes, int64_t n, const float* g, const float* x, const float* y, float* out) {
+  const auto each_ = [=](auto f) { each(lanes, n, g, x, y, out, f); };
   switch (kind) {
     case IDENTITY: each_([](float g, float, float) { return g; }); break;
     case RELU: each_([](float g, float, float y) { return y <= 0.0f ? 0.0f : g; }); break;
@@ -259,8 +248,7 @@ constexpr int64_t BLOCK = 256;
 // log_p (lanes, C, q).
 template <typename T>
 void class_loss(int64_t lanes, int64_t q, int64_t C, const T* scores, const int64_t* target, const T* weight, const T* smoothing,
-                int64_t ignore, T* loss, T* log_p, int threads) {
-  LANES_IN_PARALLEL
+                int64_t ignore, T* loss, T* log_p) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
     T top[BLOCK], sum[BLOCK];
     const T s = smoothing == nullptr ? T(0) : smoothing[lane];
@@ -304,8 +292,7 @@ void class_loss(int64_t lanes, int64_t q, int64_t C, const T* scores, const int6
 // grad (lanes, q), the others as above -> out (lanes, q, C).
 template <typename T>
 void class_loss_backward(int64_t lanes, int64_t q, int64_t C, const T* grad, const T* log_p, const int64_t* target, const T* weight,
-                         const T* smoothing, int64_t ignore, T* out, int threads) {
-  LANES_IN_PARALLEL
+                         const T* smoothing, int64_t ignore, T* out) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
     T kept[BLOCK], even[BLOCK];
     const T s = smoothing == nullptr ? T(0) : smoothing[lane];
@@ -375,8 +362,7 @@ inline void lstm_row_backward(int64_t H, const float* __restrict dh, const float
 }
 
 // g (lanes, B, 4 H) before the gates i f k o, c the cell before -> gates, cell after, out = o tanh(cell).
-void lstm(int64_t lanes, int64_t B, int64_t H, Rows g_, Rows c_, Rows gates_, Rows cell_, Rows out_, int threads) {
-  LANES_IN_PARALLEL
+void lstm(int64_t lanes, int64_t B, int64_t H, Rows g_, Rows c_, Rows gates_, Rows cell_, Rows out_) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
     for (int64_t b = 0; b < B; ++b) {
       const float* g = g_.at + lane * g_.stride + b * 4 * H;
@@ -388,9 +374,7 @@ void lstm(int64_t lanes, int64_t B, int64_t H, Rows g_, Rows c_, Rows gates_, Ro
 }
 
 // From the gradients dh, dc after a step: dg before its gates, and in dc that of the cell before it.
-void lstm_backward(int64_t lanes, int64_t B, int64_t H, Rows dh_, Rows dc_, Rows gates_, Rows cell_, Rows c_, Rows dg_,
-                   int threads) {
-  LANES_IN_PARALLEL
+void lstm_backward(int64_t lanes, int64_t B, int64_t H, Rows dh_, Rows dc_, Rows gates_, Rows cell_, Rows c_, Rows dg_) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
     for (int64_t b = 0; b < B; ++b) {
       const float* gates = gates_.at + lane * gates_.stride + b * 4 * H;
@@ -408,64 +392,63 @@ extern "C" {
 
 void shoal_advance_f32(int family, int64_t lanes, int64_t P, int64_t G, int64_t first, int64_t n_parts, const int64_t* offsets,
                        const int64_t* sizes, float* p, float* m, float* v, float* a, float* g, const float* c,
-                       const uint8_t* due, const float* const* parts, const uint8_t* goes_on, int threads) {
-  advance(family, lanes, P, G, first, n_parts, offsets, sizes, p, m, v, a, g, c, due, parts, goes_on, threads);
+                       const uint8_t* due, const float* const* parts, const uint8_t* goes_on) {
+  advance(family, lanes, P, G, first, n_parts, offsets, sizes, p, m, v, a, g, c, due, parts, goes_on);
 }
 
 void shoal_advance_f64(int family, int64_t lanes, int64_t P, int64_t G, int64_t first, int64_t n_parts, const int64_t* offsets,
                        const int64_t* sizes, double* p, double* m, double* v, double* a, double* g, const double* c,
-                       const uint8_t* due, const double* const* parts, const uint8_t* goes_on, int threads) {
-  advance(family, lanes, P, G, first, n_parts, offsets, sizes, p, m, v, a, g, c, due, parts, goes_on, threads);
+                       const uint8_t* due, const double* const* parts, const uint8_t* goes_on) {
+  advance(family, lanes, P, G, first, n_parts, offsets, sizes, p, m, v, a, g, c, due, parts, goes_on);
 }
 
 void shoal_mask_f32(int64_t lanes, int64_t q, int64_t n, const int32_t* keys, const int32_t* element, const int32_t* threshold,
-                    const float* scale, float* out, int threads) {
-  mask(lanes, q, n, keys, element, threshold, scale, out, threads);
+                    const float* scale, float* out) {
+  mask(lanes, q, n, keys, element, threshold, scale, out);
 }
 
 void shoal_mask_f64(int64_t lanes, int64_t q, int64_t n, const int32_t* keys, const int32_t* element, const int32_t* threshold,
-                    const double* scale, double* out, int threads) {
-  mask(lanes, q, n, keys, element, threshold, scale, out, threads);
+                    const double* scale, double* out) {
+  mask(lanes, q, n, keys, element, threshold, scale, out);
 }
 
-void shoal_forward_f32(int kind, float slope, int64_t lanes, int64_t n, const float* x, float* y, int threads) {
-  forward(kind, slope, lanes, n, x, y, threads);
+void shoal_forward_f32(int kind, float slope, int64_t lanes, int64_t n, const float* x, float* y) {
+  forward(kind, slope, lanes, n, x, y);
 }
 
-void shoal_backward_f32(int kind, float slope, int64_t lanes, int64_t n, const float* g, const float* x, const float* y, float* out,
-                        int threads) {
-  backward(kind, slope, lanes, n, g, x, y, out, threads);
+void shoal_backward_f32(int kind, float slope, int64_t lanes, int64_t n, const float* g, const float* x, const float* y, float* out) {
+  backward(kind, slope, lanes, n, g, x, y, out);
 }
 
 void shoal_loss_f32(int64_t lanes, int64_t q, int64_t C, const float* scores, const int64_t* target, const float* weight,
-                    const float* smoothing, int64_t ignore, float* loss, float* log_p, int threads) {
-  class_loss(lanes, q, C, scores, target, weight, smoothing, ignore, loss, log_p, threads);
+                    const float* smoothing, int64_t ignore, float* loss, float* log_p) {
+  class_loss(lanes, q, C, scores, target, weight, smoothing, ignore, loss, log_p);
 }
 
 void shoal_loss_f64(int64_t lanes, int64_t q, int64_t C, const double* scores, const int64_t* target, const double* weight,
-                    const double* smoothing, int64_t ignore, double* loss, double* log_p, int threads) {
-  class_loss(lanes, q, C, scores, target, weight, smoothing, ignore, loss, log_p, threads);
+                    const double* smoothing, int64_t ignore, double* loss, double* log_p) {
+  class_loss(lanes, q, C, scores, target, weight, smoothing, ignore, loss, log_p);
 }
 
 void shoal_loss_backward_f32(int64_t lanes, int64_t q, int64_t C, const float* grad, const float* log_p, const int64_t* target,
-                             const float* weight, const float* smoothing, int64_t ignore, float* out, int threads) {
-  class_loss_backward(lanes, q, C, grad, log_p, target, weight, smoothing, ignore, out, threads);
+                             const float* weight, const float* smoothing, int64_t ignore, float* out) {
+  class_loss_backward(lanes, q, C, grad, log_p, target, weight, smoothing, ignore, out);
 }
 
 void shoal_loss_backward_f64(int64_t lanes, int64_t q, int64_t C, const double* grad, const double* log_p, const int64_t* target,
-                             const double* weight, const double* smoothing, int64_t ignore, double* out, int threads) {
-  class_loss_backward(lanes, q, C, grad, log_p, target, weight, smoothing, ignore, out, threads);
+                             const double* weight, const double* smoothing, int64_t ignore, double* out) {
+  class_loss_backward(lanes, q, C, grad, log_p, target, weight, smoothing, ignore, out);
 }
 
 void shoal_lstm_f32(int64_t lanes, int64_t B, int64_t H, float* g, int64_t g_stride, float* c, int64_t c_stride, float* gates,
-                    int64_t gates_stride, float* cell, int64_t cell_stride, float* out, int64_t out_stride, int threads) {
-  lstm(lanes, B, H, {g, g_stride}, {c, c_stride}, {gates, gates_stride}, {cell, cell_stride}, {out, out_stride}, threads);
+                    int64_t gates_stride, float* cell, int64_t cell_stride, float* out, int64_t out_stride) {
+  lstm(lanes, B, H, {g, g_stride}, {c, c_stride}, {gates, gates_stride}, {cell, cell_stride}, {out, out_stride});
 }
 
 void shoal_lstm_backward_f32(int64_t lanes, int64_t B, int64_t H, float* dh, int64_t dh_stride, float* dc, int64_t dc_stride,
                              float* gates, int64_t gates_stride, float* cell, int64_t cell_stride, float* c, int64_t c_stride,
-                             float* dg, int64_t dg_stride, int threads) {
+                             float* dg, int64_t dg_stride) {
   lstm_backward(lanes, B, H, {dh, dh_stride}, {dc, dc_stride}, {gates, gates_stride}, {cell, cell_stride}, {c, c_stride},
-                {dg, dg_stride}, threads);
+                {dg, dg_stride});
 }
 }
