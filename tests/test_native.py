@@ -170,6 +170,28 @@ def test_batches_of_several_ticks_are_added_up_as_torch_does(
 
 
 @needs_compiler
+def test_a_family_without_a_native_form_changes_no_bit_of_the_others(kernels: NativeKernels) -> None:
+    def end(second: optim.Family) -> Tensor:
+        """Two Adam lanes beside two lanes of another family, after three ticks."""
+        case = Case.of([torch.zeros(6, 5), torch.zeros(3)], 4, 3, torch.float32)
+        case.state.copy_(made(*case.state.shape, dtype=torch.float32).abs())
+        case.table.copy_(made(*case.table.shape, seed=9, dtype=torch.float32).abs() * 0.1)
+        updates = []
+        for family, i, j in ((optim.Family.ADAM, 0, 2), (second, 2, 4)):
+            p, m, v, a, g = (b[i:j] for b in case.state)
+            rows, full = case.table[:, :, i:j].contiguous(), case.due[:, i:j].contiguous()
+            updates.append(replace(case.updates(family), first=i, buffers=(p, m, v, a, g), table=rows, due=full))
+        advance = kernels.advance(case.gradients, updates)
+        for t in range(3):
+            advance(t, [made(*v.shape, seed=20 + t, dtype=torch.float32) for v in case.views[4]])
+        return case.state[:4]
+
+    beside_sgd, beside_nadam = end(optim.Family.SGD), end(optim.Family.NADAM)
+    assert torch.equal(beside_sgd[:, :2], beside_nadam[:, :2])
+    assert not torch.equal(beside_sgd[0, 2:], beside_nadam[0, 2:])
+
+
+@needs_compiler
 @pytest.mark.parametrize("family", list(native._FAMILIES))
 def test_lanes_that_are_not_due_are_left_alone(kernels: NativeKernels, family: optim.Family) -> None:
     case = Case.of([torch.zeros(64)], 3, 1, torch.float32)

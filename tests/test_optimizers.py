@@ -412,15 +412,20 @@ class Spare(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [16, 40])
-def test_what_the_loss_does_not_reach_is_left_alone(batch: int) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_what_the_loss_does_not_reach_is_left_alone(batch: int, smoothing: float) -> None:
     # torch leaves its gradient at None, and its optimizers do not even decay it.
     def spare(trial: Any) -> Recipe:
         model = Spare().double()
         optimizer = ALL[trial.params["opt"]](model)
-        return Recipe(model, optimizer, nn.CrossEntropyLoss(), batch, clip_norm=trial.params["clip"])
+        loss = nn.CrossEntropyLoss(
+            label_smoothing=trial.params["smoothing"]
+        )  # a loss with options has a graph of its own
+        return Recipe(model, optimizer, loss, batch, clip_norm=trial.params["clip"])
 
     work = work_of(class_data(60))
-    specs = specs_of([{"opt": n, "clip": c} for n in ONE_OF_EACH.values() for c in (None, 0.1)])
+    kinds = [(None, 0.0), (0.1, 0.0), (None, smoothing)]
+    specs = specs_of([{"opt": n, "clip": c, "smoothing": s} for n in ONE_OF_EACH.values() for c, s in kinds])
     fused = train_fused(spare, specs, work, 2)
     for spec in specs:
         assert_same_trail(fused[spec.number], train_solo(spare, spec, work, 2), 1e-9)

@@ -191,6 +191,14 @@ def test_a_study_is_continued_with_more_trials_and_with_more_epochs(tmp_path: Pa
     assert len(shoal.resume(tmp_path / "s.db", define, train=TRAIN, valid=VALID, progress=False).record.trials) == 7
 
 
+def test_a_winner_that_trains_on_is_measured_anew(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"test": TEST, "storage": tmp_path / "s.db", "n_trials": 1, "scheduler": "none"}
+    short = tune(**common, max_epochs=1)
+    longer = tune(**common, max_epochs=6)
+    assert longer.test_metrics != short.test_metrics
+    assert longer.test_metrics["accuracy"] == pytest.approx(accuracy(longer.best_model(), TEST))
+
+
 def test_a_time_limit_leaves_a_study_that_goes_on(tmp_path: Path) -> None:
     study = tune(storage=tmp_path / "s.db", timeout_s=1e-9)
     assert study.interrupted and study.timed_out and not study.record.trials
