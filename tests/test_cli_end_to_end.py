@@ -119,5 +119,6 @@ def test_ctrl_c_and_resume(folder: Path) -> None:
 
     done = run(folder, "resume", "small_study.db", "small_study.py", "--json")
     assert done.returncode == 0, done.stderr
-    last = json.loads(done.stdout.splitlines()[-2])
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    last = [line for line in lines if line["event"] == "progress"][-1]
     assert last["finished"] + last["stopped"] == last["n_trials"] == 400
