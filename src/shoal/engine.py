@@ -109,7 +109,9 @@ class Engine:
                 break
             self._fill(clock())
             if self.pool.n_running == 0:
-                self._stop_paused("", clock())  # nobody is left who could make room for them
+                if self._paused:
+                    self._stop_paused("", clock())  # nobody is left who could make room for them
+                    report(self.ledger.progress(self.pool, self.epochs_done / max(elapsed, 1e-9), elapsed))
                 break
             measured = self.pool.run_epoch()
             self.tick += 1
