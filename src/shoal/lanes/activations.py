@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoal.lanes.batching import lanes_first
+
 Forward = Callable[..., Tensor]
 Backward = Callable[..., Tensor]
 _aten = torch.ops.aten
@@ -200,13 +202,9 @@ for _name in _SCHEMAS:
     torch.library.register_fake(f"shoal::{_name}", lambda *args: torch.empty_like(args[0]))
 
 
-def _lanes_first(info: Any, dim: int | None, t: Tensor) -> Tensor:
-    return t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-
-
 @torch.library.register_vmap("shoal::activation")  # type: ignore[untyped-decorator]
 def _(info: Any, in_dims: tuple[int | None, ...], x: Tensor, kind: Tensor) -> tuple[Tensor, int]:
-    lanes = [_lanes_first(info, d, t) for d, t in zip(in_dims, (x, kind), strict=True)]
+    lanes = lanes_first(info, in_dims, (x, kind))
     return torch.ops.shoal.lane_activation(*lanes), 0
 
 
@@ -214,7 +212,7 @@ def _(info: Any, in_dims: tuple[int | None, ...], x: Tensor, kind: Tensor) -> tu
 def _(
     info: Any, in_dims: tuple[int | None, ...], grad: Tensor, x: Tensor, y: Tensor, kind: Tensor
 ) -> tuple[Tensor, int]:
-    lanes = [_lanes_first(info, d, t) for d, t in zip(in_dims, (grad, x, y, kind), strict=True)]
+    lanes = lanes_first(info, in_dims, (grad, x, y, kind))
     return torch.ops.shoal.lane_activation_backward(*lanes), 0
 
 

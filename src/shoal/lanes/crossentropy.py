@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoal.lanes.batching import lanes_first
+
 
 def loss_of(
     scores: Tensor, target: Tensor, weight: Tensor | None, smoothing: Tensor | None, ignore: int
@@ -90,24 +92,14 @@ for _prefix in ("", "lane_"):
     torch.library.register_fake(f"shoal::{_prefix}class_loss_backward", _fake_gradient)
 
 
-def _lanes_first(info: Any, dim: int | None, t: Tensor | None) -> Tensor | None:
-    if t is None:
-        return None
-    return t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-
-
 @torch.library.register_vmap("shoal::class_loss")  # type: ignore[untyped-decorator]
 def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    *tensors, ignore = arguments
-    lanes = [_lanes_first(info, d, t) for d, t in zip(in_dims, tensors, strict=False)]
-    return torch.ops.shoal.lane_class_loss(*lanes, ignore), (0, 0)
+    return torch.ops.shoal.lane_class_loss(*lanes_first(info, in_dims, arguments)), (0, 0)
 
 
 @torch.library.register_vmap("shoal::class_loss_backward")  # type: ignore[untyped-decorator]
 def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
-    *tensors, ignore = arguments
-    lanes = [_lanes_first(info, d, t) for d, t in zip(in_dims, tensors, strict=False)]
-    return torch.ops.shoal.lane_class_loss_backward(*lanes, ignore), 0
+    return torch.ops.shoal.lane_class_loss_backward(*lanes_first(info, in_dims, arguments)), 0
 
 
 class _Apply(torch.autograd.Function):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoal.lanes.batching import lanes_first
 from shoal.lanes.cells import Weights, forward
 from shoal.lanes.cells_back import backward
 from shoal.lanes.gates import Gates, TorchGates
@@ -99,21 +100,14 @@ def _backward(*args: Any) -> tuple[Tensor, ...]:
     return tuple(t[0] for t in torch.ops.shoal.lane_recurrent_backward(*_one(args)))
 
 
-def _lanes_first(info: Any, in_dims: Sequence[int | None], args: Sequence[Any]) -> list[Any]:
-    return [
-        a if not isinstance(a, Tensor) else a.expand(info.batch_size, *a.shape) if d is None else a.movedim(d, 0)
-        for d, a in zip(in_dims, args, strict=True)
-    ]
-
-
 @torch.library.register_vmap("shoal::recurrent")  # type: ignore[untyped-decorator]
 def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    return torch.ops.shoal.lane_recurrent(*_lanes_first(info, in_dims, args)), (0,) * 5
+    return torch.ops.shoal.lane_recurrent(*lanes_first(info, in_dims, args)), (0,) * 5
 
 
 @torch.library.register_vmap("shoal::recurrent_backward")  # type: ignore[untyped-decorator]
 def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    return torch.ops.shoal.lane_recurrent_backward(*_lanes_first(info, in_dims, args)), (0,) * 8
+    return torch.ops.shoal.lane_recurrent_backward(*lanes_first(info, in_dims, args)), (0,) * 8
 
 
 class _Apply(torch.autograd.Function):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from shoal.lanes.batching import lanes_first
 from shoal.lanes.numbers import LaneFloat, plain
 
 Handler = Callable[..., Any]
@@ -91,16 +92,12 @@ for _name in ("keep_mask", "lane_keep_mask"):
 
 @torch.library.register_vmap("shoal::keep_mask")  # type: ignore[untyped-decorator]
 def _(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
-    keys, element, threshold, scale = (
-        t if d is None else t.movedim(d, 0) for d, t in zip(in_dims, tensors, strict=True)
-    )
-    if in_dims[1] is not None:
+    keys, element, threshold, scale = tensors
+    of_keys, of_element, *others = in_dims
+    if of_element is not None:
         raise ValueError("the elements of a draw are the same in every lane")
-    lanes = [
-        t.expand(info.batch_size, *t.shape) if in_dims[k] is None else t
-        for k, t in ((0, keys), (2, threshold), (3, scale))
-    ]
-    return torch.ops.shoal.lane_keep_mask(lanes[0], element, *lanes[1:]), 0
+    keys, threshold, scale = lanes_first(info, (of_keys, *others), (keys, threshold, scale))
+    return torch.ops.shoal.lane_keep_mask(keys, element, threshold, scale), 0
 
 
 class LaneRate(float):
