@@ -1,17 +1,16 @@
-"""Recurrent layers and packed sequences under ``KeyedRandom``: dropout between layers by key, and one operation over lanes.
+"""Recurrent layers and packed sequences over lanes: one operation for each layer and direction.
 
-Alone, a trial keeps torch's kernels; only where a layer drops units between its layers are these run one by one. In a lane, each
-layer and direction is one ``recurrent`` operation. How long a sequence is differs from lane to lane, and shapes cannot: so what
-``pack_padded_sequence`` packs stays padded there, with a mask of the steps that count, and steps that do not count change no
-state. ``pad_packed_sequence`` then pads to the length that the input had rather than to that of its longest sequence; ``probe``
-checks that a model does not notice.
+How long a sequence is differs from lane to lane, and shapes cannot: so what ``pack_padded_sequence`` packs stays padded here, with
+a mask of the steps that count, and steps that do not count change no state. ``pad_packed_sequence`` then pads to the length that
+the input had rather than to that of its longest sequence; ``probe`` checks that a model does not notice. Alone, a trial keeps
+torch's kernels (`shoal.keyed`).
 
 Glossary: ``T`` steps, ``B`` samples, ``F`` features, ``H`` numbers of state, ``D`` directions (1 or 2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -20,12 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoal.errors import FuseError
+from shoal.keyed import _sequences as alone
+from shoal.keyed._sequences import Layers
 from shoal.lanes.cells import Weights
 from shoal.lanes.recurrent import recurrent
 from shoal.lanes.rng import KeyedRandom, handles
-
-_KINDS: dict[Any, str] = {torch.lstm: "lstm", torch.gru: "gru", torch.rnn_tanh: "rnn_tanh", torch.rnn_relu: "rnn_relu"}
-
 
 # --- packing ------------------------------------------------------------------------------------------------------
 
@@ -88,22 +86,12 @@ class _Sizes(_NoTensor):
         return self.samples
 
 
-@handles(torch.sort, Tensor.sort)
-def _sort(mode: KeyedRandom, *args: Any, **kwargs: Any) -> Any:
-    """Remembered: packing sorts by length, and draws have to find their sample again."""
-    out = torch.sort(*args, **kwargs)
-    mode.sorted = (out[0], out[1])
-    return out
-
-
 @handles(torch._pack_padded_sequence)
 def _pack(mode: KeyedRandom, input: Tensor, lengths: Tensor, batch_first: bool) -> Any:
     mode.packed = True
-    order = mode.sorted[1] if mode.sorted is not None and mode.sorted[0] is lengths else None
     if not mode.lanes:
-        data, sizes = torch._pack_padded_sequence(input, lengths, batch_first)
-        sizes.shoal_order = order  # type: ignore[attr-defined]
-        return data, sizes
+        return alone.pack(mode, input, lengths, batch_first)
+    order = alone.order_of(mode, lengths)
     x = input.transpose(0, 1) if batch_first else input
     steps, samples = x.shape[:2]
     lengths = lengths.to(x.device)
@@ -152,98 +140,15 @@ def _lstm_cell(
 # --- layers -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Layers:
-    """The arguments of ``torch.lstm`` and its like. ``sizes`` is None where sequences are not packed."""
-
-    kind: str
-    input: Any
-    sizes: Any
-    hx: tuple[Tensor, ...]
-    params: Sequence[Tensor]
-    has_biases: bool
-    n_layers: int
-    dropout: float
-    train: bool
-    n_directions: int
-    batch_first: bool
-
-    @classmethod
-    def of(cls, kind: str, args: Sequence[Any]) -> _Layers:
-        packed = isinstance(args[3], list | tuple)
-        data, *sizes = args[:2] if packed else args[:1]
-        hx, params, has_biases, n_layers, dropout, train, both, *first = args[2 if packed else 1 :]
-        hx = tuple(hx) if kind == "lstm" else (hx,)
-        batch_first = bool(first and first[0])
-        return cls(
-            kind,
-            data,
-            sizes[0] if sizes else None,
-            hx,
-            params,
-            has_biases,
-            n_layers,
-            dropout,
-            train,
-            1 + both,
-            batch_first,
-        )
-
-    @property
-    def n_params(self) -> int:
-        """Tensors per layer and direction."""
-        return len(self.params) // (self.n_layers * self.n_directions)
-
-    @property
-    def drops(self) -> bool:
-        return self.train and self.n_layers > 1 and self.dropout > 0
-
-    def states(self, layer: int) -> tuple[Tensor, ...]:
-        """The initial states of a layer, (D, B, H) each."""
-        d = self.n_directions
-        return tuple(h[layer * d : (layer + 1) * d] for h in self.hx)
-
-    def weights(self, layer: int, direction: int) -> Weights:
-        """The parameters of a layer and direction."""
-        at = (layer * self.n_directions + direction) * self.n_params
-        w_ih, w_hh, *rest = self.params[at : at + self.n_params]
-        b_ih, b_hh = (rest.pop(0), rest.pop(0)) if self.has_biases else (None, None)
-        return Weights(w_ih, w_hh, b_ih, b_hh, rest[0] if rest else None)
+def _weights(a: Layers, layer: int, direction: int) -> Weights:
+    """The parameters of a layer and direction."""
+    at = (layer * a.n_directions + direction) * a.n_params
+    w_ih, w_hh, *rest = a.params[at : at + a.n_params]
+    b_ih, b_hh = (rest.pop(0), rest.pop(0)) if a.has_biases else (None, None)
+    return Weights(w_ih, w_hh, b_ih, b_hh, rest[0] if rest else None)
 
 
-def _one_by_one(function: Callable[..., Any], mode: KeyedRandom, a: _Layers) -> tuple[Tensor, ...]:
-    """torch's own layers, with dropout by key between them."""
-    x, states = a.input, []
-    width = a.n_directions * a.n_params
-    for layer in range(a.n_layers):
-        if layer:
-            x = x * _mask(mode, a, x)
-        hx: Any = a.states(layer)
-        lead = (
-            (x, hx if a.kind == "lstm" else hx[0])
-            if a.sizes is None
-            else (x, a.sizes, hx if a.kind == "lstm" else hx[0])
-        )
-        rest = (a.params[layer * width : (layer + 1) * width], a.has_biases, 1, 0.0, a.train, a.n_directions == 2)
-        x, *last = function(*lead, *rest, *(() if a.sizes is not None else (a.batch_first,)))
-        states.append(last)
-    return (x, *(torch.cat(parts) for parts in zip(*states, strict=True)))
-
-
-def _mask(mode: KeyedRandom, a: _Layers, x: Tensor) -> Tensor:
-    """A mask for what one layer hands to the next, drawn as (B, T, features) whatever the layout of ``x``."""
-    if a.sizes is None:
-        samples, steps = x.shape[:2] if a.batch_first else (x.shape[1], x.shape[0])
-        mask = mode.mask(a.dropout, (samples, steps, x.shape[2]), x)
-        return mask if a.batch_first else mask.transpose(0, 1)
-    samples, steps = int(a.sizes[0]), len(a.sizes)
-    mask = mode.mask(a.dropout, (samples, steps, x.shape[1]), x)
-    order = getattr(a.sizes, "shoal_order", None)
-    lengths = (a.sizes > torch.arange(samples)[:, None]).sum(1)
-    return torch._pack_padded_sequence(mask if order is None else mask[order], lengths, True)[0]
-
-
-def _over_lanes(mode: KeyedRandom, a: _Layers) -> tuple[Any, ...]:
+def _over_lanes(mode: KeyedRandom, a: Layers) -> tuple[Any, ...]:
     """All layers, each direction of each one operation."""
     keep = order = None
     if isinstance(a.input, _Padded):
@@ -259,7 +164,7 @@ def _over_lanes(mode: KeyedRandom, a: _Layers) -> tuple[Any, ...]:
         for direction in range(a.n_directions):
             h0, *c0 = (h[direction] for h in a.states(layer))
             y, h, c = recurrent(
-                a.kind, x, h0, c0[0] if c0 else None, a.weights(layer, direction), keep, reverse=direction == 1
+                a.kind, x, h0, c0[0] if c0 else None, _weights(a, layer, direction), keep, reverse=direction == 1
             )
             outputs.append(y)
             last.append((h, c))
@@ -272,14 +177,13 @@ def _over_lanes(mode: KeyedRandom, a: _Layers) -> tuple[Any, ...]:
 
 
 def _handler(function: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    by_itself = KeyedRandom.handlers[function]
+
     def handler(mode: KeyedRandom, *args: Any) -> Any:
-        a = _Layers.of(kind, args)
-        if mode.lanes:
-            return _over_lanes(mode, a)
-        return _one_by_one(function, mode, a) if a.drops else function(*args)
+        return _over_lanes(mode, Layers.of(kind, args)) if mode.lanes else by_itself(mode, *args)
 
     return handler
 
 
-for _function, _kind in _KINDS.items():
+for _function, _kind in alone.KINDS.items():
     handles(_function)(_handler(_function, _kind))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.lanes.rng import KeyedRandom, handles
+from ._random import KeyedRandom, handles
 
 
 @handles(F.scaled_dot_product_attention)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoal.lanes.rng import KeyedRandom, handles
+from ._random import KeyedRandom, handles
 
 _Rate = float | Tensor
 
@@ -216,13 +216,6 @@ def _bernoulli_(mode: KeyedRandom, input: Tensor, p: _Rate = 0.5, **_: Any) -> T
 @handles(Tensor.exponential_)
 def _exponential_(mode: KeyedRandom, input: Tensor, lambd: float = 1.0, **_: Any) -> Tensor:
     return input.copy_(-_inside(mode, input.shape, input).log() / lambd)
-
-
-@handles(torch.empty)
-def _empty(mode: KeyedRandom, *args: Any, **kwargs: Any) -> Tensor:
-    """Over lanes, one tensor per lane: what is drawn into it is each lane's own."""
-    out = torch.empty(*args, **kwargs)
-    return out + (mode.keys[0] * 0).to(out.dtype) if mode.lanes and out.is_floating_point() else out
 
 
 # --- layers that draw ---------------------------------------------------------------------------------------------
