@@ -161,15 +161,19 @@ def _unvalidated_distributions() -> Iterator[None]:
 
 
 def _trace(f: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.GraphModule:
-    from torch.fx.experimental.proxy_tensor import (
-        make_fx,
-    )  # imports sympy: half a second that `import shoal` need not pay
+    # These import sympy: half a second that `import shoal` need not pay.
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     try:
         with warnings.catch_warnings(), _unvalidated_distributions():
             # vmap says where it loops over lanes; what that costs is measured, not guessed from a warning.
             warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
-            gm = make_fx(f)(*inputs)
+            # Each node is given an empty tensor of its shape. Without a mode in sight make_fx makes a new one for every node,
+            # which is half the time of a trace.
+            with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+                gm = make_fx(f)(*inputs)
     except FuseError as error:
         raise FuseError(f"{error}{line_of(error)}") from error
     except Exception as error:  # whatever the user's forward raises under tracing: it has no batched form
