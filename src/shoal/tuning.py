@@ -12,6 +12,7 @@ import torch
 
 from shoal.asking import Asker
 from shoal.data import Datasets, load
+from shoal.devices import device_named
 from shoal.engine import Engine, Rules
 from shoal.errors import RecipeError, StorageError, UsageError
 from shoal.history import History
@@ -124,7 +125,7 @@ def tune(
         raise UsageError(f"direction must be 'minimize' or 'maximize', not {direction!r}.")
     if not callable(define):
         raise UsageError(f"define must be a function of a trial, not {type(define).__qualname__}.")
-    where = _device(device)
+    where = device_named(device)
     if where.type == "cpu" and not reproducible:
         native.prepare()  # first of all: a compiler takes a second, and so does what comes next
     with stages_shown(progress):
@@ -400,17 +401,6 @@ def _to(data: Datasets, device: torch.device) -> Datasets:
     return Datasets(
         data.train.to(device), data.valid.to(device), data.test.to(device) if data.test else None, data.fingerprint
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device={name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _check_numbers(n_trials: int, max_epochs: int, timeout_s: float | None, seed: int) -> None:

@@ -64,8 +64,8 @@ class Solo:
             recipe.optimizer.step()
         return losses[0]
 
-    def run_epoch(self) -> Measured:
-        """One epoch of training, then validation."""
+    def train_epoch(self) -> tuple[float, float]:
+        """One epoch of training: (mean loss over samples, loss of the first batch)."""
         recipe, data = self.recipe, self.work.data.train
         n, device = data.n, self.work.device
         recipe.train_mode()
@@ -85,12 +85,17 @@ class Solo:
                 if at == 0:
                     first = float(loss)
         self.epoch += 1
+        return float(total), first
+
+    def run_epoch(self) -> Measured:
+        """One epoch of training, then validation."""
+        recipe, (total, first) = self.recipe, self.train_epoch()
         valid = self.work.data.valid.tensors
         meter = Meter(self.work.metrics, valid[-1], scale_of(recipe))
         valid_loss, _ = measure(recipe, valid, self.spec.seed, meter)
         metrics = {name: float(value[0]) for name, value in meter.results().items()}
-        finite = math.isfinite(float(total)) and math.isfinite(valid_loss)
-        return Measured(self.spec.number, self.epoch, float(total), valid_loss, metrics, first, finite)
+        finite = math.isfinite(total) and math.isfinite(valid_loss)
+        return Measured(self.spec.number, self.epoch, total, valid_loss, metrics, first, finite)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and buffers, copied to the CPU."""
