@@ -1,0 +1,7 @@
+"""Perceptrons as scikit-learn estimators, and a search over them whose candidates and folds train together as lanes."""
+
+from __future__ import annotations
+
+from shoal.sklearn._estimators import ShoalClassifier, ShoalRegressor
+
+__all__ = ["ShoalClassifier", "ShoalRegressor"]
