@@ -43,7 +43,7 @@ def record(*, finished: bool = True, meta: Mapping[str, Json] | None = None) -> 
     state = TrialState.FINISHED if finished else TrialState.RUNNING
     trial = TrialRecord(spec, state, 0.9876543 if finished else None, 5, "", (row,))
     facts: dict[str, Json] = {"metric": "accuracy", "test": {"accuracy": 0.875}, "weights": {"3": "w/3.safetensors"}}
-    return StudyRecord("digits", "maximize", (trial,), (), {**facts, **(meta or {})})
+    return StudyRecord("shoal", "maximize", (trial,), (), {**facts, **(meta or {})})
 
 
 class Library:
@@ -86,8 +86,8 @@ class Library:
         self._answer("explain", {"define": define, **keywords})
         return "two fleets"
 
-    def load_study(self, name: str) -> StudyRecord:
-        self._answer("load_study", {"name": name})
+    def load_study(self, url: str, name: str | None = None) -> StudyRecord:
+        self._answer("load_study", {"url": url, "name": name})
         return self.record
 
     def _answer(self, name: str, keywords: dict[str, Any]) -> object:
@@ -108,7 +108,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     fake = Library()
     for name in ("tune", "resume", "explain"):
         monkeypatch.setattr(shoal, name, getattr(fake, name), raising=False)
-    monkeypatch.setitem(sys.modules, "shoal.storage", SimpleNamespace(load_study=fake.load_study))
+    monkeypatch.setattr("shoal.storage.load_study", fake.load_study)
     return fake
 
 
@@ -308,7 +308,7 @@ def test_report_writes_a_page(
     assert main(["report", *arguments]) == 0
     assert Path(capsys.readouterr().out.strip()) == Path(path)
     assert Path(path).read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert library.calls == [("load_study", {"name": arguments[0]})]
+    assert library.calls == [("load_study", {"url": arguments[0], "name": None})]
 
 
 def test_best(library: Library, capsys: pytest.CaptureFixture[str]) -> None:

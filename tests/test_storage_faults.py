@@ -189,9 +189,17 @@ def test_a_folder_or_disk_that_cannot_lock_is_explained(path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("postgresql://me:secret@host/db", "kind postgresql:// cannot be used: only sqlite works in this version"),
-        ("mysql+pymysql://me:secret@host/db", r"kind mysql\+pymysql:// cannot be used"),
-        ("me:secret@host.txt", "this storage is neither an SQLite URL nor a path to a study file"),
+        ("postgres://me:secret@host/db", "kind postgres:// cannot be used: write postgresql:// instead"),
+        (
+            "postgresql+psycopg2://me:secret@host/db",
+            r"kind postgresql\+psycopg2:// cannot be used: write postgresql://",
+        ),
+        ("postgresql://me:secret@host", "a PostgreSQL URL names a database"),
+        ("postgresql://me:sec/secret@host/db", "the PostgreSQL URL cannot be read"),
+        ("postgresql://me:12/secret@host/db", "the PostgreSQL URL cannot be read"),
+        ("postgresql://me:secret#@host/db", "the PostgreSQL URL cannot be read"),
+        ("mysql+pymysql://me:secret@host/db", r"kind mysql\+pymysql:// cannot be used, only SQLite and PostgreSQL"),
+        ("me:secret@host.txt", "this storage is neither a database's URL nor a path to a study file"),
         ("study.txt", "storage 'study.txt' is neither"),
         ("sqlite://", "must live in a file, not in a database in memory"),
         ("sqlite:///:memory:", "must live in a file, not in a database in memory"),
@@ -350,8 +358,8 @@ def test_a_full_disk_is_reported_by_every_later_call_and_frees_the_lock(path: Pa
     store = store_at(path)
     store.asked([TrialSpec(0, 0, {}, {})])
     store.flush()
-    pages = store._connection.exec_driver_sql("PRAGMA page_count").scalar()
-    store._connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    pages = store._owner.connection.exec_driver_sql("PRAGMA page_count").scalar()
+    store._owner.connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     store.happened([Event(0, "solo", data={"reason": "x" * 100_000})])
     for call in (store.flush, store.load, lambda: store.asked([TrialSpec(1, 1, {}, {})]), store.close):
         with pytest.raises(

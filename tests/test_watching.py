@@ -115,7 +115,7 @@ def test_the_file_is_read_again_only_when_it_changed(
     tmp_path: Path, store: StudyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[str] = []
-    monkeypatch.setattr("shoal.watching.load_study", lambda url: reads.append(url) or load_study(url))  # type: ignore[func-returns-value]
+    monkeypatch.setattr("shoal.watching.load_study", lambda url, _: reads.append(url) or load_study(url))  # type: ignore[func-returns-value]
     page = LivePage(str(tmp_path / "digits.db"))
     assert page.current() == page.current() and len(reads) == 1
     add(store, 1)
@@ -139,7 +139,7 @@ def test_what_cannot_be_watched_is_refused_at_once(tmp_path: Path, capsys: pytes
     assert "there is no study file" in capsys.readouterr().err
     assert main(["watch", "x.db", "--port", "70000"]) == 2
     assert "must be a port, 0 to 65535" in capsys.readouterr().err
-    with pytest.raises(StorageError, match="neither an SQLite URL nor a path"):
+    with pytest.raises(StorageError, match="neither a database's URL nor a path"):
         LivePage("study")
 
 

@@ -84,7 +84,7 @@ def tune(ready: Any, keywords: Mapping[str, Any]) -> Any:
 def resume(storage: str, arguments: argparse.Namespace, keywords: Mapping[str, Any]) -> Any:
     """Go on with the study of a data file or folder, under the seed that it was started with."""
     folders, tabular = _package("folders"), _package("tabular")
-    ready = prepare(arguments, tabular.seed_of(storage))
+    ready = prepare(arguments, tabular.seed_of(storage, keywords.get("study_name")))
     is_folder = isinstance(ready, folders.PreparedFolder)
     run = folders.resume_prepared_folder if is_folder else tabular.resume_prepared
     return run(storage, ready, **keywords)

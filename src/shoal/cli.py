@@ -13,7 +13,6 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from shoal import _data_commands as data_files
@@ -30,6 +29,7 @@ EXIT_INTERRUPTED: Final = 130
 
 # Destinations of command-line options that are keywords of shoal.tune under the same name.
 _TUNE_KEYWORDS: Final = (
+    "study_name",
     "n_trials",
     "max_epochs",
     "metric",
@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed its help or its complaint
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     try:
+        _refuse_passwords(arguments)
         code: int = arguments.run(arguments)
         return code
     except ShoalError as error:
@@ -107,8 +108,12 @@ def build_parser() -> argparse.ArgumentParser:
         ),
         (
             ["--storage"],
-            {"metavar": "URL_OR_PATH", "help": "study file (default: FILE's name with .db, in this folder)"},
+            {
+                "metavar": "URL_OR_PATH",
+                "help": "study file (default: FILE's name with .db, in this folder) or database",
+            },
         ),
+        (["--study-name"], {"metavar": "NAME", "help": "the study's name, where a storage holds several"}),
         (["--seed"], {"metavar": "N", "type": int, "help": "seed of the whole study"}),
         (["--device"], {"metavar": "D", "help": "auto, cpu, cuda, cuda:1, ..."}),
         (
@@ -208,6 +213,7 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY", help="study file or storage URL")
+    parser.add_argument("--study-name", metavar="NAME", default=None, help="which study of a storage with several")
 
 
 def _add_budget(parser: argparse.ArgumentParser, *, resume: bool) -> None:
@@ -294,9 +300,20 @@ def _load(spec: str) -> UserFile:
     return load_user_file(spec, known)
 
 
-def _load_study(name: str) -> StudyRecord:
-    record: StudyRecord = importlib.import_module("shoal.storage").load_study(name)
+def _load_study(arguments: argparse.Namespace) -> StudyRecord:
+    record: StudyRecord = importlib.import_module("shoal.storage").load_study(arguments.study, arguments.study_name)
     return record
+
+
+def _refuse_passwords(arguments: argparse.Namespace) -> None:
+    """Everybody on a machine can read the command lines of its processes."""
+    for name in ("storage", "study"):
+        text = str(getattr(arguments, name, None) or "")
+        if "://" in text and importlib.import_module("shoal.storage").has_password(text):
+            raise UsageError(
+                f"leave the password out of the command line ({'--storage' if name == 'storage' else 'STUDY'}), where everybody "
+                "on this machine can read it: put it into PGPASSWORD or ~/.pgpass."
+            )
 
 
 def run_tune(arguments: argparse.Namespace) -> int:
@@ -319,6 +336,8 @@ def run_resume(arguments: argparse.Namespace) -> int:
         for key in ("n_trials", "max_epochs", "timeout_s", "max_total_epochs", "target_value", "patience_trials")
         if hasattr(arguments, key)
     }
+    if arguments.study_name is not None:
+        keywords["study_name"] = arguments.study_name
     keywords.update(_progress(arguments))
     if data_files.is_data(arguments.file):
         tuned = data_files.resume(arguments.study, arguments, keywords)
@@ -346,10 +365,12 @@ def run_report(arguments: argparse.Namespace) -> int:
     from shoal.importances import importances
     from shoal.report import write_figures, write_report
 
-    record = _load_study(arguments.study)
-    name = _report_name(arguments.study)
+    record = _load_study(arguments)
+    storage = importlib.import_module("shoal.storage")
+    place = storage.place_of(arguments.study)
+    path = arguments.output or storage.file_beside(place, record.name, ".html").name
     shares = importances(record)
-    print(write_report(record, arguments.output or name, shares, title=name.stem))
+    print(write_report(record, path, shares, title=storage.title_of(place, record.name)))
     if arguments.figures:
         for path in write_figures(record, arguments.figures, shares):
             print(path)
@@ -360,7 +381,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
     """``shoal watch``: serves the page until Ctrl-C; reads the study file only."""
     from shoal.watching import PORT, LivePage, WatchServer
 
-    page = LivePage(arguments.study)
+    page = LivePage(arguments.study, arguments.study_name)
     page.current()  # a file that cannot be shown is better refused here than in the browser
     with WatchServer(page, PORT if arguments.port is None else arguments.port) as server:
         print(server.url, flush=True)
@@ -376,7 +397,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
 
 def run_best(arguments: argparse.Namespace) -> int:
     """``shoal best``: reads the study file only."""
-    record = _load_study(arguments.study)
+    record = _load_study(arguments)
     facts = _best_facts(record)
     if facts is None:
         raise StudyError(f"no trial of {arguments.study!r} has finished yet. Go on with it: shoal resume.")
@@ -451,20 +472,16 @@ def _finish(study: Any, storage: object, arguments: argparse.Namespace, tuned: A
     if storage is None:
         print(f"shoal: {stopped}; without a study file it cannot go on.", file=sys.stderr)
     else:
-        command = shlex.join(["shoal", "resume", str(storage), *data_files.again(arguments)])
+        named = [] if record.name == "shoal" else ["--study-name", record.name]
+        command = shlex.join(["shoal", "resume", str(_where(storage)), *data_files.again(arguments), *named])
         print(f"shoal: {stopped}; go on with: {command}", file=sys.stderr)
     # A limit is what the user asked for: running into it is no failure.
     return EXIT_INTERRUPTED if stopped == "interrupted" else 0
 
 
 def _where(storage: object) -> str | None:
-    return None if storage is None else str(storage)
-
-
-def _report_name(study: str) -> Path:
-    """``sqlite:///runs/digits.db`` and ``runs/digits.db`` both give ``digits.html`` in the current folder."""
-    stem = Path(study.rsplit("/", 1)[-1].split("?", 1)[0]).stem
-    return Path(f"{stem or 'study'}.html")
+    shown: str | None = None if storage is None else importlib.import_module("shoal.storage").shown(storage)
+    return shown
 
 
 def _best_facts(record: StudyRecord) -> dict[str, Json] | None:

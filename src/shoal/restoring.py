@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def opened(storage: str | Path | None, direction: Direction) -> Iterator[tuple[StudyStore | None, StudyRecord | None]]:
-    """The study file, owned until the context ends, and what it holds; (None, None) without one."""
+def opened(
+    storage: str | Path | None, direction: Direction, name: str | None = None
+) -> Iterator[tuple[StudyStore | None, StudyRecord | None]]:
+    """The stored study, owned until the context ends, and what it holds; (None, None) without one."""
     if storage is None:
         yield None, None
         return
-    from shoal.storage import StudyStore
+    from shoal.storage import DEFAULT_NAME, StudyStore
 
-    with StudyStore.open(str(storage), name="shoal", direction=direction) as store:
+    with StudyStore.open(storage, name=DEFAULT_NAME if name is None else name, direction=direction) as store:
         record = store.load()
         yield store, (record if record.trials or record.meta else None)
 
@@ -69,7 +71,7 @@ def restore(
         max_epochs: Epochs of a full trial; more than before means that finished trials run again.
         pauses: Whether the scheduler pauses trials. If not, or if it is another one than before, paused trials run again.
     """
-    folder = None if store is None else Path(store.path).with_suffix(".weights")
+    folder = None if store is None else store.beside(".weights")
     name = "shoal" if store is None else store.name
     again: list[int] = []
     paused: dict[int, list[EpochRow]] = {}

@@ -114,24 +114,28 @@ class Study:
 
     @property
     def optuna_study(self) -> optuna.Study:
-        """The study as Optuna sees it: loaded from the study file, or the one in memory."""
+        """The study as Optuna sees it: loaded from where it is stored, or the one in memory."""
         if self._store is None:
             return self._asker.plain_study()
         import optuna
 
-        return optuna.load_study(study_name=self._history.name, storage=f"sqlite:///{self._store.path}")
+        return optuna.load_study(study_name=self._history.name, storage=self._store.place.optuna_url)
 
     @property
     def path(self) -> Path | None:
-        """The study file, if there is one."""
-        return None if self._store is None else Path(self._store.path)
+        """The study file, if there is one: None in memory and in a database."""
+        return None if self._store is None else self._store.path
 
     def report(self, path: str | Path) -> Path:
         """Write the report, one HTML file that needs nothing else; returns its path."""
         from shoal.importances import importances
         from shoal.report import write_report
 
-        record, title = self.record, None if self._store is None else Path(self._store.path).stem
+        record, title = self.record, None
+        if self._store is not None:
+            from shoal.storage import title_of
+
+            title = title_of(self._store.place, self._store.name)
         return write_report(record, path, importances(record), title=title)
 
     def close(self) -> None:

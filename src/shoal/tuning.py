@@ -64,6 +64,7 @@ def tune(
     enqueue: Sequence[Mapping[str, ParamValue]] = (),
     warm_start: str | Path | Study | None = None,
     storage: str | Path | None = None,
+    study_name: str | None = None,
     seed: int = 0,
     device: str = "auto",
     reproducible: bool = False,
@@ -94,7 +95,9 @@ def tune(
             "top_k", "median", "patience", "none", an object of ``shoal.schedulers``, or an Optuna pruner.
         enqueue: Parameters to try first, one dict per trial; what a dict leaves out is sampled.
         warm_start: An earlier study of the same metric, or its file: the sampler ("tpe" or "gp") learns from its trials.
-        storage: An SQLite file (``sqlite:///digits.db`` or a path) that Optuna can open, or None to keep all in memory.
+        storage: An SQLite file (``sqlite:///digits.db`` or a path) or a PostgreSQL database (``postgresql://user@host/db``); Optuna
+            can open both. None keeps all in memory.
+        study_name: The study's name, if ``storage`` is to hold several; by default "shoal".
         seed: Everything random follows from it.
         device: "auto", "cpu", "cuda", ...
         reproducible: Never choose by measured time: what can be fused is, at widths that follow from counts alone.
@@ -180,7 +183,7 @@ def tune(
 
     count = n_workers(lanes, device=where, reproducible=reproducible)
     # Workers are forked before the study file is opened: its writer is a thread, and a fork is simplest without.
-    with pools(make_pool, admission, count) as pool, opened(storage, way) as (store, previous):
+    with pools(make_pool, admission, count) as pool, opened(storage, way, study_name) as (store, previous):
         if previous is not None:
             check_same(previous, facts)
             check_space(define, [t.spec for t in previous.trials if t.state is not TrialState.FAILED][:1], data.train.n)
@@ -231,6 +234,7 @@ def resume(
     train: Any,
     valid: Any = None,
     test: Any = None,
+    study_name: str | None = None,
     n_trials: int | None = None,
     max_epochs: int | None = None,
     timeout_s: float | None = None,
@@ -245,9 +249,10 @@ def resume(
     and seed, so they give what they would have given.
 
     Args:
-        storage: The study file.
+        storage: The study file or database.
         define: The code that made the study; the file holds none.
         train, valid, test: The data the study was started with.
+        study_name: Which study of ``storage``; None is the only one.
         n_trials, max_epochs: Larger numbers than before, or None to complete what was asked for.
         max_total_epochs, target_value, patience_trials: Limits to go on to, or None for those that the study was started with.
         timeout_s, progress: As for ``tune``.
@@ -257,11 +262,12 @@ def resume(
         UsageError: If the study was started with an object (a metric, sampler or scheduler of your own) that no file can hold;
             call ``tune`` again with the same arguments instead.
     """
-    from shoal.storage import load_study
+    from shoal.storage import load_study, shown
 
-    options = load_study(str(storage)).meta.get("options")
+    record = load_study(storage, study_name)
+    options = record.meta.get("options")
     if not isinstance(options, dict):
-        raise StorageError(f"{storage} holds no options to resume with; call tune() with this storage instead.")
+        raise StorageError(f"{shown(storage)} holds no options to resume with; call tune() with this storage instead.")
     objects = any(options.get(key) is None for key in ("metric", "sampler")) or options.get("metrics", []) is None
     if objects or options.get("scheduler") is False:
         raise UsageError(
@@ -290,6 +296,7 @@ def resume(
         n_trials=cast(int, options["n_trials"]) if n_trials is None else n_trials,
         max_epochs=cast(int, options["max_epochs"]) if max_epochs is None else max_epochs,
         storage=storage,
+        study_name=record.name,
         timeout_s=timeout_s,
         progress=progress,
         **cast("dict[str, Any]", kept),
@@ -333,14 +340,16 @@ def _asker(
 def _read(storage: str | Path) -> StudyRecord:
     from shoal.storage import load_study
 
-    return load_study(str(storage))
+    return load_study(storage)
 
 
 def _warm_path(warm_start: str | Path | Study | None) -> Json:
     """Where ``resume`` finds the study to start warm from; False when it is nowhere."""
     if isinstance(warm_start, Study):
         return str(warm_start.path) if warm_start.path is not None else False
-    return None if warm_start is None else str(warm_start)
+    from shoal.storage import shown
+
+    return None if warm_start is None else shown(warm_start)  # a password stays out of the study
 
 
 def _said_first(asker: Asker, scheme: Scheduler, lanes: int, n_trials: int, max_epochs: int) -> str:

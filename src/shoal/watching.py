@@ -8,17 +8,15 @@ read-only, which never makes its owner wait, and only when it has changed.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Final
 
 from shoal.errors import ShoalError, UsageError
 from shoal.importances import importances
 from shoal.records import StudyRecord, TrialState
 from shoal.report import render_report
-from shoal.storage import load_study, study_path
+from shoal.storage import load_study, place_of, study_stamp, title_of
 
 ADDRESS: Final = "127.0.0.1"
 PORT: Final = 8765
@@ -33,16 +31,17 @@ _HEADERS: Final = {
 
 
 class LivePage:
-    """The report of a study file as it is now; written again only when the file has changed.
+    """The report of a study as it is now; written again only when what is stored has changed.
 
     Args:
-        study: The study file or its URL.
+        study: The study file, its URL or that of a database.
+        name: The study's, if the place holds several.
     """
 
-    def __init__(self, study: str) -> None:
-        self._study, self._path = study, study_path(study)
+    def __init__(self, study: str, name: str | None = None) -> None:
+        self._study, self._name, self._place = study, name, place_of(study)
         self._lock = threading.Lock()
-        self._stamp: tuple[tuple[int, int], ...] | None = None
+        self._stamp: object = None
         self._content, self._tag = b"", ""
         self._shares: dict[str, float] = {}
         self._n_ended = 0
@@ -54,10 +53,11 @@ class LivePage:
             StorageError: The file cannot be read.
         """
         with self._lock:
-            stamp = tuple(_stamp(Path(f"{self._path}{suffix}")) for suffix in ("", "-wal"))
-            if stamp != self._stamp:
-                record = load_study(self._study)
-                page = render_report(record, self._importances(record), title=self._path.stem, live=True)
+            stamp = study_stamp(self._study)
+            if stamp != self._stamp or not self._content:
+                record = load_study(self._study, self._name)
+                title = title_of(self._place, record.name)
+                page = render_report(record, self._importances(record), title=title, live=True)
                 self._content = page.encode("utf-8", "replace")
                 self._tag = f'"{hashlib.sha256(self._content).hexdigest()[:32]}"'
                 self._stamp = stamp  # taken before the file was read: what came later is read next time
@@ -69,14 +69,6 @@ class LivePage:
         if n_ended >= 1.1 * self._n_ended + 1:
             self._shares, self._n_ended = importances(record), n_ended
         return self._shares
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return (0, 0)
-    return (facts.st_mtime_ns, facts.st_size)
 
 
 class WatchServer(ThreadingHTTPServer):

@@ -192,14 +192,14 @@ def resume_folder(
         storage: The study file.
         path, space: What the study was started with.
         baselines: As for ``tune_folder``.
-        options: ``n_trials``, ``max_epochs``, ``timeout_s``, ``progress``, as for ``shoal.resume``.
+        options: ``n_trials``, ``max_epochs``, ``timeout_s``, ``progress``, ``study_name``, as for ``shoal.resume``.
 
     Raises:
         UsageError: If an argument makes no sense.
         StorageError: If the file is missing or no study, or belongs to other files.
     """
-    _check_names("resume_folder", options, ("n_trials", "max_epochs", "timeout_s", "progress"))
-    ready = prepare_folder(path, space=space, seed=seed_of(storage))
+    _check_names("resume_folder", options, ("n_trials", "max_epochs", "timeout_s", "progress", "study_name"))
+    ready = prepare_folder(path, space=space, seed=seed_of(storage, options.get("study_name")))
     return resume_prepared_folder(storage, ready, baselines=baselines, **options)
 
 
@@ -230,7 +230,7 @@ def _finish(study: Study, ready: PreparedFolder, storage: str | Path | None, bas
     if best is None:
         return FolderStudy(study, None, None, None, ready.notes)
     model = FolderModel(ready.preparation, ready.target, ready.arguments(ReplayTrial(best.spec)), study.best_model())
-    written = None if storage is None else model.save(model_path(storage))
+    written = None if storage is None else model.save(model_path(storage, study.record.name))
     comparison = None
     if baselines and not study.interrupted:
         comparison = _compare(model.target.decide(model.scores(ready.test[:1])), ready)

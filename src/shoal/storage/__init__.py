@@ -1,4 +1,4 @@
-"""The study file: memory in front, batched writes behind, readable by Optuna without Shoal.
+"""Studies in a file or database: memory in front, batched writes behind, readable by Optuna without Shoal.
 
 Optuna's own storage takes 92 ms for a trial with 20 reports, several times as long as a fused trial trains. Here the
 same rows go into the same tables in bulk, from a background thread, one transaction per batch. What Optuna has no
@@ -20,7 +20,28 @@ Example:
 
 from __future__ import annotations
 
-from shoal.storage._place import study_path
-from shoal.storage._store import StudyStore, load_study
+from shoal.storage._place import (
+    DEFAULT_NAME,
+    FilePlace,
+    Place,
+    file_beside,
+    has_password,
+    place_of,
+    shown,
+    title_of,
+)
+from shoal.storage._store import StudyStore, load_study, study_stamp
 
-__all__ = ["StudyStore", "load_study", "study_path"]
+__all__ = [
+    "DEFAULT_NAME",
+    "FilePlace",
+    "Place",
+    "StudyStore",
+    "file_beside",
+    "has_password",
+    "load_study",
+    "place_of",
+    "shown",
+    "study_stamp",
+    "title_of",
+]

@@ -1,19 +1,26 @@
-"""A study file back into records, as one moment of it, without ever making its owner wait."""
+"""Stored studies back into records, as one moment of them, without ever making their owner wait.
+
+A study file may come from elsewhere, or from a disk that lost some of it. Every value is checked as it is read, so that
+what comes out has the types that its readers count on, and what cannot be read is said to be damaged.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
+import json
 import math
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
 
 from shoal.errors import StorageError, did_you_mean
 from shoal.records import Direction, EpochRow, Event, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.storage import _codec
-from shoal.storage._place import check_header
+from shoal.storage._database import database_of
+from shoal.storage._place import Place
 from shoal.storage._tables import (
     DIRECTIONS,
     EPOCH,
@@ -23,42 +30,40 @@ from shoal.storage._tables import (
     META,
     STUDIES,
     TRIAL,
-    connect,
-    explained,
     has_tables,
-    transaction,
 )
 
+_VALUES = (str, int, float, bool, type(None))
 
-def load(path: Path, name: str | None) -> StudyRecord:
-    """Read one study of a file; see `shoal.storage.load_study`."""
-    check_header(path)
-    if not path.exists():
-        raise StorageError(f"there is no study file at {path}: check the path.")
-    with explained(path, "reading"), _reader(path) as connection, transaction(connection, "DEFERRED"):
-        if not has_tables(connection, path):
-            raise StorageError(f"{path} is empty and holds no study: check the path.")
-        study_id, name = _find(connection, path, name)
+
+def load(place: Place, name: str | None) -> StudyRecord:
+    """Read one study of a file or database; see `shoal.storage.load_study`."""
+    database = database_of(place)
+    with database.explained("reading"), database.reading() as connection:
+        if not has_tables(connection, database):
+            raise StorageError(f"{place} is empty and holds no study: check the path.")
+        with _sound(place, "its list of studies"):
+            study_id, name = _find(connection, place, name)
+            direction = direction_of(connection, study_id)
         return StudyRecord(
             name=name,
-            direction=direction_of(connection, study_id),
-            trials=_trials(connection, study_id),
-            events=_events(connection, study_id),
-            meta=_meta(connection, study_id),
+            direction=direction,
+            trials=_trials(connection, place, study_id),
+            events=_events(connection, place, study_id),
+            meta=_meta(connection, place, study_id),
         )
 
 
-def _reader(path: Path) -> sa.Connection:
-    connection = connect(path, "mode=ro")
+@contextlib.contextmanager
+def _sound(place: Place, part: str) -> Iterator[None]:
+    """Say of what cannot be read that it is damaged."""
     try:
-        connection.exec_driver_sql("SELECT 1 FROM sqlite_master").fetchall()
-    except OperationalError:
-        connection.close()
-        if Path(f"{path.resolve()}-wal").exists():
-            raise
-        # A closed study in a folder that cannot be written: SQLite wants to share memory with writers that cannot be.
-        return connect(path, "mode=ro&immutable=1")
-    return connection
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise StorageError(
+            f"{place.what} is damaged: {part} cannot be read ({type(error).__name__}: {error!s:.200}). Restore a copy or "
+            "choose another storage."
+        ) from error
 
 
 def study_format(connection: sa.Connection, study_id: int) -> Any:
@@ -70,11 +75,11 @@ def study_format(connection: sa.Connection, study_id: int) -> Any:
     return None if text is None else _codec.decode(text)
 
 
-def check_format(path: Path, name: str, found: object) -> None:
+def check_format(place: Place, name: str, found: object) -> None:
     """Raise `StorageError` unless Shoal's own rows of a study have the format of this version."""
     if found != FORMAT:
         raise StorageError(
-            f"the study {name!r} in {path} was written by another version of Shoal (format {found}, this version knows "
+            f"the study {name!r} in {place} was written by another version of Shoal (format {found}, this version knows "
             f"{FORMAT}): use that version, or choose another storage or name."
         )
 
@@ -85,63 +90,124 @@ def direction_of(connection: sa.Connection, study_id: int) -> Direction:
     return "maximize" if connection.scalar(query) == "MAXIMIZE" else "minimize"
 
 
-def _find(connection: sa.Connection, path: Path, name: str | None) -> tuple[int, str]:
+def _find(connection: sa.Connection, place: Place, name: str | None) -> tuple[int, str]:
     studies = connection.execute(sa.select(STUDIES.c.study_id, STUDIES.c.study_name).order_by(STUDIES.c.study_id)).all()
-    formats = {row.study_name: study_format(connection, row.study_id) for row in studies}
-    ids = {row.study_name: int(row.study_id) for row in studies}
+    formats = {str(row.study_name): study_format(connection, row.study_id) for row in studies}
+    ids = {str(row.study_name): int(row.study_id) for row in studies}
     ours = [study for study, found in formats.items() if found is not None]
     if name is None:
         if len(ours) > 1:
-            raise StorageError(f"{path} holds {len(ours)} studies: name one of {', '.join(map(repr, ours))}.")
+            raise StorageError(f"{place} holds {len(ours)} studies: name one of {', '.join(map(repr, ours))}.")
         if not ours:
-            raise StorageError(f"{path} holds no study of Shoal's: read it with optuna.load_study.")
+            raise StorageError(f"{place} holds no study of Shoal's: read it with optuna.load_study.")
         name = ours[0]
     if name not in ids:
-        raise StorageError(f"{path} holds no study {name!r}.{did_you_mean(name, ours) if ours else ''}")
+        raise StorageError(f"{place} holds no study {name!r}.{did_you_mean(name, ours) if ours else ''}")
     if formats[name] is None:
-        raise StorageError(f"the study {name!r} in {path} belongs to plain Optuna: read it with optuna.load_study.")
-    check_format(path, name, formats[name])
+        raise StorageError(f"the study {name!r} in {place} belongs to plain Optuna: read it with optuna.load_study.")
+    check_format(place, name, formats[name])
     return ids[name], name
 
 
-def _trials(connection: sa.Connection, study_id: int) -> tuple[TrialRecord, ...]:
-    # Columns by position: a study of 10,000 trials has 300,000 rows, and access by name doubles the time.
+def _trials(connection: sa.Connection, place: Place, study_id: int) -> tuple[TrialRecord, ...]:
+    # Columns by position: a study of 100,000 trials has a million rows, and access by name doubles the time.
     epochs = connection.execute(
         sa.select(EPOCH.c.trial, EPOCH.c.epoch, EPOCH.c.train_loss, EPOCH.c.value, EPOCH.c.metrics, EPOCH.c.time_s)
         .where(EPOCH.c.study_id == study_id)
         .order_by(EPOCH.c.trial, EPOCH.c.epoch)
     )
-    rows = {
-        trial: tuple(EpochRow(trial, e[1], _number(e[2]), _number(e[3]), _codec.decode(e[4]), e[5]) for e in group)
-        for trial, group in itertools.groupby(epochs, key=lambda epoch: int(epoch[0]))
-    }
-    trials = connection.execute(sa.select(TRIAL).where(TRIAL.c.study_id == study_id).order_by(TRIAL.c.number))
-    return tuple(_trial(row, rows.get(row.number, ())) for row in trials)
+    with _sound(place, "an epoch"):
+        rows = {
+            trial: tuple(_epoch(trial, *epoch[1:]) for epoch in group)
+            for trial, group in itertools.groupby(epochs, key=lambda epoch: int(epoch[0]))
+        }
+    trials = []
+    for row in connection.execute(sa.select(TRIAL).where(TRIAL.c.study_id == study_id).order_by(TRIAL.c.number)):
+        with _sound(place, f"trial {row.number!r:.20}"):
+            trials.append(_trial(row, rows.get(row.number, ())))
+    return tuple(trials)
+
+
+def _epoch(trial: int, epoch: Any, train_loss: Any, value: Any, metrics: Any, time_s: Any) -> EpochRow:
+    if type(epoch) is not int:
+        raise TypeError(f"epoch {epoch!r:.40} of trial {trial}")
+    numbers: dict[str, float] = _codec.decode(metrics)
+    if type(numbers) is not dict or not all(type(number) in (float, int) for number in numbers.values()):
+        raise TypeError(f"metrics {metrics!r:.40} of trial {trial}")
+    return EpochRow(trial, epoch, _number(train_loss), _number(value), numbers, _number(time_s))
 
 
 def _trial(row: Any, rows: tuple[EpochRow, ...]) -> TrialRecord:
     spec = _codec.decode(row.spec)
+    params, distributions = spec["params"], spec["distributions"]
+    if type(params) is not dict or type(distributions) is not dict or params.keys() != distributions.keys():
+        raise TypeError("its parameters have no distributions")
+    if not all(type(value) in _VALUES for value in params.values()):
+        raise TypeError("its parameters are no plain values")
+    for text in distributions.values():
+        _check_distribution(text)
     state = TrialState(row.state)
+    if type(row.number) is not int or type(row.epoch) is not int or type(row.reason) is not str:
+        raise TypeError("number, epoch or reason")
     return TrialRecord(
-        spec=TrialSpec(row.number, int(row.seed), spec["params"], spec["distributions"]),
+        spec=TrialSpec(row.number, int(row.seed), params, distributions),
         state=state,
-        value=None if row.value is None else float(_codec.decode(row.value)),
+        value=None if row.value is None else _number(_codec.decode(row.value)),
         epoch=rows[-1].epoch if state is TrialState.RUNNING and rows else row.epoch,
         reason=row.reason,
         rows=rows,
-        time_s=row.time_s,
+        time_s=_number(row.time_s),
     )
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+@functools.lru_cache(maxsize=1024)
+def _check_distribution(text: str) -> None:
+    """Raise unless a distribution has the fields that Optuna's have: Optuna's own check would import it."""
+    found = json.loads(text)
+    attributes = found["attributes"]
+    if found["name"] == "CategoricalDistribution":
+        if type(attributes["choices"]) is not list or not attributes["choices"]:
+            raise ValueError(f"distribution {text:.80}")
+        return
+    if found["name"] not in ("FloatDistribution", "IntDistribution"):
+        raise ValueError(f"distribution {text:.80}")
+    low, high = _number(attributes["low"]), _number(attributes["high"])
+    if not -math.inf < low <= high < math.inf or (attributes["log"] and low <= 0):
+        raise ValueError(f"distribution {text:.80}")
 
 
-def _events(connection: sa.Connection, study_id: int) -> tuple[Event, ...]:
-    rows = connection.execute(sa.select(EVENT).where(EVENT.c.study_id == study_id).order_by(EVENT.c.seq))
-    return tuple(Event(r.tick, r.kind, r.trial, r.fleet, r.lane, _codec.decode(r.data), r.time_s) for r in rows)
+def _number(value: Any) -> float:
+    if value is None:
+        return math.nan
+    if type(value) is float:
+        return value
+    if type(value) is int:
+        return float(value)
+    raise TypeError(f"{value!r:.40} is no number")
 
 
-def _meta(connection: sa.Connection, study_id: int) -> dict[str, Any]:
+def _events(connection: sa.Connection, place: Place, study_id: int) -> tuple[Event, ...]:
+    rows = connection.execute(
+        sa.select(EVENT.c.tick, EVENT.c.kind, EVENT.c.trial, EVENT.c.fleet, EVENT.c.lane, EVENT.c.data, EVENT.c.time_s)
+        .where(EVENT.c.study_id == study_id)
+        .order_by(EVENT.c.seq)
+    )
+    with _sound(place, "an event"):
+        return tuple(_event(*row) for row in rows)
+
+
+def _event(tick: Any, kind: Any, trial: Any, fleet: Any, lane: Any, data: Any, time_s: Any) -> Event:
+    if type(tick) is not int or type(kind) is not str:
+        raise TypeError(f"tick {tick!r:.40} of {kind!r:.40}")
+    if not all(number is None or type(number) is int for number in (trial, fleet, lane)):
+        raise TypeError(f"trial, fleet or lane of {kind!r:.40}")
+    details = {} if data == "{}" else _codec.decode(data)
+    if type(details) is not dict:
+        raise TypeError(f"data {data!r:.40} of {kind!r:.40}")
+    return Event(tick, kind, trial, fleet, lane, details, _number(time_s))
+
+
+def _meta(connection: sa.Connection, place: Place, study_id: int) -> dict[str, Any]:
     rows = connection.execute(sa.select(META.c.key, META.c.json).where(META.c.study_id == study_id)).all()
-    return {row.key: _codec.decode(row.json) for row in rows if not row.key.startswith("_")}
+    with _sound(place, "what it says about itself"):
+        return {row.key: _codec.decode(row.json) for row in rows if not row.key.startswith("_")}

@@ -1,4 +1,4 @@
-"""Rows into tables: what a batch does to the file.
+"""Rows into tables: what a batch does to a file or database.
 
 Consecutive operations of one kind go out as one bulk statement. Each is an upsert or a delete and insert, so that a
 trial that is resumed or extended may say again what it said before.
@@ -11,17 +11,16 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from optuna.storages._rdb import models
 from optuna.trial import TrialState as OptunaState
-from sqlalchemy.dialects.sqlite import insert
 
 from shoal.records import TrialResult, TrialState
 from shoal.storage import _codec
-from shoal.storage._tables import EPOCH, EVENT, META, TRIAL, explained, transaction
+from shoal.storage._database import Owner
+from shoal.storage._tables import EPOCH, EVENT, META, TRIAL
 
 # What a queued operation is: its kind, which is the name of a method of `RowWriter`, and its rows.
 Operation: TypeAlias = "tuple[str, Sequence[Any]]"
@@ -59,52 +58,52 @@ class EndedRow:
     end: datetime.datetime
 
 
-def _upsert(table: Any, keys: Sequence[str]) -> Any:
-    statement = insert(table)
-    surrogate = {
-        column.name for column in table.primary_key if column.autoincrement is True or len(table.primary_key) == 1
-    }
-    changed = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in {*keys, *surrogate}}
-    return statement.on_conflict_do_update(index_elements=list(keys), set_=changed)
-
-
 class RowWriter:
     """Writes operations of one study; used from the writer's thread only.
 
     Args:
-        connection: to the study file, not used by anyone else.
-        path: the file, for messages.
+        owner: the study's, whose connection nobody else uses.
         study_id: the study's key in Optuna's tables.
-        trial_ids: Optuna's trial key by trial number, for the trials that are in the file already.
+        trial_ids: Optuna's trial key by trial number, for the trials that are stored already.
     """
 
-    def __init__(self, connection: sa.Connection, path: Path, study_id: int, trial_ids: list[int]) -> None:
-        self._connection = connection
-        self._path = path
+    def __init__(self, owner: Owner, study_id: int, trial_ids: list[int]) -> None:
+        self._owner = owner
+        self._connection = owner.connection
         self._study_id = study_id
         self._trial_ids = trial_ids
-        self._put_step = _upsert(_STEPS, ("trial_id", "step"))
-        self._put_value = _upsert(_VALUES, ("trial_id", "objective"))
-        self._put_attr = _upsert(_ATTRS, ("trial_id", "key"))
-        self._put_epoch = _upsert(EPOCH, ("study_id", "trial", "epoch"))
-        self._put_meta = _upsert(META, ("study_id", "key"))
+        self._put_step = self._upsert(_STEPS, ("trial_id", "step"))
+        self._put_value = self._upsert(_VALUES, ("trial_id", "objective"))
+        self._put_attr = self._upsert(_ATTRS, ("trial_id", "key"))
+        self._put_epoch = self._upsert(EPOCH, ("study_id", "trial", "epoch"))
+        self._put_meta = self._upsert(META, ("study_id", "key"))
+
+    def _upsert(self, table: Any, keys: Sequence[str]) -> Any:
+        statement = self._owner.insert(table)
+        surrogate = {c.name for c in table.primary_key if c.autoincrement is True or len(table.primary_key) == 1}
+        changed = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in {*keys, *surrogate}}
+        return statement.on_conflict_do_update(index_elements=list(keys), set_=changed)
 
     def commit(self, batch: Sequence[Operation]) -> None:
         """Make a batch durable: one transaction, and one wait for the disk.
 
         Raises:
-            StorageError: the file could not be written; then nothing of the batch is in it.
+            StorageError: it could not be written; then nothing of the batch is stored.
         """
-        with explained(self._path, "writing to"), transaction(self._connection):
+        n_trials = len(self._trial_ids)
+
+        def work(connection: sa.Connection) -> None:
+            del self._trial_ids[n_trials:]  # of an attempt that was cut off
+            self._connection = connection
             for kind, operations in itertools.groupby(batch, key=lambda operation: operation[0]):
                 rows = list(itertools.chain.from_iterable(rows for _, rows in operations))
                 getattr(self, kind)(rows)
 
+        self._owner.commit(work)
+
     def asked(self, rows: Sequence[AskedRow]) -> None:
         """New trials, running, with their parameters."""
-        # Explicit keys, so that nothing is read back; nobody else can take one inside an immediate transaction.
-        first = (self._connection.scalar(sa.select(sa.func.max(_TRIALS.c.trial_id))) or 0) + 1
-        ids = range(first, first + len(rows))
+        ids = self._owner.new_trial_ids(self._connection, len(rows))  # so that nothing has to be read back
         self._trial_ids.extend(ids)
         self._many(
             sa.insert(_TRIALS),

@@ -1,4 +1,4 @@
-"""The owner's side of a study file: queue now, commit soon, and know what is committed."""
+"""The owner's side of a study: queue now, commit soon, and know what is committed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from shoal.records import (
     TrialState,
 )
 from shoal.storage import _codec
-from shoal.storage._lock import OwnerLock
-from shoal.storage._place import check_folder, study_path
+from shoal.storage._place import FilePlace, Place, check_name, file_beside, place_of
 from shoal.storage._writer import BatchWriter
 
 # SQLAlchemy and Optuna take 0.4 s to import: only opening a study needs them, `import shoal` does not.
@@ -34,89 +33,105 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from optuna.distributions import BaseDistribution
 
+    from shoal.storage._database import Owner
     from shoal.storage._rows import Operation
 
 _COMMIT_PERIOD_S = 0.3
+_MAX_PARAM_NAME = 512  # what Optuna's tables hold
 
 
-def load_study(url: str, name: str | None = None) -> StudyRecord:
+def load_study(url: str | Path, name: str | None = None) -> StudyRecord:
     """Read a study without owning it, also while its owner is writing: what is committed at this moment.
 
     Args:
-        url: ``sqlite:///study.db`` or a path that ends in .db, .sqlite or .sqlite3.
-        name: which study of the file; None is the only one.
+        url: ``sqlite:///study.db``, a path that ends in .db, .sqlite or .sqlite3, or
+            ``postgresql://user@host/database``.
+        name: which study of the place; None is the only one.
 
     Returns:
         All trials, epochs and events. A running trial has no value; its ``epoch`` is the last one that was recorded.
 
     Raises:
-        StorageError: no such file or study, several studies and no name, or a file that is not a study of Shoal's.
+        StorageError: no such place or study, several studies and no name, or what is there is not a study of Shoal's.
     """
     from shoal.storage._load import load
 
-    return load(study_path(url), name)
+    return load(place_of(url), name)
+
+
+def study_stamp(url: str | Path) -> object:
+    """Something that differs when what is stored may differ: cheaper to get than the study."""
+    from shoal.storage._database import database_of
+
+    return database_of(place_of(url)).stamp()
 
 
 class StudyStore:
-    """The one owner of a study in a file; made by `open`, used as a context manager or closed.
+    """The one owner of a study in a file or database; made by `open`, used as a context manager or closed.
 
     Methods that take data queue it and return at once; a background thread commits what has gathered every 0.3 s, in
     the order of the calls, one transaction per batch. *Acknowledged* means that `flush` has returned: then the rows
     survive a kill and a power cut (``synchronous=FULL``). On the development machine (two EPYC cores, virtual disk) a
     small commit takes 0.4 ms (2.5 ms at worst), once per batch, and a trial with 20 epochs costs 1 ms in all.
-    A batch that cannot be written is reported by the next call, and by every call after it.
+    A batch that cannot be written is reported by the next call, and by every call after it. While a connection to a
+    server is lost, batches wait in memory and are written when it is back.
     """
 
-    def __init__(
-        self, path: Path, name: str, lock: OwnerLock, connection: sa.Connection, study_id: int, trial_ids: list[int]
-    ) -> None:
-        """Use `open`: this takes over a lock and a connection that are ready."""
+    def __init__(self, place: Place, name: str, owner: Owner, study_id: int, trial_ids: list[int]) -> None:
+        """Use `open`: this takes over what is owned already."""
         from shoal.storage import _rows
 
-        self.path = path
+        self.place = place
         self.name = name
         self._rows = _rows
-        self._lock = lock
-        self._connection = connection
+        self._owner = owner
         self._pid = os.getpid()
         self._closed = False
         self._n_trials = len(trial_ids)
-        self._n_events = _next_seq(connection, study_id)
-        rows = _rows.RowWriter(connection, path, study_id, trial_ids)
+        self._n_events = _next_seq(owner.connection, study_id)
+        rows = _rows.RowWriter(owner, study_id, trial_ids)
         self._writer: BatchWriter[Operation] = BatchWriter(rows.commit, period_s=_COMMIT_PERIOD_S)
         atexit.register(self.close)  # an exception that ends the program must not cost the last 0.3 s
 
     @classmethod
-    def open(cls, url: str, *, name: str, direction: Direction) -> StudyStore:
+    def open(cls, url: str | Path, *, name: str, direction: Direction) -> StudyStore:
         """Create a study or go on with one, and become its owner.
 
         Args:
-            url: ``sqlite:///study.db`` or a path that ends in .db, .sqlite or .sqlite3.
-            name: of the study; a file may hold several, but has one owner at a time.
+            url: ``sqlite:///study.db``, a path that ends in .db, .sqlite or .sqlite3, or
+                ``postgresql://user@host/database``.
+            name: of the study. A file may hold several, but has one owner at a time; in a database each has its own.
             direction: ``"minimize"`` or ``"maximize"``; must be the study's own when it exists.
 
         Raises:
-            StudyLockedError: another process, or another store of this process, owns the file.
-            StorageError: the place cannot be written, or the file or the study in it is not ours to continue.
+            StudyLockedError: another process, or another store of this process, owns the file or the study.
+            StorageError: the place cannot be written, or what is there is not ours to continue.
+            UsageError: what a database of this kind needs is not installed.
         """
-        from shoal.storage import _open, _tables
+        from shoal.storage import _database, _open
 
-        if not name:
-            raise StorageError("a study needs a name: the given one is empty.")
-        path = study_path(url)
-        check_folder(path)
-        lock = OwnerLock(path)
-        connection = None
+        check_name(name)
+        place = place_of(url)
+        database = _database.database_of(place)
+        owner = database.own(name)
         try:
-            with _tables.explained(path, "opening"):
-                connection = _tables.connect(path, "mode=rwc")
-                study_id, trial_ids = _open.open_study(connection, path, name, direction)
-                return cls(path, name, lock, connection, study_id, trial_ids)
+            with owner.opening() as connection:
+                study_id, trial_ids = _open.open_study(connection, database, name, direction)
+            owner.settle(study_id)
+            with database.explained("opening"):
+                return cls(place, name, owner, study_id, trial_ids)
         except BaseException:
-            if connection is not None:
-                connection.close()
-            lock.release()
+            owner.release()
             raise
+
+    @property
+    def path(self) -> Path | None:
+        """The study file; None when the study lies in a server's database."""
+        return self.place.path if isinstance(self.place, FilePlace) else None
+
+    def beside(self, suffix: str) -> Path:
+        """Where a file or folder of this study lies: beside the study file, or for a database in the current folder."""
+        return file_beside(self.place, self.name, suffix)
 
     def asked(self, specs: Sequence[TrialSpec]) -> None:
         """Add trials that are about to run. Numbers count up from 0 without gaps, as Optuna's do.
@@ -222,7 +237,7 @@ class StudyStore:
         from shoal.storage._load import load
 
         self.flush()
-        return load(self.path, self.name)
+        return load(self.place, self.name)
 
     def close(self) -> None:
         """Flush and give the ownership back, which happens even when the flush fails. A second call does nothing."""
@@ -233,8 +248,7 @@ class StudyStore:
         try:
             self._writer.stop()
         finally:
-            self._connection.close()
-            self._lock.release()
+            self._owner.release()
 
     def __enter__(self) -> StudyStore:
         return self
@@ -266,7 +280,9 @@ def _next_seq(connection: sa.Connection, study_id: int) -> int:
 
     from shoal.storage._tables import EVENT
 
-    last: int | None = connection.scalar(sa.select(sa.func.max(EVENT.c.seq)).where(EVENT.c.study_id == study_id))
+    query = sa.select(sa.func.max(EVENT.c.seq)).where(EVENT.c.study_id == study_id)
+    last: int | None = connection.scalar(query)
+    connection.rollback()  # of what SQLAlchemy began in order to read
     return 0 if last is None else last + 1
 
 
@@ -286,10 +302,14 @@ def _plain(result: TrialResult) -> TrialResult:
         number=int(result.number),
         value=None if result.value is None else float(result.value),
         epoch=int(result.epoch),
-        # The text of an exception may hold undecodable bytes of a file name, which SQLite would refuse.
-        reason=result.reason.encode("utf-8", "backslashreplace").decode(),
+        reason=_storable(result.reason),
         time_s=float(result.time_s),
     )
+
+
+def _storable(text: str) -> str:
+    """The text of an exception may hold undecodable bytes of a file name, or a zero byte: no database takes them."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -308,6 +328,11 @@ def _params(spec: TrialSpec) -> tuple[tuple[str, float, str], ...]:
     rows = []
     for name, value in spec.params.items():
         text = spec.distributions[name]
+        if len(name) > _MAX_PARAM_NAME or name != _storable(name):
+            raise StorageError(
+                f"trial {spec.number}: the parameter name {name!r:.80} cannot be stored: use up to {_MAX_PARAM_NAME} "
+                "ordinary characters."
+            )
         try:
             rows.append((name, _internal(_distribution(text), value), text))
         except (ValueError, TypeError, KeyError) as error:

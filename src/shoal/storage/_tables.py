@@ -1,24 +1,19 @@
-"""The tables of a study file, and whether a file has the ones we know.
+"""The tables of a study, and whether a file or database has the ones we know.
 
-Optuna's tables are created from Optuna's own models and stamped as Optuna stamps a new file, so that Optuna neither
+Optuna's tables are created from Optuna's own models and stamped as Optuna stamps new ones, so that Optuna neither
 migrates nor complains. Only writing needs Optuna: what reading needs of its tables is named here by hand.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
-import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
 from shoal.errors import StorageError
+from shoal.storage._database import Database
 
 # The revision of Optuna's tables that this version was written against and tested with.
 REVISION = "v3.2.0.a"
@@ -26,6 +21,8 @@ REVISION = "v3.2.0.a"
 FORMAT = 1
 # A key of shoal_meta that begins with an underscore is Shoal's own and is not part of a `StudyRecord`.
 FORMAT_KEY = "_format"
+# Under which a database that several may write to keeps its present owner's mark.
+OWNER_KEY = "_owner"
 
 _metadata = sa.MetaData()
 META = sa.Table(
@@ -87,82 +84,31 @@ DIRECTIONS = sa.table("study_directions", sa.column("study_id"), sa.column("dire
 TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("number"), sa.column("study_id"))
 
 
-def connect(path: Path, mode: str) -> sa.Connection:
-    """A connection without implicit transactions: SQLAlchemy's begin late, and then fail where another could wait.
-
-    Args:
-        path: the study file.
-        mode: SQLite's URI options, such as ``mode=ro``.
-    """
-
-    def raw() -> sqlite3.Connection:
-        uri = f"file:{quote(str(path.resolve()))}?{mode}"
-        return sqlite3.connect(uri, uri=True, timeout=30.0, check_same_thread=False)
-
-    engine = sa.create_engine("sqlite://", creator=raw, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    return engine.connect()
-
-
-@contextlib.contextmanager
-def transaction(connection: sa.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
-    """All of it or nothing. A reader takes ``DEFERRED``: it sees one moment of the file and blocks nobody."""
-    connection.exec_driver_sql(f"BEGIN {kind}")
-    try:
-        yield
-        connection.exec_driver_sql("COMMIT")
-    except BaseException:
-        with contextlib.suppress(SQLAlchemyError):  # after a full disk SQLite has rolled back by itself
-            connection.exec_driver_sql("ROLLBACK")
-        raise
-
-
-@contextlib.contextmanager
-def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn a database's error into a `StorageError` that says what to do about it."""
-    try:
-        yield
-    except (SQLAlchemyError, sqlite3.Error) as error:
-        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-        advice = next((advice for word, advice in _ADVICE.items() if word in cause), "Check the disk and the file.")
-        raise StorageError(f"{doing} the study file {path} failed: {cause}. {advice}") from error
-
-
-_ADVICE = {
-    "full": "Free some space, then resume the study.",
-    "locked": "Another program holds the file for writing: close it, then resume the study.",
-    "readonly": "Change the permissions of the file and of its folder, or choose another storage.",
-    "unable to open": "Check that the folder exists and can be written.",
-    "not a database": "The file is damaged or not SQLite: restore a copy or choose another storage.",
-    "malformed": "The file is damaged: restore a copy or choose another storage.",
-}
-
-
-def has_tables(connection: sa.Connection, path: Path) -> bool:
-    """True for a file with Optuna's tables, False for an empty one.
+def has_tables(connection: sa.Connection, database: Database) -> bool:
+    """True for a place with Optuna's tables, False for one that may get them.
 
     Raises:
-        StorageError: other tables, or a revision of Optuna's tables that this version does not know.
+        StorageError: other tables in an SQLite file, or a revision of Optuna's tables that this version does not know.
     """
     names = set(sa.inspect(connection).get_table_names())
-    if not names:
-        return False
     if "studies" not in names:
-        raise StorageError(f"{path} is an SQLite file but holds no Optuna study: choose another storage.")
+        database.may_create(sorted(names))
+        return False
     found = connection.scalar(sa.select(_ALEMBIC.c.version_num)) if _ALEMBIC.name in names else None
     if found != REVISION:
         raise StorageError(
-            f"the tables of {path} have the schema revision {found or 'none'}, which is unknown here (this "
-            f"version of Shoal knows {REVISION}): choose another storage, or bring the file up to date with "
+            f"the tables of {database.place} have the schema revision {found or 'none'}, which is unknown here (this "
+            f"version of Shoal knows {REVISION}): choose another storage, or bring the tables up to date with "
             "'optuna storage upgrade'."
         )
     return True
 
 
-def create_tables(connection: sa.Connection, path: Path) -> None:
+def create_tables(connection: sa.Connection, database: Database) -> None:
     """Create what is missing of Optuna's and of Shoal's tables, inside the caller's transaction.
 
     Raises:
-        StorageError: the file, or the Optuna that is installed, has tables that this version does not know.
+        StorageError: the place, or the Optuna that is installed, has tables that this version does not know.
     """
     import optuna
     from optuna.storages._rdb import models
@@ -172,7 +118,7 @@ def create_tables(connection: sa.Connection, path: Path) -> None:
             f"Optuna {optuna.__version__} writes tables of the schema revision {head}, which is unknown here (this "
             f"version of Shoal knows {REVISION}): update Shoal or install an older Optuna."
         )
-    if not has_tables(connection, path):
+    if not has_tables(connection, database):
         models.BaseModel.metadata.create_all(connection)
         version: dict[str, Any] = {"schema_version": models.SCHEMA_VERSION, "library_version": optuna.__version__}
         connection.execute(sa.insert(models.VersionInfoModel).values(version_info_id=1, **version))

@@ -17,6 +17,7 @@ from torch import nn
 
 from shoal.errors import StorageError, UsageError
 from shoal.records import Json
+from shoal.storage import DEFAULT_NAME, file_beside, place_of
 from shoal.tabular._json import Fields
 
 SUFFIX: Final = ".model.safetensors"
@@ -27,15 +28,13 @@ _MAX_JSON: Final = 64 * 2**20  # characters
 Make = Callable[[], nn.Module]
 
 
-def model_path(path: str | Path) -> Path:
-    """The model file: itself, or the one beside a study file.
+def model_path(path: str | Path, study: str = DEFAULT_NAME) -> Path:
+    """The model file: itself, or the one beside a study.
 
     >>> model_path("runs/passengers.db")
     PosixPath('runs/passengers.model.safetensors')
     """
-    from shoal.storage._place import study_path
-
-    return Path(path) if str(path).endswith(".safetensors") else study_path(str(path)).with_suffix(SUFFIX)
+    return Path(path) if str(path).endswith(".safetensors") else file_beside(place_of(path), study, SUFFIX)
 
 
 def write_model(path: str | Path, key: str, facts: Mapping[str, Json], network: nn.Module) -> Path:

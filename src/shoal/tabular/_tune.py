@@ -242,13 +242,13 @@ def resume_table(
         storage: The study file.
         data, target, task, group, time, ignore, space, valid, test: What the study was started with; the file holds no data.
         baselines: As for ``tune_table``.
-        options: ``n_trials``, ``max_epochs``, ``timeout_s``, ``progress``, as for ``shoal.resume``.
+        options: ``n_trials``, ``max_epochs``, ``timeout_s``, ``progress``, ``study_name``, as for ``shoal.resume``.
 
     Raises:
         UsageError: If an argument makes no sense.
         StorageError: If the file is missing or no study, or belongs to another table or target.
     """
-    known = ("n_trials", "max_epochs", "timeout_s", "progress")
+    known = ("n_trials", "max_epochs", "timeout_s", "progress", "study_name")
     for name in options:
         if name not in known:
             raise UsageError(f"resume_table() has no keyword {name!r}.{did_you_mean(name, known)}")
@@ -262,7 +262,7 @@ def resume_table(
         space=space,
         valid=valid,
         test=test,
-        seed=seed_of(storage),
+        seed=seed_of(storage, options.get("study_name")),
     )
     return resume_prepared(storage, ready, baselines=baselines, **options)
 
@@ -273,7 +273,7 @@ def resume_prepared(storage: str | Path, ready: Prepared, *, baselines: bool = T
     return _finish(study, ready, storage, baselines)
 
 
-def seed_of(storage: str | Path) -> int:
+def seed_of(storage: str | Path, study_name: str | None = None) -> int:
     """The seed that a study was started with, on which the split of its rows depends.
 
     Raises:
@@ -281,7 +281,7 @@ def seed_of(storage: str | Path) -> int:
     """
     from shoal.storage import load_study
 
-    kept = load_study(str(storage)).meta.get("options")
+    kept = load_study(storage, study_name).meta.get("options")
     seed = kept.get("seed") if isinstance(kept, dict) else None
     return seed if isinstance(seed, int) else 0
 
@@ -294,7 +294,7 @@ def _finish(study: Study, ready: Prepared, storage: str | Path | None, baselines
     arguments, _ = choose(ready.plan, ReplayTrial(best.spec))
     arguments = {name: arguments.get(name, default) for name, default in _mlp_keywords().items()}
     model = TableModel(ready.preparation, ready.target, arguments, study.best_model())
-    written = None if storage is None else model.save(model_path(storage))
+    written = None if storage is None else model.save(model_path(storage, study.record.name))
     comparison = None
     if baselines and not study.interrupted:
         decided = ready.target.decide(model.scores(ready.test[:-1]))
