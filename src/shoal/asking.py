@@ -196,6 +196,9 @@ class Asker:
                 storage.reopen(trial_id)
             if state == "PRUNED" and result.value is not None:
                 storage.set_trial_intermediate_value(trial_id, result.epoch, result.value)
+            if result.lanes:
+                storage.set_trial_user_attr(trial_id, "standard_error", result.standard_error)
+                storage.set_trial_user_attr(trial_id, "lane_values", list(result.lanes))
             if state == "COMPLETE":
                 study.tell(number, result.value)
             else:
@@ -228,6 +231,15 @@ def _frozen(t: TrialRecord) -> FrozenTrial:
         state=optuna.trial.TrialState[_STATES[t.state]],
         value=t.value if t.state is TrialState.FINISHED else None,
         params=dict(t.spec.params),
+        user_attrs=_lanes(t),
         distributions={name: json_to_distribution(d) for name, d in t.spec.distributions.items()},
         intermediate_values={t.epoch: t.value} if stopped and t.value is not None else {},
     )
+
+
+def _lanes(t: TrialRecord) -> dict[str, Any]:
+    """What Optuna is told of a trial's lanes, where it has several."""
+    row = t.judged
+    if row is None or not row.lanes:
+        return {}
+    return {"standard_error": row.standard_error, "lane_values": list(row.lanes)}

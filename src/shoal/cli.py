@@ -45,6 +45,8 @@ _TUNE_KEYWORDS: Final = (
     "patience_trials",
     "reproducible",
     "value",
+    "folds",
+    "seeds",
 )
 
 
@@ -121,6 +123,8 @@ def build_parser() -> argparse.ArgumentParser:
             {"action": "store_true", "help": "pin everything that could change a result between runs"},
         ),
         (["--value"], {"choices": ["last", "best"], "help": "which epoch a trial is judged by"}),
+        (["--folds"], {"metavar": "N", "type": _positive_int, "help": "cross-validate trials on so many folds"}),
+        (["--seeds"], {"metavar": "N", "type": _positive_int, "help": "train each trial under so many seeds"}),
     ):
         tune.add_argument(*flags, default=argparse.SUPPRESS, **settings)
     data_files.add_options(tune)

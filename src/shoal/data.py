@@ -107,6 +107,30 @@ def load(
     return Datasets(whole, parts["valid"], parts.get("test"), _fingerprint(whole, parts["valid"], parts.get("test")))
 
 
+def load_whole(train: object, test: object = None, *, seed: int = 0) -> Datasets:
+    """As `load`, for folds: nothing is split off to validate on, and ``valid`` is ``train`` itself, of which folds take rows.
+
+    Args:
+        train, test, seed: As for `load`.
+
+    Raises:
+        DataError: As for `load`.
+
+    Example:
+        >>> data = load_whole((torch.zeros(10, 3), torch.tensor([0, 1] * 5)), test=0.2)
+        >>> data.train.n, data.valid is data.train
+        (8, True)
+    """
+    whole, held_out = _read(train, "train"), None
+    if _is_number(test):
+        chosen = _draw(whole, {"test": _fraction(test, "test")}, seed)
+        held_out, whole = _take(whole, chosen["test"]), _take(whole, chosen["train"])
+    elif test is not None:
+        held_out = _read(test, "test")
+        _check_alike(whole, held_out, "test")
+    return Datasets(whole, whole, held_out, _fingerprint(whole, None, held_out))
+
+
 def _is_number(part: object) -> bool:
     return isinstance(part, numbers.Real)
 

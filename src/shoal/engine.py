@@ -183,7 +183,7 @@ class Engine:
             if new:
                 self._reached[m.trial] = m.epoch
                 metrics = {"loss": m.valid_loss, **m.metrics}
-                rows.append(EpochRow(m.trial, m.epoch, m.train_loss, value, metrics, now))
+                rows.append(EpochRow(m.trial, m.epoch, m.train_loss, value, metrics, now, m.lanes, m.standard_error))
             if not m.finite or value != value:
                 results.append(self._diverged(m, now))
                 continue
@@ -250,14 +250,14 @@ class Engine:
     def _diverged(self, m: Measured, now: float) -> TrialResult:
         if m.trial in self._last_finite:
             value, epoch = self._judged_by(m.trial)
-            reason = f"its {'value' if m.finite else 'loss'} was not finite in epoch {m.epoch}"
+            reason = f"its {'value' if m.finite else 'loss'} was not finite{m.where} in epoch {m.epoch}"
             return TrialResult(m.trial, TrialState.STOPPED, value, epoch, reason, now)
         if m.finite:
-            reason = f"trial {m.trial}: its value was not a number though its loss was finite: check the metric"
-        elif m.first_loss != m.first_loss or m.first_loss in (float("inf"), float("-inf")):
             reason = (
-                f"trial {m.trial}: its loss was not finite from the first step: check the loss and the targets' range"
+                f"trial {m.trial}: its value was not a number{m.where} though its loss was finite: check the metric"
             )
+        elif m.first_loss != m.first_loss or m.first_loss in (float("inf"), float("-inf")):
+            reason = f"trial {m.trial}: its loss was not finite{m.where} from the first step: check the loss and the targets' range"
         else:
-            reason = f"trial {m.trial}: its loss was not finite in its first epoch: the learning rate may be too high"
+            reason = f"trial {m.trial}: its loss was not finite{m.where} in its first epoch: the learning rate may be too high"
         return TrialResult(m.trial, TrialState.FAILED, None, m.epoch, reason, now)

@@ -19,8 +19,8 @@ class Demand:
     max_width: int = WIDTHS[-1]
 
 
-def total_lanes(n_trials: int, *, learns: bool, limit: int = WIDTHS[-1]) -> int:
-    """Trials that run at once.
+def total_lanes(n_trials: int, *, learns: bool, limit: int = WIDTHS[-1], parts: int = 1) -> int:
+    """Trials that run at once, each of which takes ``parts`` lanes.
 
     While a sampler learns from results, an eighth of the trials at most runs together (very wide waves turn a model-based search
     into a random one), but not fewer than 32: below that a tick is mostly overhead.

@@ -17,6 +17,10 @@ ParamValue: TypeAlias = str | int | float | bool | None
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 
+# A pool keeps the parts of a trial apart under one number each: part * _PARTS + trial.
+_PARTS = 1 << 32
+
+
 class TrialState(enum.StrEnum):
     """Where a trial stands. ``stopped`` is early stopping or a loss that is not finite; ``failed`` is an error."""
 
@@ -30,18 +34,44 @@ class TrialState(enum.StrEnum):
 class TrialSpec:
     """All that is needed to run a trial again anywhere: ``define`` is replayed from it.
 
-    ``distributions`` maps a parameter's name to its Optuna distribution as JSON (``distribution_to_json``).
+    ``distributions`` maps a parameter's name to its Optuna distribution as JSON (``distribution_to_json``). ``part`` tells apart
+    the lanes of one trial, where folds and seeds give it several; the seed is then the part's own.
     """
 
     number: int
     seed: int
     params: Mapping[str, ParamValue]
     distributions: Mapping[str, str]
+    part: int = 0
+
+    @property
+    def key(self) -> int:
+        """What a pool knows this part by: the trial's number, if it is part 0."""
+        return part_key(self.number, self.part)
+
+
+def part_key(trial: int, part: int) -> int:
+    """What a pool knows a part of a trial by."""
+    return part * _PARTS + trial
+
+
+def part_of(key: int) -> tuple[int, int]:
+    """(trial, part) of a key.
+
+    >>> part_of(part_key(17, 4))
+    (17, 4)
+    """
+    part, trial = divmod(key, _PARTS)
+    return trial, part
 
 
 @dataclass(frozen=True, slots=True)
 class EpochRow:
-    """One trial, one epoch. ``metrics`` are measured on the validation split and include ``loss``."""
+    """One trial, one epoch. ``metrics`` are measured on the validation split and include ``loss``.
+
+    With folds or seeds, all are means over the trial's lanes; ``lanes`` has each lane's value, seed by seed and in each seed fold
+    by fold, and ``standard_error`` is that of the mean (None where one lane is all there is).
+    """
 
     trial: int
     epoch: int
@@ -49,11 +79,16 @@ class EpochRow:
     value: float
     metrics: Mapping[str, float]
     time_s: float = 0.0
+    lanes: tuple[float, ...] = ()
+    standard_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """How a trial ended. ``value`` is None for a failed trial; ``epoch`` is the epoch that ``value`` was measured at."""
+    """How a trial ended. ``value`` is None for a failed trial; ``epoch`` is the epoch that ``value`` was measured at.
+
+    ``lanes`` and ``standard_error`` are those of that epoch's `EpochRow`.
+    """
 
     number: int
     state: TrialState
@@ -61,6 +96,8 @@ class TrialResult:
     epoch: int
     reason: str = ""
     time_s: float = 0.0
+    lanes: tuple[float, ...] = ()
+    standard_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +128,11 @@ class TrialRecord:
     reason: str
     rows: tuple[EpochRow, ...]
     time_s: float = 0.0
+
+    @property
+    def judged(self) -> EpochRow | None:
+        """The epoch that the value was measured at."""
+        return next((row for row in self.rows if row.epoch == self.epoch), None)
 
 
 @dataclass(frozen=True, slots=True)

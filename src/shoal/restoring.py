@@ -176,6 +176,10 @@ def check_same(previous: StudyRecord, facts: Mapping[str, Json]) -> None:
         raise StorageError(
             f"study {previous.name!r} is judged by {previous.meta['metric']!r}, not by {facts['metric']!r}. {advice}"
         )
+    if _digest(previous.meta.get("folds")) != _digest(facts.get("folds")):
+        raise StorageError(
+            f"study {previous.name!r} was started with other folds or seeds (does the splitter have a random_state?). {advice}"
+        )
     before, now = previous.meta.get("options"), facts["options"]
     if isinstance(before, dict) and isinstance(now, dict):
         for key in ("seed", "value"):
@@ -187,3 +191,8 @@ def check_same(previous: StudyRecord, facts: Mapping[str, Json]) -> None:
             raise UsageError(
                 f"study {previous.name!r} trains up to {before['max_epochs']} epochs; it cannot go on with fewer."
             )
+
+
+def _digest(folds: Json) -> tuple[Json, ...]:
+    """What two studies' ``meta["folds"]`` must agree in."""
+    return (folds.get("digest"), folds.get("seeds")) if isinstance(folds, dict) else ()

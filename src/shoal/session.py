@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from shoal.data import Datasets
 from shoal.engine import Engine
 from shoal.errors import FuseError, RecipeError, ReplayError, StudyError, blame
 from shoal.history import History
+from shoal.lanes.parts import Parts
 from shoal.lanes.pool import Candidate
 from shoal.lanes.workers import Trainer
 from shoal.progress import ProgressMode, make_progress
@@ -54,10 +56,13 @@ class Session:
         pending: Sequence[TrialSpec],
         best_epoch: bool,
         limits: Limits,
+        parts: Parts | None = None,
     ) -> None:
         self.history, self.n_trials, self.pending = history, n_trials, list(pending)
         self._define, self._data, self._asker, self._signer = define, data, asker, signer
         self._store, self._weights, self._best_epoch = store, weights, best_epoch
+        self._parts = parts or Parts()
+        self._n_train = self._parts.n_train(0, data.train.n)  # what ``define`` is told when a trial is asked
         self.interrupted = self.timed_out = False
         self.stop_reason = ""
         self._tally = Tally.of(limits, history.sign, history.rows, history.results, history.events)
@@ -114,7 +119,7 @@ class Session:
     def again(self, number: int) -> list[Candidate]:
         spec = self.history.specs[number]
         try:
-            return [self._candidate(spec, replay(self._define, spec, self._data.train.n))]
+            return self._candidates(spec, replay(self._define, spec, self._n_train))
         except ReplayError:
             raise  # not this trial's fault: the code is not what made the study
         except Exception as e:
@@ -127,6 +132,7 @@ class Session:
         asked: list[TrialSpec] = []
         failed: list[TrialResult] = []
         history = self.history
+        n *= len(self._parts)
         while len(out) < n and self.pending:
             out += self.again(self.pending.pop(0).number)
         while len(out) < n and not self.pending and self.more:
@@ -137,8 +143,11 @@ class Session:
             history.specs[spec.number] = spec
             asked.append(spec)
             if recipe is not None:
-                out.append(self._candidate(spec, recipe))
-                continue
+                try:
+                    out += self._candidates(spec, recipe)
+                    continue
+                except Exception as e:  # as below, of a fold after the first
+                    error = _said(spec.number, e)
             failed.append(TrialResult(spec.number, TrialState.FAILED, None, 0, error, self.clock()))
             self._failures.append(error)
             if len(self._failures) >= _HOPELESS and all(s.number < _HOPELESS for s in asked):
@@ -159,7 +168,7 @@ class Session:
         for attempt in range(1, _REASKS + 2):
             recipe, error = None, ""
             try:
-                recipe = run_define(self._define, trial, self._asker.trial_seed(trial.number), self._data.train.n)
+                recipe = run_define(self._define, trial, self._asker.trial_seed(trial.number), self._n_train)
             except Exception as e:  # whatever the user's code raises fails this trial, and no other
                 error = _said(trial.number, e)
             spec = self._asker.spec(trial)
@@ -187,13 +196,22 @@ class Session:
                 f"the first {_HOPELESS} trials all failed, so the study was stopped. The first one: {reason}"
             )
 
-    def _candidate(self, spec: TrialSpec, recipe: Recipe) -> Candidate:
-        return candidate(spec, recipe, self._signer, self._data.train.tensors[-1])
+    def _candidates(self, spec: TrialSpec, recipe: Recipe) -> list[Candidate]:
+        """A trial's parts, ready to start; ``recipe`` is that of the first."""
+        target, parts = self._data.train.tensors[-1], self._parts
+        first, *others = parts.split(spec)
+        out = [candidate(first, recipe, self._signer, target, parts)]
+        for other in others:
+            again = replay(self._define, other, parts.n_train(other.part, self._data.train.n))
+            out.append(candidate(other, again, self._signer, target, parts))
+        return out
 
     def record(self, rows: Sequence[EpochRow], results: Sequence[TrialResult], events: Sequence[Event]) -> None:
         history = self.history
         for row in rows:
             history.rows.setdefault(row.trial, []).append(row)
+        if len(self._parts) > 1:
+            results = [self._with_lanes(r) for r in results]
         for result in results:
             history.results[result.number] = result
             self._asker.tell(result)
@@ -209,10 +227,19 @@ class Session:
         if any(r.number < _HOPELESS for r in results):
             self._check_hopeless()
 
+    def _with_lanes(self, result: TrialResult) -> TrialResult:
+        """A result with what its trial's lanes had in the epoch that it is judged by."""
+        row = next((r for r in self.history.rows.get(result.number, ()) if r.epoch == result.epoch), None)
+        if row is None or result.value is None:
+            return result
+        return replace(result, lanes=row.lanes, standard_error=row.standard_error)
+
     def pause(self, provisional: TrialResult) -> None:
         self._asker.tell(provisional)
 
     def keep_weights(self, result: TrialResult, pool: Trainer) -> None:
+        if self._parts.folds:  # the winner is trained again, on all folds together
+            return
         assert result.value is not None
         number = result.number
         self._weights.offer(number, result.value, lambda: pool.state_dict(number, remembered=self._best_epoch))
@@ -231,7 +258,7 @@ class Session:
             finished=len(finished),
             stopped=states.count(TrialState.STOPPED),
             failed=states.count(TrialState.FAILED),
-            lanes_busy=pool.n_running,
+            lanes_busy=pool.n_running * len(self._parts),
             lanes_total=pool.n_lanes,
             fleets=pool.n_fleets,
             best_number=best.number if best else None,
@@ -251,8 +278,10 @@ def _said(number: int, error: Exception) -> str:
     return str(error) if isinstance(error, RecipeError) else f"trial {number}: define raised {blame(error)}"
 
 
-def candidate(spec: TrialSpec, recipe: Recipe, signer: Signer, target: torch.Tensor) -> Candidate:
-    """A trial that is ready to start, in a lane or, when it has no lane form, solo."""
+def candidate(
+    spec: TrialSpec, recipe: Recipe, signer: Signer, target: torch.Tensor, parts: Parts | None = None
+) -> Candidate:
+    """A trial, or a part of one, that is ready to start, in a lane or, when it has no lane form, solo."""
     try:
         signature = signer.sign(recipe)
         trial = lane_trial(spec, recipe, target)
@@ -260,7 +289,12 @@ def candidate(spec: TrialSpec, recipe: Recipe, signer: Signer, target: torch.Ten
         return Candidate(spec, recipe, None, reason=str(error))
     except Exception as error:  # alone, the trial either trains or fails with the user's own error
         return Candidate(spec, recipe, None, reason=f"it cannot be prepared for a lane ({blame(error)})")
-    return Candidate(spec, recipe, trial, signature.key, signature.quantum, signature.exact)
+    key = signature.key
+    if parts is not None and parts.folds:
+        trial.rows, trial.valid_rows = rows, valid_rows = parts.folds[spec.part % parts.n_folds]
+        if signature.exact:  # lanes that train whole batches together have as many
+            key = f"{key} of {len(rows)} + {len(valid_rows)} rows"
+    return Candidate(spec, recipe, trial, key, signature.quantum, signature.exact)
 
 
 @contextmanager

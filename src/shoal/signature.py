@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,10 +57,15 @@ class _Structure:
 
 
 class Signer:
-    """Signs recipes of one study. Remembers, per structure, what trying it out has shown."""
+    """Signs recipes of one study. Remembers, per structure, what trying it out has shown.
 
-    def __init__(self, data: tuple[torch.Tensor, ...]) -> None:
-        self._data = data
+    Args:
+        data: The training split's tensors.
+        n_train: How many samples a trial, or each fold of one, trains on.
+    """
+
+    def __init__(self, data: tuple[torch.Tensor, ...], n_train: Sequence[int] = ()) -> None:
+        self._data, self._n_train = data, n_train or (len(data[0]),)
         self._structures: dict[str, _Structure] = {}
         self._independent: dict[tuple[str, int], bool] = {}
         self._no_lane_form: dict[str, str] = {}  # structure -> why; empty where there is nothing against it
@@ -142,7 +147,7 @@ class Signer:
                 free = probe_samples(recipe, layout, self._data, n)
                 # A batch may be split, the last one of an epoch is smaller, and empty slots fill it up.
                 size, q = recipe.batch_size, quantum(recipe.batch_size)
-                sizes = {min(n, size), n % size, min(n, q), min(n, q) - 1}
+                sizes = {min(n, size), *(rows % size for rows in self._n_train), min(n, q), min(n, q) - 1}
                 self._independent[case] = free and rehearsal.same_in_any(recipe, self._data, sizes)
             except Exception:  # the plain loop will say so, with the user's traceback
                 self._independent[case] = False

@@ -44,9 +44,10 @@ class Study:
         asker: Asker,
         store: StudyStore | None,
         weights: WeightStore,
+        refit: Callable[[TrialRecord], None] | None = None,
     ) -> None:
         self._history, self._define, self._data = history, define, data
-        self._asker, self._store, self._weights = asker, store, weights
+        self._asker, self._store, self._weights, self._refit = asker, store, weights, refit
         self.interrupted = self.timed_out = False
         self.stop_reason = ""
 
@@ -92,13 +93,17 @@ class Study:
     def best_model(self) -> nn.Module:
         """The best trial's model with its trained weights, in evaluation mode, on the CPU.
 
+        Of a study with folds it is trained on all folds' rows together, for as many epochs as the trial was judged by; with seeds
+        alone, it is the model of the first seed.
+
         Raises:
             StudyError: If no trial has finished.
             StorageError: If its weights are gone.
         """
-        return trained(
-            self._best().spec, lambda spec: replay(self._define, spec, self._data.train.n), self._weights
-        ).model
+        best = self._best()
+        if self._refit is not None:  # of an interrupted study, whose end would have done so
+            self._refit(best)
+        return trained(best.spec, lambda spec: replay(self._define, spec, self._data.train.n), self._weights).model
 
     def trials_dataframe(self) -> pd.DataFrame:
         """All trials as a pandas data frame, with Optuna's column names.

@@ -5,27 +5,31 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 
 from shoal.asking import Asker
-from shoal.data import Datasets, load
+from shoal.data import Datasets, load, load_whole
 from shoal.devices import device_named
 from shoal.engine import Engine, Rules
 from shoal.errors import RecipeError, StorageError, UsageError
+from shoal.folds import FoldsArgument, facts_of, make_parts
 from shoal.history import History
 from shoal.lanes import native
 from shoal.lanes.fleet import Work
 from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate, Pool
+from shoal.lanes.together import Together
 from shoal.lanes.workers import n_workers, pools
 from shoal.metrics import Metric, further, resolve, standard_metrics
 from shoal.planner import total_lanes
 from shoal.progress import ProgressMode, stages_shown
 from shoal.recipe import Recipe
 from shoal.records import Direction, Json, ParamValue, StudyRecord, TrialRecord, TrialSpec, TrialState
+from shoal.refit import Refitter
 from shoal.replay import Define, check_space, fingerprint, replay, run_define
 from shoal.restoring import check_same, opened, restore, show, warm_trials
 from shoal.samplers import SamplerArgument
@@ -57,6 +61,9 @@ def tune(
     direction: Direction | None = None,
     metrics: Sequence[str | Callable[..., float]] = (),
     value: Literal["last", "best"] = "last",
+    folds: FoldsArgument = None,
+    groups: Any = None,
+    seeds: int = 1,
     n_trials: int = 100,
     max_epochs: int = 30,
     sampler: SamplerArgument = None,
@@ -86,6 +93,10 @@ def tune(
         direction: "minimize" or "maximize"; follows from a named metric.
         metrics: Further metrics, by name or as callables, that are recorded beside it and decide nothing.
         value: Which epoch a trial is judged by, and whose weights are kept: its "last" or its "best".
+        folds: Cross-validation in the place of ``valid``: a number of folds (stratified for a target of classes), a splitter of
+            scikit-learn, or pairs of row indices. A trial trains in one lane per fold, and its value is the mean over them.
+        groups: One group per row of ``train``; rows of a group stay in one fold.
+        seeds: Training runs of each trial (of each fold), under seeds of their own; its value is the mean over all of them.
         n_trials: Trials in all. A study file that already has some is continued up to this number.
         max_epochs: Epochs of a trial that is not stopped early. A larger number than a study file was made with trains its
             finished trials again from the start, to the new length.
@@ -132,7 +143,12 @@ def tune(
     if where.type == "cpu" and not reproducible:
         native.prepare()  # first of all: a compiler takes a second, and so does what comes next
     with stages_shown(progress):
-        data = load(train, valid, test, seed=seed)
+        data = (
+            load(train, valid, test, seed=seed)
+            if folds is None
+            else _load_whole(train, valid, test, seed, folds, groups)
+        )
+    parts = make_parts(folds, seeds, groups, data.train, seed)
     targets = data.train.tensors[-1] if len(data.train.tensors) > 1 else None
     chosen = resolve(metric, targets=targets, direction=direction)
     others = further(metrics, targets=targets)
@@ -146,6 +162,8 @@ def tune(
         "direction": way,
         "metrics": None if any(callable(m) for m in metrics) else list(cast("Sequence[str]", metrics)),
         "value": value,
+        "folds": folds if folds is None or (isinstance(folds, int) and groups is None) else False,
+        "seeds": seeds,
         "n_trials": n_trials,
         "max_epochs": max_epochs,
         "sampler": asker.plan.as_json,
@@ -168,20 +186,27 @@ def tune(
         "sampler": asker.name,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {where}",
     }
-    work = Work(_to(data, where), _metrics(chosen, others, targets), where)
-    lanes = total_lanes(n_trials, learns=asker.learns)
-    signer = Signer(data.train.tensors)  # where `define` makes its models, whatever device they train on
+    if parts is not None:
+        facts["folds"] = facts_of(parts, folds)
+    n_parts = 1 if parts is None else len(parts)
+    work = Work(_to(data, where), _metrics(chosen, others, targets), where, parts)
+    lanes = total_lanes(n_trials, learns=asker.learns, parts=n_parts)
+    sizes = () if parts is None else [parts.n_train(part, data.train.n) for part in range(n_parts)]
+    signer = Signer(data.train.tensors, sizes)  # where `define` makes its models, whatever device they train on
 
     def rebuild(spec: TrialSpec) -> Recipe:
+        return replay(define, spec, data.train.n if parts is None else parts.n_train(spec.part, data.train.n))
+
+    def rebuild_whole(spec: TrialSpec) -> Recipe:
         return replay(define, spec, data.train.n)
 
     def admission(spec: TrialSpec) -> Candidate:
-        return candidate(spec, rebuild(spec), signer, data.train.tensors[-1])
+        return candidate(spec, rebuild(spec), signer, data.train.tensors[-1], parts)
 
     def make_pool() -> Pool:
         return Pool(work, rebuild, measure=not reproducible, native=not reproducible)
 
-    count = n_workers(lanes, device=where, reproducible=reproducible)
+    count = n_workers(lanes * n_parts, device=where, reproducible=reproducible)
     # Workers are forked before the study file is opened: its writer is a thread, and a fork is simplest without.
     with pools(make_pool, admission, count) as pool, opened(storage, way, study_name) as (store, previous):
         if previous is not None:
@@ -198,7 +223,8 @@ def tune(
         )
         history, weights = start.history, start.weights
         show(scheme, history)
-        study = Study(history, define=define, data=data, asker=asker, store=store, weights=weights)
+        refit = Refitter(rebuild_whole, work, weights) if parts is not None and parts.folds else None
+        study = Study(history, define=define, data=data, asker=asker, store=store, weights=weights, refit=refit)
         session = Session(
             history,
             define=define,
@@ -211,9 +237,11 @@ def tune(
             pending=start.pending,
             best_epoch=value == "best",
             limits=limits,
+            parts=parts,
         )
         rules = Rules(max_epochs, history.sign, _value_of(chosen), value == "best")
-        engine = Engine(session, pool, scheme, rules, lanes, history.tick, start.paused)
+        trainer = pool if parts is None else Together(pool, parts, rules.value_of, admission)
+        engine = Engine(session, trainer, scheme, rules, lanes, history.tick, start.paused)
         picked = (
             _said_first(asker, scheme, lanes, n_trials, max_epochs) if sampler is None and scheduler is None else ""
         )
@@ -221,8 +249,12 @@ def tune(
         study.interrupted, study.timed_out = session.interrupted, session.timed_out
         study.stop_reason = session.stop_reason
         if not study.interrupted:
+            best = history.record.best()
+            if refit is not None and best is not None:
+                with stages_shown(progress, "training the winner on all folds"):
+                    refit(best)
             with stages_shown(progress, "scoring the winner"):
-                score_winner(history, work, lambda spec: trained(spec, rebuild, weights))
+                score_winner(history, work, lambda spec: trained(spec, rebuild_whole, weights))
         _write_down(history, weights, store)
     return study
 
@@ -275,6 +307,11 @@ def resume(
             "the same arguments and this storage, which continues it."
         )
     kept = {k: v for k, v in options.items() if k not in ("n_trials", "max_epochs")}
+    if kept.get("folds") is False:
+        raise UsageError(
+            "this study was started with a splitter, row indices or groups, which no file holds; call tune() again with the same "
+            "arguments and this storage, which continues it."
+        )
     if kept.get("warm_start") is False:
         raise UsageError(
             "this study was started warm from a study in memory, which no file can hold; call tune() again with the same "
@@ -410,6 +447,26 @@ def _to(data: Datasets, device: torch.device) -> Datasets:
     return Datasets(
         data.train.to(device), data.valid.to(device), data.test.to(device) if data.test else None, data.fingerprint
     )
+
+
+def _load_whole(train: Any, valid: Any, test: Any, seed: int, folds: object, groups: object) -> Datasets:
+    """The data of a study with folds.
+
+    Raises:
+        UsageError: If a part of the data would be split off in a way that the folds are not.
+    """
+    if valid is not None:
+        raise UsageError(
+            "folds= takes the place of valid=: every row is validated on in its fold. Leave one of the two out."
+        )
+    if isinstance(test, Real) and not isinstance(test, bool):
+        ordered = type(folds).__name__ == "TimeSeriesSplit"
+        if groups is not None or ordered:
+            kept = "an order in time" if ordered else "groups"
+            raise UsageError(
+                f"test={test} draws rows at random, which breaks up {kept}; split them off yourself and pass them as test=."
+            )
+    return load_whole(train, test, seed=seed)
 
 
 def _check_numbers(n_trials: int, max_epochs: int, timeout_s: float | None, seed: int) -> None:

@@ -34,6 +34,9 @@ class WeightStore:
         self.files: dict[int, str] = {n: file for n, (_, file) in (known or {}).items()}
         self._memory: dict[int, dict[str, Tensor]] = {}
 
+    def __contains__(self, trial: int) -> bool:
+        return trial in self._rank
+
     def offer(self, trial: int, value: float, state: Callable[[], dict[str, Tensor]]) -> None:
         """Keep a trial's weights if it is among the best few; ``state`` is only called when it is."""
         self._rank.pop(trial, None)

@@ -70,7 +70,7 @@ def score_winner(history: History, work: Work, trained: Callable[[TrialSpec], Re
         recipe.loss.to(work.device)
     winner: dict[str, Json] = {"trial": best.spec.number}
     for name, split in (("valid", work.data.valid), ("test", work.data.test)):
-        if split is None:
+        if split is None or (split is work.data.train):  # with folds, the winner was trained on all that is no test row
             continue
         loss, outputs = measure(recipe, split.tensors, best.spec.seed)
         target = split.tensors[-1]

@@ -17,6 +17,7 @@ from shoal.folders._files import Folder, read_folder
 from shoal.folders._images import Images, learn_images
 from shoal.folders._model import FolderModel, load_folder_model, unreadable
 from shoal.folders._texts import learn_texts
+from shoal.folds import refuse_folds
 from shoal.nn import cnn, cnn_space, mlp, optimizer
 from shoal.recipe import Recipe
 from shoal.replay import ReplayTrial
@@ -173,6 +174,7 @@ def tune_prepared_folder(
     ready: PreparedFolder, *, seed: int = 0, baselines: bool = True, **options: Any
 ) -> FolderStudy:
     """The second half of ``tune_folder``, for callers with something to say in between."""
+    refuse_folds(options)
     options = {"metric": ready.plan.metric, "value": "best", **ready.plan.budget, **options}
     study = tune(ready.define, train=ready.train, valid=ready.valid, test=ready.test, seed=seed, **options)
     return _finish(study, ready, options.get("storage"), baselines)

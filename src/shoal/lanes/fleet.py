@@ -20,12 +20,14 @@ from shoal.data import Datasets
 from shoal.errors import blame
 from shoal.lanes import optim
 from shoal.lanes.activations import runs_of
+from shoal.lanes.by_fold import by_fold
 from shoal.lanes.clip import Shaping
-from shoal.lanes.criteria import denominators, is_known, scale_of, used, wants_classes
+from shoal.lanes.criteria import is_known, scale_of, used, wants_classes
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Advance, Gradients, Kernels, TorchKernels, Updates
-from shoal.lanes.lane import LaneTrial, Measured, evaluation_chunk
+from shoal.lanes.lane import LaneTrial, Measured, evaluation_chunk, evaluation_weight
 from shoal.lanes.lift import lift_values
+from shoal.lanes.parts import Parts, Rows
 from shoal.lanes.probe import output_classes
 from shoal.lanes.state import LaneRow, LaneState
 from shoal.lanes.step import Layout, Program, values_by_name
@@ -39,11 +41,16 @@ _SEGMENT_SLOTS = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What all fleets of a study share: the data, and what is measured on it."""
+    """What all fleets of a study share: the data, what is measured on it, and what parts trials have where they have several."""
 
     data: Datasets
     metrics: tuple[Metric, ...]
     device: torch.device
+    parts: Parts | None = None
+
+    def rows(self, part: int) -> tuple[Rows | None, Rows | None]:
+        """Rows that a part of a trial trains on and is validated on; None for all of the split."""
+        return (None, None) if self.parts is None else self.parts.rows(part)
 
 
 def tensors_of(recipe: Recipe) -> dict[str, Tensor]:
@@ -132,8 +139,8 @@ class Fleet:
         return sum(lane is not None for lane in self.lanes)
 
     def lane_of(self, trial: int) -> int:
-        """The lane that a trial is in."""
-        return next(i for i, t in enumerate(self.lanes) if t is not None and t.spec.number == trial)
+        """The lane that a part of a trial is in, by its key."""
+        return next(i for i, t in enumerate(self.lanes) if t is not None and t.spec.key == trial)
 
     def admit(self, trial: LaneTrial) -> int:
         """Let a fresh trial into a free lane; returns the lane."""
@@ -207,7 +214,7 @@ class Fleet:
             finite = math.isfinite(float(train_loss[i])) and math.isfinite(float(valid_loss[i]))
             out.append(
                 Measured(
-                    t.spec.number, t.epoch, float(train_loss[i]), float(valid_loss[i]), named, float(losses[i]), finite
+                    t.spec.key, t.epoch, float(train_loss[i]), float(valid_loss[i]), named, float(losses[i]), finite
                 )
             )
         return out
@@ -224,7 +231,7 @@ class Fleet:
                 t.tabulate(t.shape(n, self.quantum).n_updates)
             except Exception as error:
                 message = f"trial {t.spec.number}: its schedule raised {blame(error)}"
-                broken.append(Measured(t.spec.number, t.epoch, nan, nan, {}, nan, False, message))
+                broken.append(Measured(t.spec.key, t.epoch, nan, nan, {}, nan, False, message))
             else:
                 active.append((i, t))
         return active, broken
@@ -244,11 +251,13 @@ class Fleet:
             recipes[i] = trial.recipe
         shaping = Shaping.of(recipes, due, self.state)
         advance: Advance | None = None
-        tail = n % q if self.exact and n % q else q
+        # Lanes of an exact signature train on as many samples each.
+        last_batch = active[0][1].n_train(n) % q
+        tail = last_batch if self.exact and last_batch else q
         share = torch.zeros(ticks, self.width, dtype=torch.float64)  # of the epoch's samples, per tick
         goes_on = np.zeros((ticks, self.width), dtype=bool)  # the tick adds to a batch that an earlier one opened
         for i, s in shapes.items():
-            share[: s.n_ticks, i] = torch.from_numpy(s.sizes[s.batch] / n)
+            share[: s.n_ticks, i] = torch.from_numpy(s.sizes[s.batch] / len(orders[i]))
             goes_on[: s.n_ticks, i] = ~s.starts
         losses = torch.empty(ticks, self.width, dtype=dtype, device=device)
         loss_rows = losses.unbind(0)
@@ -262,12 +271,14 @@ class Fleet:
             idx, weights, key = (
                 np.zeros((last - first, self.width, q), dtype=d) for d in (np.int64, np.float64, np.int32)
             )
-            for i, _ in active:
+            for i, trial in active:
                 s = shapes[i]
+                if trial.rows is not None:  # empty slots too hold a sample that the lane may see
+                    idx[:, i] = trial.rows[0]
                 stop = min(last, s.n_ticks)
                 if stop > first:
                     position = s.position[first:stop]
-                    idx[: stop - first, i] = np.where(position >= 0, orders[i][position], 0)
+                    idx[: stop - first, i] = np.where(position >= 0, orders[i][position], idx[: stop - first, i])
                     key[: stop - first, i] = keys[i][position]
                     weights[: stop - first, i] = weights_of[i][first:stop]
             idx_t = torch.from_numpy(idx).to(device).unbind(0)
@@ -348,6 +359,8 @@ class Fleet:
     def _validate(self) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss (lanes,), metric name -> (lanes,)), on the host."""
         split, recipe = self.work.data.valid, self.program._recipe
+        if self.work.parts is not None and self.work.parts.folds:
+            return by_fold(self, split.tensors, scale_of(recipe))
         meter = Meter(self.work.metrics, split.tensors[-1], scale_of(recipe))
         loss = self.measure(split.tensors, meter)
         return loss, meter.results()
@@ -376,13 +389,3 @@ class Fleet:
             if len(out) > 1:
                 meter.add(out[0], q)
         return total
-
-
-def evaluation_weight(recipe: Recipe, target: Tensor) -> float:
-    """With it, a known criterion's numerators sum to its mean over a whole split."""
-    if not is_known(recipe.loss):
-        return 1.0
-    if recipe.loss.reduction == "sum":  # type: ignore[union-attr]
-        return 1.0 / len(target)
-    total = float(denominators(recipe.loss, target).sum())
-    return 1.0 / total if total else math.inf  # all targets ignored: 0 / 0 as in torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,13 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.lanes import optim, order, rng, tables
+from shoal.lanes.criteria import denominators, is_known
+from shoal.lanes.parts import Rows
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one epoch of one trial gave; ``first_loss`` is its first tick's, for the check on admission."""
+    """What one epoch of one trial gave; ``first_loss`` is its first tick's, for the check on admission.
+
+    Inside pools ``trial`` is the key of one part (`TrialSpec.key`). The last three are of a trial with several parts: which of them
+    is not finite, all their values, and the standard error of the mean.
+    """
 
     trial: int
     epoch: int
@@ -26,6 +33,9 @@ class Measured:
     first_loss: float
     finite: bool
     error: str = ""  # what the user's code raised; then nothing was measured, and the trial is over
+    where: str = ""
+    lanes: tuple[float, ...] = ()
+    standard_error: float | None = None
 
 
 @dataclass(slots=True)
@@ -55,6 +65,8 @@ class LaneTrial:
     numbers: list[tables.Numbers] = field(default_factory=list, repr=False)  # per group, once there is no schedule
     valid_keys: NDArray[np.int32] | None = field(default=None, repr=False)  # of the validation split, likewise
     even: float | None = None  # the denominator of every sample, if they are all the same
+    rows: Rows | None = None  # of the training split that it trains on; None for all
+    valid_rows: Rows | None = None  # of the validation split, likewise
 
     def __post_init__(self) -> None:
         d = self.denominators
@@ -85,13 +97,18 @@ class LaneTrial:
         ]
         self.table = np.stack(per_group, axis=-1)
 
+    def n_train(self, n: int) -> int:
+        """How many of the training split's ``n`` samples it trains on."""
+        return n if self.rows is None else len(self.rows)
+
     def sample_order(self, n: int) -> NDArray[np.int64]:
-        """The samples in this epoch's order, (n,)."""
-        return rng.permutation(self.spec.seed, self.epoch, n)
+        """The samples that it trains on in this epoch's order, (n_train,), of ``n`` in all."""
+        order_ = rng.permutation(self.spec.seed, self.epoch, self.n_train(n))
+        return order_ if self.rows is None else self.rows[order_]
 
     def keys(self, n: int) -> NDArray[np.int32]:
-        """The random key of each position in this epoch's order, (n,)."""
-        return rng.sample_keys(self.spec.seed, self.epoch, n)
+        """The random key of each position in this epoch's order, (n_train,)."""
+        return rng.sample_keys(self.spec.seed, self.epoch, self.n_train(n))
 
     def evaluation_keys(self, n: int) -> NDArray[np.int32]:
         """The random key of each sample of the validation split, (n,)."""
@@ -102,11 +119,11 @@ class LaneTrial:
     def weights(self, n: int, quantum: int, order_: NDArray[np.int64]) -> NDArray[np.float64]:
         """What each slot of this epoch counts for, (T, q)."""
         if self.even is not None:
-            return order.even_weights(n, self.recipe.batch_size, quantum, self.even)
+            return order.even_weights(self.n_train(n), self.recipe.batch_size, quantum, self.even)
         return order.slot_weights(self.shape(n, quantum), order_, self.denominators)
 
     def shape(self, n: int, quantum: int) -> order.EpochShape:
-        return order.epoch_shape(n, self.recipe.batch_size, quantum)
+        return order.epoch_shape(self.n_train(n), self.recipe.batch_size, quantum)
 
 
 # Evaluation draws (a VAE that samples, say) come from an epoch that training never reaches.
@@ -121,3 +138,13 @@ def evaluation_chunk(data: Sequence[Tensor]) -> int:
     per_sample = sum(t[0].numel() * t.element_size() for t in data)
     fits = max(1, _CHUNK_BYTES // max(1, per_sample))
     return int(max(8, min(512, 1 << (fits.bit_length() - 1))))
+
+
+def evaluation_weight(recipe: Recipe, target: Tensor) -> float:
+    """With it, a known criterion's numerators sum to its mean over a whole split."""
+    if not is_known(recipe.loss):
+        return 1.0
+    if recipe.loss.reduction == "sum":  # type: ignore[union-attr]
+        return 1.0 / len(target)
+    total = float(denominators(recipe.loss, target).sum())
+    return 1.0 / total if total else math.inf  # all targets ignored: 0 / 0 as in torch

@@ -27,7 +27,7 @@ class Paused:
 
 @final
 class PausedTrials:
-    """Keeps paused trials by number, as long as there is memory for their rows."""
+    """Keeps paused trials by key, as long as there is memory for their rows."""
 
     def __init__(self) -> None:
         self._held: dict[int, Paused] = {}
@@ -43,7 +43,7 @@ class PausedTrials:
             paused = Paused(paused.spec, paused.signature, solo=paused.solo)
         else:
             self._bytes += row_bytes
-        self._held[paused.spec.number] = paused
+        self._held[paused.spec.key] = paused
 
     def take(self, trial: int) -> Paused:
         """Hand a trial out, which is then kept no longer."""

@@ -1,6 +1,8 @@
 """Everything that trains on one device: fleets by signature, solo trials, and which of the two a signature gets.
 
 The engine speaks to this class only: admit, run an epoch, apply decisions. What happened to lanes comes back as events.
+
+A pool knows parts of trials, by `TrialSpec.key`; a trial without folds and seeds has one part, whose key is its number.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from shoal.lanes.solo import Solo
 from shoal.lanes.step import Layout, Program
 from shoal.lanes.tryout import confirmed, expected_loss, time_solo, time_tick
 from shoal.recipe import Recipe
-from shoal.records import Event, Json, TrialSpec
+from shoal.records import Event, Json, TrialSpec, part_of
 
 # State, gradients and temporaries of a lane, in multiples of its parameters; fleets may take this share of memory.
 _STATE_COPIES = 10
@@ -91,7 +93,7 @@ class Pool:
 
     @property
     def n_running(self) -> int:
-        inside = set(self._solos) | {t.spec.number for f in self._open() for t in f.lanes if t is not None}
+        inside = set(self._solos) | {t.spec.key for f in self._open() for t in f.lanes if t is not None}
         return len(inside | set(self._broken))
 
     @property
@@ -118,8 +120,8 @@ class Pool:
         self._upgrade()
         waiting = self._sorted_out(candidates)
         returning: dict[str, list[Paused]] = {}
-        for number in promoted:
-            held = self._paused.take(number)
+        for held_key in promoted:
+            held = self._paused.take(held_key)
             if held.row is not None and not self._groups[held.signature].solo_reason:
                 returning.setdefault(held.signature, []).append(held)
             else:
@@ -185,7 +187,7 @@ class Pool:
             admitted.append(c.spec)
         fleet.arrange()
         for spec in admitted:
-            self._events.append(Event(0, "admitted", spec.number, fleet.number, fleet.lane_of(spec.number)))
+            self._events.append(Event(0, "admitted", spec.key, fleet.number, fleet.lane_of(spec.key)))
 
     # -- pausing ----------------------------------------------------------------------------------------------------------
 
@@ -205,8 +207,8 @@ class Pool:
     def _go_on_solo(self, held: Paused) -> None:
         """A promoted trial that no fleet can take: its solo self goes on, or it starts again from its first epoch."""
         if held.solo is not None:
-            self._solos[held.spec.number] = held.solo
-            self._events.append(Event(0, "solo", held.spec.number, None, None, {"reason": "promoted"}))
+            self._solos[held.spec.key] = held.solo
+            self._events.append(Event(0, "solo", held.spec.key, None, None, {"reason": "promoted"}))
         else:
             self._restart_solo(held.spec, "its paused state could not be kept, or its fleet has no lane for it")
 
@@ -254,8 +256,8 @@ class Pool:
             old.move_to(fleet)
             for i, t in enumerate(fleet.lanes):
                 if t is not None:
-                    self._events.append(Event(0, "left", t.spec.number, old.number, None, {"to": fleet.number}))
-                    self._events.append(Event(0, "admitted", t.spec.number, fleet.number, i))
+                    self._events.append(Event(0, "left", t.spec.key, old.number, None, {"to": fleet.number}))
+                    self._events.append(Event(0, "admitted", t.spec.key, fleet.number, i))
             self._let_go(g, old)
         self._take_up(g, fleet, key)
 
@@ -318,14 +320,14 @@ class Pool:
         self._take_up(g, fleet, group[0].signature, timed)
 
     def _start_solo(self, spec: TrialSpec, recipe: Recipe, reason: str) -> None:
-        self._solos[spec.number] = Solo(spec, recipe, self.work)
-        self._events.append(Event(0, "solo", spec.number, None, None, {"reason": reason}))
+        self._solos[spec.key] = Solo(spec, recipe, self.work)
+        self._events.append(Event(0, "solo", spec.key, None, None, {"reason": reason}))
 
     def _restart_solo(self, spec: TrialSpec, reason: str) -> None:
         try:
             recipe = self._rebuild(spec)
         except Exception as error:
-            self.fail(spec.number, f"trial {spec.number}: define raised {blame(error)}")
+            self.fail(spec.key, f"trial {spec.number}: define raised {blame(error)}")
         else:
             self._start_solo(spec, recipe, reason)
 
@@ -363,14 +365,14 @@ class Pool:
                 trial.expected = None
                 self._measured.add(m.trial)
                 out.append(m)
-        for number, solo in list(self._solos.items()):
+        for key, solo in list(self._solos.items()):
             try:
                 out.append(solo.run_epoch())
             except Exception as error:
-                self.fail(number, f"trial {number}: training raised {blame(error)}")
+                self.fail(key, f"trial {solo.spec.number}: training raised {blame(error)}")
         out = [m for m in out if m.trial not in self._broken]
         nan = float("nan")
-        out += [Measured(number, 0, nan, nan, {}, nan, False, message) for number, message in self._broken.items()]
+        out += [Measured(key, 0, nan, nan, {}, nan, False, message) for key, message in self._broken.items()]
         return sorted(out, key=lambda m: m.trial)
 
     def _abandon(self, g: _Group, fleet: Fleet, error: Exception) -> None:
@@ -380,12 +382,12 @@ class Pool:
         for lane, trial in enumerate(list(fleet.lanes)):
             if trial is None:
                 continue
-            number = fleet.leave(lane).spec.number
-            self._events.append(Event(0, "left", number, fleet.number, lane, {"reason": g.solo_reason}))
-            if number in self._measured:
-                self.fail(number, f"trial {number}: training raised {blame(error)}")
+            spec = fleet.leave(lane).spec
+            self._events.append(Event(0, "left", spec.key, fleet.number, lane, {"reason": g.solo_reason}))
+            if spec.key in self._measured:
+                self.fail(spec.key, f"trial {spec.number}: training raised {blame(error)}")
             else:
-                self._restart_solo(trial.spec, g.solo_reason)
+                self._restart_solo(spec, g.solo_reason)
 
     def _fall_back(self, fleet: Fleet, m: Measured, expected: float) -> None:
         """A lane that does not do what its recipe does alone: its epoch is dropped, and it starts over solo."""
@@ -411,7 +413,7 @@ class Pool:
             try:
                 recipe.step_schedule(loss=loss, value=value)
             except Exception as error:
-                self.fail(trial, f"trial {trial}: its schedule raised {blame(error)}")
+                self.fail(trial, f"trial {part_of(trial)[0]}: its schedule raised {blame(error)}")
 
     def remember(self, trial: int) -> None:
         """Keep a copy of a trial's weights as they are now."""
@@ -430,7 +432,7 @@ class Pool:
         """Signature, fleet and lane trial of a trial that trains in a lane."""
         for key, g in self._groups.items():
             for t in g.fleet.lanes if g.fleet is not None else ():
-                if t is not None and t.spec.number == trial:
+                if t is not None and t.spec.key == trial:
                     assert g.fleet is not None
                     return key, g.fleet, t
         raise KeyError(trial)

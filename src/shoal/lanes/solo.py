@@ -28,6 +28,7 @@ class Solo:
 
     def __init__(self, spec: TrialSpec, recipe: Recipe, work: Work) -> None:
         self.spec, self.recipe, self.work = spec, recipe, work
+        self._rows, self._valid_rows = work.rows(spec.part)
         self.epoch = 0
         recipe.model.to(work.device)
         if isinstance(recipe.loss, nn.Module):
@@ -67,9 +68,10 @@ class Solo:
     def train_epoch(self) -> tuple[float, float]:
         """One epoch of training: (mean loss over samples, loss of the first batch)."""
         recipe, data = self.recipe, self.work.data.train
-        n, device = data.n, self.work.device
+        n, device = (data.n if self._rows is None else len(self._rows)), self.work.device
         recipe.train_mode()
-        order = torch.from_numpy(permutation(self.spec.seed, self.epoch, n)).to(device)
+        positions = permutation(self.spec.seed, self.epoch, n)
+        order = torch.from_numpy(positions if self._rows is None else self._rows[positions]).to(device)
         keys = torch.from_numpy(sample_keys(self.spec.seed, self.epoch, n)).to(device)
         n_updates = math.ceil(n / recipe.batch_size)
         first, total = math.nan, torch.zeros((), dtype=torch.float64, device=device)
@@ -91,11 +93,14 @@ class Solo:
         """One epoch of training, then validation."""
         recipe, (total, first) = self.recipe, self.train_epoch()
         valid = self.work.data.valid.tensors
+        if self._valid_rows is not None:
+            rows = torch.from_numpy(self._valid_rows).to(self.work.device)
+            valid = tuple(t[rows] for t in valid)
         meter = Meter(self.work.metrics, valid[-1], scale_of(recipe))
         valid_loss, _ = measure(recipe, valid, self.spec.seed, meter)
         metrics = {name: float(value[0]) for name, value in meter.results().items()}
         finite = math.isfinite(total) and math.isfinite(valid_loss)
-        return Measured(self.spec.number, self.epoch, total, valid_loss, metrics, first, finite)
+        return Measured(self.spec.key, self.epoch, total, valid_loss, metrics, first, finite)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and buffers, copied to the CPU."""

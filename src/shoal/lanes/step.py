@@ -281,18 +281,25 @@ class Program:
 
     def evaluate(self, state: Sequence[Tensor], chunk: Sequence[Tensor], weights: Tensor, keys: Tensor) -> Any:
         """A chunk of validation data: chunk tensors (q, ...), weights and keys (lanes, q) -> ``[outputs?, loss (lanes,)]``."""
-        key = (self._step_name("evaluate"), weights.shape[1])
+        return self._evaluated("evaluate", self._evaluate_step(len(chunk)), state, *chunk, weights, keys)
+
+    def evaluate_rows(
+        self, state: Sequence[Tensor], data: Sequence[Tensor], idx: Tensor, weights: Tensor, keys: Tensor
+    ) -> Any:
+        """As `evaluate`, of rows that differ between lanes: data (n, ...) each; idx, weights and keys (lanes, q)."""
+        return self._evaluated("rows", self._evaluate_step(len(data), by_rows=True), state, *data, idx, weights, keys)
+
+    def _evaluated(self, step: str, f: Callable[..., Any], state: Sequence[Tensor], *inputs: Tensor) -> Any:
+        key = (self._step_name(step), inputs[-1].shape[1])
         if key not in self._functions:
             flags = {m: m.training for m in self._recipe.model.modules()}
             self._recipe.model.eval()
             try:
-                self._functions[key] = self._build(
-                    key, self._evaluate_step(len(chunk)), [*state, *chunk, weights, keys], len(state)
-                )
+                self._functions[key] = self._build(key, f, [*state, *inputs], len(state))
             finally:
                 for module, flag in flags.items():
                     module.training = flag
-        return self._functions[key](*state, *chunk, weights, keys)
+        return self._functions[key](*state, *inputs)
 
     @contextmanager
     def kernels(self) -> Iterator[None]:
@@ -347,7 +354,7 @@ class Program:
         self, key: tuple[str, int], f: Callable[..., Any], inputs: list[Tensor], stacked: int
     ) -> graph.Blueprint | None:
         """Trace at two narrow widths, on tensors that lie in memory like a fleet's own: a trace decides by strides what to copy."""
-        slots = range(len(inputs) - (3 if key[0].startswith("train") else 2), len(inputs))
+        slots = range(len(inputs) - (2 if key[0].startswith("evaluate") else 3), len(inputs))
 
         def narrow(width: int) -> list[Tensor]:
             rest = [t[:1].repeat(width, *(1 for _ in t.shape[1:])) if i in slots else t for i, t in enumerate(inputs)]
@@ -386,14 +393,13 @@ class Program:
 
         def step(*inputs: Tensor) -> list[Tensor]:
             state, data, (idx, weights, keys) = inputs[: -3 - n_data], inputs[-3 - n_data : -3], inputs[-3:]
-            flat = idx.reshape(-1)
-            batch = [t.index_select(0, flat).reshape(*idx.shape, *t.shape[1:]) for t in data]
+            batch = _gathered(data, idx)
             grads, buffers, loss = vmap(lane)(*state, *batch, weights, keys)
             return [*grads, *buffers, loss]
 
         return step
 
-    def _evaluate_step(self, n_data: int) -> Callable[..., list[Tensor]]:
+    def _evaluate_step(self, n_data: int, *, by_rows: bool = False) -> Callable[..., list[Tensor]]:
         def lane(*tensors: Tensor) -> tuple[Tensor, ...]:
             params, fixed, buffers, values, batch, weights, keys = self._lane(tensors, n_data, evaluate=True)
             scratch = {name: t.clone() for name, t in buffers.items()}
@@ -408,7 +414,17 @@ class Program:
             dims = (*(0 for _ in range(n_state)), *(None for _ in range(n_data)), 0, 0)
             return list(vmap(lane, in_dims=dims)(*inputs))
 
-        return step
+        def rows_step(*inputs: Tensor) -> list[Tensor]:
+            state, data, (idx, weights, keys) = inputs[: -3 - n_data], inputs[-3 - n_data : -3], inputs[-3:]
+            return list(vmap(lane)(*state, *_gathered(data, idx), weights, keys))
+
+        return rows_step if by_rows else step
+
+
+def _gathered(data: Sequence[Tensor], idx: Tensor) -> list[Tensor]:
+    """The rows (lanes, q) of each tensor (n, ...), as (lanes, q, ...)."""
+    flat = idx.reshape(-1)
+    return [t.index_select(0, flat).reshape(*idx.shape, *t.shape[1:]) for t in data]
 
 
 def _copied(batch: Batch) -> Batch:

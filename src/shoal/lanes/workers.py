@@ -29,7 +29,7 @@ from shoal import planner
 from shoal.errors import StudyError, blame
 from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate, Pool
-from shoal.records import Event, TrialSpec
+from shoal.records import Event, TrialSpec, part_of
 
 Admission = Callable[[TrialSpec], Candidate]
 
@@ -133,7 +133,7 @@ class PoolSet:
             k = planner.lightest(running, mine)
             running[k].append(mine)
             parts[k].append(c)
-            self._where[c.spec.number], self._signature[c.spec.number] = k, mine
+            self._where[c.spec.key], self._signature[c.spec.key] = k, mine
         for remote, part, those in zip(self._remotes, parts[1:], back[1:], strict=True):
             # Also when there are none: a fleet whose queue has dried up narrows. At once: tracing takes a second in every pool.
             remote.send("admit", [c.spec for c in part], those, answer=False)
@@ -145,7 +145,7 @@ class PoolSet:
         self._paused[trial] = self._where.pop(trial)
 
     def run_epoch(self) -> list[Measured]:
-        """One epoch of every running trial, all pools at once, in the order of the trials' numbers."""
+        """One epoch of every running trial, all pools at once, in the order of their keys."""
         for remote in self._remotes:
             remote.send("run_epoch")
         out = self._local.run_epoch()
@@ -168,7 +168,7 @@ class PoolSet:
             reason = str(e.data.get("reason", ""))
             if e.kind == "solo" and reason and not reason.startswith("faster") and reason not in self._warned:
                 self._warned.add(reason)
-                warnings.warn(f"trial {e.trial} trains solo: {reason}.", RuntimeWarning, stacklevel=4)
+                warnings.warn(f"trial {part_of(e.trial or 0)[0]} trains solo: {reason}.", RuntimeWarning, stacklevel=4)
 
     def _tell(self, trial: int, method: str, *args: Any) -> None:
         k = self._where[trial] if trial in self._where else self._paused[trial]
@@ -309,7 +309,7 @@ def _serve(
             try:
                 candidates.append(admission(spec))
             except Exception as error:
-                pool.fail(spec.number, f"trial {spec.number}: define raised {blame(error)}")
+                pool.fail(spec.key, f"trial {spec.number}: define raised {blame(error)}")
         pool.admit(candidates, promoted)
 
     commands: dict[str, Callable[..., Any]] = {

@@ -17,6 +17,7 @@ from shoal.errors import StorageError
 from shoal.records import Json
 
 _KEY = "$float"
+LANES = "(lanes)"  # beside an epoch's metrics: what there is of the trial's lanes; no metric has such a name
 
 
 def encode(value: object, what: str) -> str:

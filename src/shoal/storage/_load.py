@@ -132,9 +132,20 @@ def _epoch(trial: int, epoch: Any, train_loss: Any, value: Any, metrics: Any, ti
     if type(epoch) is not int:
         raise TypeError(f"epoch {epoch!r:.40} of trial {trial}")
     numbers: dict[str, float] = _codec.decode(metrics)
-    if type(numbers) is not dict or not all(type(number) in (float, int) for number in numbers.values()):
+    values, error = _lanes(numbers.pop(_codec.LANES, None) if type(numbers) is dict else None)
+    if type(numbers) is not dict or not all(type(number) in (float, int) for number in (*numbers.values(), *values)):
         raise TypeError(f"metrics {metrics!r:.40} of trial {trial}")
-    return EpochRow(trial, epoch, _number(train_loss), _number(value), numbers, _number(time_s))
+    return EpochRow(trial, epoch, _number(train_loss), _number(value), numbers, _number(time_s), values, error)
+
+
+def _lanes(found: Any) -> tuple[tuple[float, ...], float | None]:
+    """The values of a trial's lanes, and the standard error of their mean; none where a trial is a single lane."""
+    if found is None:
+        return (), None
+    error = found["standard_error"]
+    if type(error) not in (float, int, type(None)):
+        raise TypeError(f"standard error {error!r:.40}")
+    return tuple(found["values"]), error
 
 
 def _trial(row: Any, rows: tuple[EpochRow, ...]) -> TrialRecord:

@@ -182,10 +182,13 @@ class RowWriter:
                 values.append({"trial_id": trial_id, "objective": 0, "value": stored, "value_type": kind})
             if result.state is not TrialState.RUNNING:
                 attrs.append({"trial_id": trial_id, "key": "epoch", "value_json": str(result.epoch)})
-                if result.reason:
-                    attrs.append(
-                        {"trial_id": trial_id, "key": "reason", "value_json": _codec.encode(result.reason, "reason")}
-                    )
+                told: dict[str, Any] = {"reason": result.reason or None, "standard_error": result.standard_error}
+                told["lane_values"] = list(result.lanes) or None
+                attrs += [
+                    {"trial_id": trial_id, "key": key, "value_json": _codec.encode(said, key)}
+                    for key, said in told.items()
+                    if said is not None
+                ]
             own.append(
                 {
                     "number_": result.number,
@@ -197,7 +200,7 @@ class RowWriter:
                 }
             )
         keys = [{"key_": row["key_"]} for row in states]
-        is_mine = sa.or_(_ATTRS.c.key == "reason", _ATTRS.c.key == "epoch")
+        is_mine = sa.or_(*(_ATTRS.c.key == key for key in ("reason", "epoch", "standard_error", "lane_values")))
         self._many(sa.delete(_VALUES).where(_VALUES.c.trial_id == sa.bindparam("key_")), keys)
         self._many(sa.delete(_ATTRS).where(_ATTRS.c.trial_id == sa.bindparam("key_"), is_mine), keys)
         changed: dict[str, Any] = {"state": sa.bindparam("state_"), "datetime_complete": sa.bindparam("end_")}

@@ -167,7 +167,7 @@ class StudyStore:
                 "epoch": int(row.epoch),
                 "train_loss": float(row.train_loss),
                 "value": float(row.value),
-                "metrics": _codec.encode(row.metrics, f"trial {row.trial}, epoch {row.epoch}: metrics"),
+                "metrics": _codec.encode(_measured(row), f"trial {row.trial}, epoch {row.epoch}: metrics"),
                 "time_s": float(row.time_s),
             }
             for row in rows
@@ -273,6 +273,14 @@ class StudyStore:
         for number in numbers:
             if not 0 <= number < self._n_trials:
                 raise StorageError(f"trial {number} is not in the study {self.name!r}: it must be asked first.")
+
+
+def _measured(row: EpochRow) -> Mapping[str, Json]:
+    """An epoch's metrics, and what there is of its lanes under names that no metric has."""
+    if not row.lanes:
+        return dict[str, Json](row.metrics)
+    lanes: dict[str, Json] = {"values": list(row.lanes), "standard_error": row.standard_error}
+    return {**row.metrics, _codec.LANES: lanes}
 
 
 def _next_seq(connection: sa.Connection, study_id: int) -> int:

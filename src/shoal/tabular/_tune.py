@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from shoal.errors import StudyError, UsageError, did_you_mean
+from shoal.folds import refuse_folds
 from shoal.nn import mlp
 from shoal.recipe import Recipe
 from shoal.replay import ReplayTrial
@@ -216,6 +217,7 @@ def tune_table(
 
 def tune_prepared(ready: Prepared, *, seed: int = 0, baselines: bool = True, **options: Any) -> TableStudy:
     """The second half of ``tune_table``, for callers with something to say in between."""
+    refuse_folds(options)
     options = {"metric": ready.plan.metric, "value": "best", **ready.plan.budget, **options}
     study = tune(ready.define, train=ready.train, valid=ready.valid, test=ready.test, seed=seed, **options)
     return _finish(study, ready, options.get("storage"), baselines)
