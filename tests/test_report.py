@@ -390,6 +390,29 @@ def test_lanes(events: list[Event], expected: list[tuple[str, int, int, float, f
     assert lane_bars(study(trials, events, {"elapsed_s": 10.0})) == expected
 
 
+SCORES: Json = {
+    "shoal": {"accuracy": 0.8, "f1": 0.75},
+    "linear model": {"accuracy": 0.7, "f1": 0.6},
+    HOSTILE: {"accuracy": 0.85, "f1": 0.7},
+}
+
+
+def test_other_models_are_shown_where_they_win() -> None:
+    compared: dict[str, Json] = {"trial": 1, "n_test": 1234, "winner": HOSTILE, "scores": SCORES}
+    trials = [trial(0, [0.1]), trial(1, [0.9])]
+    html = render_report(study(trials, meta={"comparison": compared}))
+    page = Page(html)
+    assert "Test scores, 1,234 rows" in page.text and HOSTILE not in html
+    assert f"Of these, {HOSTILE} has the best accuracy, 0.85 (shoal 0.8, linear model 0.7)." in page.text
+    # Scores of another trial's model say nothing of this one.
+    assert "Test scores" not in render_report(study(trials, meta={"comparison": {**compared, "trial": 0}}))
+    wrong: dict[str, Json] = {HOSTILE: {"f1": "x"}}
+    damages: list[dict[str, Json]] = [{"trial": 1}, {**compared, "winner": "nobody"}, {**compared, "scores": wrong}]
+    for damaged in damages:
+        shown = render_report(study(trials, meta={"comparison": damaged}))
+        assert "What the study file says of other models cannot be read." in shown
+
+
 def test_empty_study_has_a_report(tmp_path: Path) -> None:
     path = write_report(StudyRecord("empty", "minimize", (), (), {}), tmp_path / "new" / "r.html")
     page = Page(path.read_text(encoding="utf-8"))

@@ -412,6 +412,7 @@ def test_tune_predict_and_resume_from_the_shell(
     assert "model       people.model.safetensors" in out and "test, 24 rows" in out and "gradient boosting" in out
     assert "shoal: column 'name' is left out: nearly every row has another text" in err
     assert main(["best", "people.db"]) == 0 and main(["report", "people.db"]) == 0
+    assert "Beside scikit-learn" in Path("people.html").read_text(encoding="utf-8")
     assert main(["explain", *words, "--n-trials", "3"]) == 0 and "3 sampled trials" in capsys.readouterr().out
 
     assert main(["resume", "people.db", *words, "--n-trials", "5", "--json"]) == 0

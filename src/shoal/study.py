@@ -13,8 +13,9 @@ from shoal.data import Datasets
 from shoal.errors import StudyError
 from shoal.history import History
 from shoal.recipe import Recipe
-from shoal.records import StudyRecord, TrialRecord, TrialSpec, TrialState
+from shoal.records import Json, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.replay import Define, replay
+from shoal.restoring import opened
 from shoal.weights import WeightStore
 
 if TYPE_CHECKING:
@@ -116,6 +117,17 @@ class Study:
         except ImportError as error:
             raise StudyError("trials_dataframe() needs pandas: run `pip install pandas`.") from error
         return self.optuna_study.trials_dataframe()
+
+    def note(self, key: str, fact: Json) -> None:
+        """Keep a fact about the study, in its file too; the report shows those that it knows, and lists the others.
+
+        Raises:
+            StorageError: If the file cannot be written.
+        """
+        self._history.meta[key] = fact
+        with opened(self.path, self._history.direction) as (store, _):
+            if store is not None:
+                store.set_meta(self._history.meta)
 
     @property
     def optuna_study(self) -> optuna.Study:

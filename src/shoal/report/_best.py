@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from shoal._text import format_param
 from shoal.records import StudyRecord, TrialRecord, TrialState
+from shoal.report._comparison import comparison_section
 from shoal.report._html import grid, note, pairs
 from shoal.report._numbers import metric_name, text
 
@@ -31,7 +32,13 @@ def best_section(record: StudyRecord) -> str:
         names = [*[name for name in (metric_name(record),) if name in test], *test]
         parts.append(pairs(_title("Test", record, best, "test"), {n: _scored(n, test[n], intervals) for n in names}))
     columns = f'<div class="columns">{"".join(parts)}</div>'
-    return columns + _sureness(record, best) + _runners_up(record, best) + _snippet(record, best)
+    return (
+        columns
+        + _sureness(record, best)
+        + comparison_section(record)
+        + _runners_up(record, best)
+        + _snippet(record, best)
+    )
 
 
 def interval_of(record: StudyRecord, split: str) -> tuple[float, float, int] | None:

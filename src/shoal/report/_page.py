@@ -186,7 +186,7 @@ def _facts(record: StudyRecord) -> str:
     facts: dict[str, str] = {}
     parts: list[str] = []
     for key, value in record.meta.items():
-        if key in {"metric", "test", "test_trial", "weights", "space", "elapsed_s", "winner"}:
+        if key in {"metric", "test", "test_trial", "weights", "space", "elapsed_s", "winner", "comparison"}:
             continue
         if isinstance(value, dict):
             parts.append(pairs(key.capitalize(), {name: _plain(item) for name, item in value.items()}))

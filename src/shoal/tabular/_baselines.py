@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from shoal._text import format_number
+from shoal.records import Json
 from shoal.tabular._columns import Numbers
 from shoal.tabular._target import Target, Task
 
@@ -43,6 +44,11 @@ class Comparison:
         """The model with the best first measure."""
         measure = next(iter(next(iter(self.scores.values()))))
         return max(self.scores, key=lambda name: self.scores[name][measure] * (1 if HIGHER[measure] else -1))
+
+    def to_json(self, trial: int) -> dict[str, Json]:
+        """As plain data for the report; `trial` is the one whose model is compared."""
+        scores: dict[str, Json] = {name: dict(found) for name, found in self.scores.items()}
+        return {"trial": trial, "n_test": self.n_test, "winner": self.winner, "scores": scores}
 
     def __str__(self) -> str:
         measures = list(next(iter(self.scores.values())))
