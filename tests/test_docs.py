@@ -127,6 +127,19 @@ def test_every_keyword_of_tune_and_recipe_is_documented() -> None:
             assert re.search(rf"`{name}[`(]", reference), f"Study.{name} is not in docs/python.md"
 
 
+def test_every_keyword_of_tune_has_its_key_in_a_study_file_and_the_reverse() -> None:
+    from shoal.study_file._keys import FREE, KEYS  # add a line to that table for a new keyword
+
+    functions = (shoal.tune, shoal.tune_table, shoal.tune_folder)
+    keywords = {name for function in functions for name in inspect.signature(function).parameters}
+    # The further ones of `tune`; what only `code` can bring; what `file` is, as `data`; objects.
+    keywords -= {"options", "train", "groups", "path", "loggers"}
+    assert keywords == {key.keyword for key in KEYS} | {keyword for _, keyword in FREE.values()}
+    page = TEXT[ROOT / "docs" / "study_file.md"]
+    for name in {key.name for key in KEYS} | set(FREE):
+        assert re.search(rf"`\[*{name}[`\]]", page), f"{name} is not in docs/study_file.md"
+
+
 def test_the_map_has_every_module_and_no_other() -> None:
     source = ROOT / "src" / "shoal"
     text = TEXT[ROOT / "docs" / "architecture.md"]

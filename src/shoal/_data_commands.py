@@ -15,7 +15,7 @@ from typing import Any, Final
 from shoal.errors import StorageError, UsageError
 
 _SUFFIXES: Final = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet", ".pq")
-_OPTIONS: Final = ("target", "task", "group", "time", "ignore")
+OPTIONS: Final = ("target", "task", "group", "time", "ignore")
 
 
 def is_data(spec: str) -> bool:
@@ -46,7 +46,7 @@ def refuse_options(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: If one did.
     """
-    for name in _OPTIONS:
+    for name in OPTIONS:
         if hasattr(arguments, name):
             raise UsageError(
                 f"--{name} is for data files; {arguments.file!r} is none (known endings: {', '.join(_SUFFIXES)})."
@@ -68,7 +68,7 @@ def prepare(arguments: argparse.Namespace, seed: int) -> Any:
         names = [str(name) for name in tabular.read_table(arguments.file).frame.columns]
         shown = ", ".join(map(repr, names[:12])) + (", ..." if len(names) > 12 else "")
         raise UsageError(f"name the column to predict: --target NAME. {arguments.file} has {shown}.")
-    given = {name: getattr(arguments, name) for name in _OPTIONS if hasattr(arguments, name)}
+    given = {name: getattr(arguments, name) for name in OPTIONS if hasattr(arguments, name)}
     return _said(tabular.prepare_table(arguments.file, seed=seed, **given), arguments)
 
 
@@ -100,7 +100,7 @@ def _said(ready: Any, arguments: argparse.Namespace) -> Any:
 def again(arguments: argparse.Namespace) -> list[str]:
     """FILE and its options as they were typed, for the command that goes on with the study."""
     words = [arguments.file]
-    for name in _OPTIONS:
+    for name in OPTIONS:
         values = getattr(arguments, name, [])
         for value in values if isinstance(values, list) else [values]:
             words += [f"--{name}", value]

@@ -7,15 +7,18 @@ stopped by Ctrl-C. Progress goes to standard error and results to standard outpu
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import inspect
 import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Final, NoReturn
 
 from shoal import _data_commands as data_files
+from shoal import _study_commands as study_files
 from shoal._completion import SHELLS, completion_script
 from shoal._text import format_number, format_param, json_ready
 from shoal._user_file import UserFile, load_user_file
@@ -173,6 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "-o", "--output", metavar="PATH", help="CSV file to write (default: FILE's name with .predictions.csv)"
     )
+    study_files.add_commands(functools.partial(_command, commands))
     completion = _command(
         commands, "completion", "print a script that completes commands and options in a shell", run_completion
     )
@@ -211,7 +215,8 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
         "file",
         metavar="FILE",
         help="Python file with define(trial), data() and perhaps options = {...}, with ':NAME' after it if define has "
-        "another name; or a CSV or Parquet file, with --target; or a folder of class-named folders of images or texts",
+        "another name; or a study file (study.toml); or a CSV or Parquet file, with --target; or a folder of class-named "
+        "folders of images or texts",
     )
 
 
@@ -322,6 +327,8 @@ def _refuse_passwords(arguments: argparse.Namespace) -> None:
 
 def run_tune(arguments: argparse.Namespace) -> int:
     """``shoal tune``: the file's options, overridden by those of the command line."""
+    if study_files.is_study(arguments.file):
+        return _tune_study(arguments)
     if data_files.is_data(arguments.file):
         return _tune_data(arguments)
     data_files.refuse_options(arguments)
@@ -343,6 +350,9 @@ def run_resume(arguments: argparse.Namespace) -> int:
     if arguments.study_name is not None:
         keywords["study_name"] = arguments.study_name
     keywords.update(_progress(arguments))
+    if study_files.is_study(arguments.file):
+        study, tuned = study_files.resume(arguments.study, arguments, keywords)
+        return _finish(study, arguments.study, arguments, tuned)
     if data_files.is_data(arguments.file):
         tuned = data_files.resume(arguments.study, arguments, keywords)
         return _finish(tuned.study, arguments.study, arguments, tuned)
@@ -362,6 +372,14 @@ def _tune_data(arguments: argparse.Namespace) -> int:
     ready = data_files.prepare(arguments, keywords.get("seed", 0))
     tuned = data_files.tune(ready, keywords)
     return _finish(tuned.study, storage, arguments, tuned)
+
+
+def _tune_study(arguments: argparse.Namespace) -> int:
+    """``shoal tune`` on a study file."""
+    given = {key: getattr(arguments, key) for key in _TUNE_KEYWORDS if hasattr(arguments, key)}
+    ready = study_files.prepare(arguments, given)
+    study, tuned = study_files.tune(ready, _progress(arguments))
+    return _finish(study, ready.keywords["storage"], arguments, tuned)
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -412,7 +430,10 @@ def run_best(arguments: argparse.Namespace) -> int:
 def run_explain(arguments: argparse.Namespace) -> int:
     """``shoal explain``: what the planner would do, without training."""
     source: Any
-    if data_files.is_data(arguments.file):
+    if study_files.is_study(arguments.file):
+        ready = study_files.prepare(arguments, {})
+        source = SimpleNamespace(define=ready.source.define, **ready.splits)
+    elif data_files.is_data(arguments.file):
         source = data_files.prepare(arguments, arguments.seed)
     else:
         data_files.refuse_options(arguments)

@@ -55,6 +55,14 @@ _NAMED: Mapping[str, _Named] = {
 }
 NAMES = tuple(_NAMED)
 
+# What an option may be, by the type of its default.
+_TYPES: Mapping[type, tuple[Any, str]] = {
+    bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "a text"),
+}
+
 # Objects of these classes look at no result, as ours do not.
 _BLIND_CLASSES = frozenset(n.optuna_name for n in _NAMED.values() if not n.learns)
 
@@ -142,16 +150,24 @@ def _by_name(name: str, options: dict[str, Any]) -> SamplerPlan:
 def _check_options(name: str, known: _Named, options: Mapping[str, Any]) -> None:
     import optuna
 
+    keywords: Mapping[str, inspect.Parameter] = {}
     if name == "grid":
         allowed = ["space"]
     else:
         keywords = inspect.signature(getattr(optuna.samplers, known.optuna_name).__init__).parameters
         allowed = [k for k in keywords if k not in ("self", "args", "kwargs", *known.own)]
-    for option in options:
+    for option, value in options.items():
         if option == "seed":
             raise UsageError(f"the seed of sampler={name!r} follows from the study's: give tune(seed=...) instead.")
         if option not in allowed:
             raise UsageError(f"sampler={name!r} has no option {option!r}.{did_you_mean(option, allowed)}")
+        # Optuna would find out in the middle of the study.
+        default = keywords[option].default if option in keywords else None
+        types, words = _TYPES.get(type(default), (object, ""))
+        if not isinstance(value, types) or (
+            isinstance(value, bool) and type(default) is not bool and types is not object
+        ):
+            raise UsageError(f"option {option!r} of sampler={name!r} must be {words}, not {value!r:.60}.")
 
 
 def _makers() -> dict[str, Maker]:

@@ -125,8 +125,9 @@ class Study:
             StorageError: If the file cannot be written.
         """
         self._history.meta[key] = fact
-        with opened(self.path, self._history.direction) as (store, _):
-            if store is not None:
+        if self._store is not None:
+            with opened(self._store.place.optuna_url, self._history.direction, self._store.name) as (store, _):
+                assert store is not None
                 store.set_meta(self._history.meta)
 
     @property

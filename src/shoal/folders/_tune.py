@@ -49,6 +49,10 @@ class PreparedFolder:
         """What makes the network."""
         return cnn if isinstance(self.preparation, Images) else mlp
 
+    def define_for(self, plan: Plan) -> Callable[[Any], Recipe]:
+        """What ``define`` would be with another plan."""
+        return _define_images(plan, self.preparation.shape) if self.builder is cnn else make_define(plan)
+
     def arguments(self, trial: Any) -> dict[str, Any]:
         """Keywords of the builder for one trial, initial weights left out: they are no part of a trained network."""
         defaults = {name: p.default for name, p in inspect.signature(self.builder).parameters.items() if name != "init"}
@@ -236,6 +240,7 @@ def _finish(study: Study, ready: PreparedFolder, storage: str | Path | None, bas
     comparison = None
     if baselines and not study.interrupted:
         comparison = _compare(model.target.decide(model.scores(ready.test[:1])), ready)
+        study.note("comparison", comparison.to_json(best.spec.number))
     return FolderStudy(study, model, comparison, written, ready.notes)
 
 

@@ -55,7 +55,7 @@ def read_table(source: Any) -> Table:
     """Read a CSV or Parquet file, or take a pandas data frame.
 
     Args:
-        source: A path, or a data frame.
+        source: A path, or a data frame; a table is returned as it is.
 
     Returns:
         The table: cells of a CSV file are strings (None where a row ends early), columns of Parquet files and data frames
@@ -65,6 +65,8 @@ def read_table(source: Any) -> Table:
         UsageError: If the file is missing or of another kind, or pandas is not installed.
         DataError: If its content cannot be read as a table; the message names the line.
     """
+    if isinstance(source, Table):
+        return source
     pandas = need_pandas()
     if isinstance(source, pandas.DataFrame):
         return _from_frame(source, "the data frame", pandas)

@@ -47,6 +47,11 @@ class Prepared:
     plain: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
     notes: tuple[str, ...]
 
+    @staticmethod
+    def define_for(plan: Plan) -> Callable[[Any], Recipe]:
+        """What ``define`` would be with another plan."""
+        return make_define(plan)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TableStudy:
@@ -301,6 +306,7 @@ def _finish(study: Study, ready: Prepared, storage: str | Path | None, baselines
     if baselines and not study.interrupted:
         decided = ready.target.decide(model.scores(ready.test[:-1]))
         comparison = compare(ready.target, decided, *ready.plain, ready.encoded)
+        study.note("comparison", comparison.to_json(best.spec.number))
     return TableStudy(study, model, comparison, written, ready.notes)
 
 
