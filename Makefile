@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: demo test lint bench bench-search clean
+.PHONY: demo test lint bench bench-search fuzz audit clean
 
 # hatchling comes first and builds without isolation, so that it too is the pinned one.
 $(STAMP): pyproject.toml constraints.txt
@@ -27,6 +27,18 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Damaged and hostile files of every kind, SECONDS for each. Findings are printed with their seed.
+SECONDS ?= 60
+SEED ?= 0
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz.py --seconds $(SECONDS) --seed $(SEED)
+
+# Known vulnerabilities of what is pinned. It asks PyPI's advisory service, so it is not part of CI, which may have none.
+AUDIT := .venv-audit
+audit:
+	test -x $(AUDIT)/bin/pip-audit || ($(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet pip-audit)
+	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/steady_state.py
@@ -41,5 +53,5 @@ bench-search: $(STAMP)
 	$(BIN)/python benchmarks/search.py run none asha hyperband top_k
 
 clean:
-	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT) demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -169,6 +169,6 @@ class Study:
 def trained(spec: TrialSpec, rebuild: Callable[[TrialSpec], Recipe], weights: WeightStore) -> Recipe:
     """A finished trial's recipe with its trained weights, in evaluation mode, on the CPU."""
     recipe = rebuild(spec)
-    recipe.model.load_state_dict(weights.load(spec.number), strict=False)
+    weights.load_into(recipe.model, spec.number)
     recipe.model.eval()
     return recipe

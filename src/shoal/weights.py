@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from shoal.errors import StorageError
 
@@ -71,22 +71,58 @@ class WeightStore:
             raise StorageError(f"cannot write the weights of trial {trial} to {path}: {error}") from error
         return path
 
-    def load(self, trial: int) -> dict[str, Tensor]:
-        """The state dict of a kept trial.
+    def load_into(self, model: nn.Module, trial: int) -> None:
+        """Give a model the weights of a kept trial, each of which must be one of the model's, in shape and type.
 
         Raises:
-            StorageError: If it was not kept, or its file is gone or damaged.
+            StorageError: If they were not kept, or their file is gone, damaged, or another model's.
+        """
+        state = self.load(trial, model)
+        try:
+            model.load_state_dict(state, strict=False)  # tied parameters are stored once
+        except RuntimeError as error:
+            raise StorageError(f"the weights of trial {trial} do not fit its model: {error}") from error
+
+    def load(self, trial: int, model: nn.Module | None = None) -> dict[str, Tensor]:
+        """The state dict of a kept trial.
+
+        Args:
+            trial: Its number.
+            model: Compared with what the file holds before anything of it is read.
+
+        Raises:
+            StorageError: If it was not kept, or its file is gone, damaged, or another model's.
         """
         if trial in self._memory:
             return self._memory[trial]
         if trial not in self.files:
             raise StorageError(f"no weights are kept for trial {trial}; kept: {sorted(self._rank) or 'none'}.")
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
+        path = self.files[trial]
         try:
-            return load_file(self.files[trial])
-        except (OSError, SafetensorError) as error:
+            with safe_open(path, framework="pt") as file:
+                found = (file.metadata() or {}).get("trial", "of none")
+                if found != str(trial):
+                    raise StorageError(f"{path} holds the weights of trial {found:.20}, not of trial {trial}.")
+                names = list(file.keys())
+                if model is not None:
+                    _check_fit({n: file.get_slice(n).get_shape() for n in names}, model, path)
+                return {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError, UnicodeDecodeError) as error:
+            raise StorageError(f"the weights of trial {trial} cannot be read from {path}: {error}") from error
+
+
+def _check_fit(shapes: Mapping[str, Sequence[int]], model: nn.Module, path: str) -> None:
+    """Every parameter of the model is there, nothing else is, and all shapes are the model's."""
+    state = model.state_dict()
+    missing = [name for name, _ in model.named_parameters() if name not in shapes]
+    strange = [name for name in shapes if name not in state]
+    if missing or strange:
+        kind, name = ("lacks", missing[0]) if missing else ("has", strange[0])
+        raise StorageError(f"{path} holds the weights of another model: it {kind} {name!r:.100}.")
+    for name, shape in shapes.items():
+        if tuple(shape) != tuple(state[name].shape):
             raise StorageError(
-                f"the weights of trial {trial} cannot be read from {self.files[trial]}: {error}"
-            ) from error
+                f"{path} holds the weights of another model: its {name!r} is {tuple(shape)}, not {tuple(state[name].shape)}."
+            )

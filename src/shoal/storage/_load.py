@@ -42,7 +42,7 @@ def load(place: Place, name: str | None) -> StudyRecord:
     with database.explained("reading"), database.reading() as connection:
         if not has_tables(connection, database):
             raise StorageError(f"{place} is empty and holds no study: check the path.")
-        with _sound(place, "its list of studies"):
+        with sound(place, "its list of studies"):
             study_id, name = _find(connection, place, name)
             direction = direction_of(connection, study_id)
         return StudyRecord(
@@ -55,8 +55,8 @@ def load(place: Place, name: str | None) -> StudyRecord:
 
 
 @contextlib.contextmanager
-def _sound(place: Place, part: str) -> Iterator[None]:
-    """Say of what cannot be read that it is damaged."""
+def sound(place: Place, part: str) -> Iterator[None]:
+    """Say of what cannot be read that it is damaged, and where."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -116,14 +116,14 @@ def _trials(connection: sa.Connection, place: Place, study_id: int) -> tuple[Tri
         .where(EPOCH.c.study_id == study_id)
         .order_by(EPOCH.c.trial, EPOCH.c.epoch)
     )
-    with _sound(place, "an epoch"):
+    with sound(place, "an epoch"):
         rows = {
             trial: tuple(_epoch(trial, *epoch[1:]) for epoch in group)
             for trial, group in itertools.groupby(epochs, key=lambda epoch: int(epoch[0]))
         }
     trials = []
     for row in connection.execute(sa.select(TRIAL).where(TRIAL.c.study_id == study_id).order_by(TRIAL.c.number)):
-        with _sound(place, f"trial {row.number!r:.20}"):
+        with sound(place, f"trial {row.number!r:.20}"):
             trials.append(_trial(row, rows.get(row.number, ())))
     return tuple(trials)
 
@@ -203,7 +203,7 @@ def _events(connection: sa.Connection, place: Place, study_id: int) -> tuple[Eve
         .where(EVENT.c.study_id == study_id)
         .order_by(EVENT.c.seq)
     )
-    with _sound(place, "an event"):
+    with sound(place, "an event"):
         return tuple(_event(*row) for row in rows)
 
 
@@ -220,5 +220,5 @@ def _event(tick: Any, kind: Any, trial: Any, fleet: Any, lane: Any, data: Any, t
 
 def _meta(connection: sa.Connection, place: Place, study_id: int) -> dict[str, Any]:
     rows = connection.execute(sa.select(META.c.key, META.c.json).where(META.c.study_id == study_id)).all()
-    with _sound(place, "what it says about itself"):
+    with sound(place, "what it says about itself"):
         return {row.key: _codec.decode(row.json) for row in rows if not row.key.startswith("_")}

@@ -109,16 +109,17 @@ class StudyStore:
             UsageError: what a database of this kind needs is not installed.
         """
         from shoal.storage import _database, _open
+        from shoal.storage._load import sound
 
         check_name(name)
         place = place_of(url)
         database = _database.database_of(place)
         owner = database.own(name)
         try:
-            with owner.opening() as connection:
+            with sound(place, "its list of trials"), owner.opening() as connection:
                 study_id, trial_ids = _open.open_study(connection, database, name, direction)
             owner.settle(study_id)
-            with database.explained("opening"):
+            with sound(place, "its list of events"), database.explained("opening"):
                 return cls(place, name, owner, study_id, trial_ids)
         except BaseException:
             owner.release()

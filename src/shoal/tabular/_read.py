@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from shoal.errors import DataError, UsageError, did_you_mean
 CSV_SUFFIXES: Final = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 _SEPARATORS: Final = (",", ";", "\t", "|")
+_MAX_UNPACKED: Final = 4 * 2**30  # bytes
 _MAX_CELL: Final = 10_000_000  # characters; a quote that is never closed swallows the rest of the file
 
 
@@ -104,8 +106,9 @@ def _read_parquet(path: Path, pandas: Any) -> Any:
         return pandas.read_parquet(path)
     except ImportError as error:
         raise UsageError(f"reading {path.name} needs pyarrow: run `pip install 'shoal[tabular]'`.") from error
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise DataError(f"{path.name} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file raises whatever its faults lead to, in pyarrow and in pandas
+        cause = next(iter(str(error).splitlines()), "")
+        raise DataError(f"{path.name} cannot be read as Parquet: {type(error).__name__}: {cause:.300}") from error
 
 
 def _from_frame(frame: Any, name: str, pandas: Any) -> Table:
@@ -140,9 +143,17 @@ def _read_csv(path: Path, pandas: Any) -> Table:
 def _decode(path: Path) -> tuple[str, list[str]]:
     """The file's text, in the encoding that its first bytes or its content show."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.name.lower().endswith(".gz") else path.read_bytes()
-    except (OSError, EOFError) as error:
+        if path.name.lower().endswith(".gz"):
+            with gzip.open(path) as packed:  # a megabyte of gzip may unpack to a thousand
+                raw = packed.read(_MAX_UNPACKED + 1)
+        else:
+            raw = path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path.name} cannot be read: {error}") from error
+    if len(raw) > _MAX_UNPACKED and path.name.lower().endswith(".gz"):
+        raise DataError(
+            f"{path.name} unpacks to more than {_MAX_UNPACKED:,} bytes: unpack it yourself if that is right."
+        )
     marks = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
     encoding = next((name for mark, name in marks.items() if raw.startswith(mark)), "utf-8")
     notes: list[str] = []

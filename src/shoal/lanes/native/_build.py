@@ -49,6 +49,7 @@ class Build:
         self._said: IO[bytes] | None = None
         self._failed = False
         self._path: Path | None = None
+        self._whole = False
 
     def path(self) -> Path:
         """Where the library lies: its name holds all that it depends on."""
@@ -61,7 +62,7 @@ class Build:
 
     def start(self) -> None:
         """Start the compiler, unless there is nothing to do or nothing to do it with."""
-        if not wanted() or self._failed or self._process is not None or _own_file(self.path()):
+        if not wanted() or self._failed or self._process is not None or self._there():
             return
         cxx = compiler()
         if cxx is None:
@@ -92,7 +93,19 @@ class Build:
             return None
         if self._process is not None and self._owner == os.getpid() and self._process.poll() is not None:
             self._finish()
-        return self.path() if _own_file(self.path()) else None
+        return self.path() if self._there() else None
+
+    def _there(self) -> bool:
+        """Whether the library is this user's own and whole; a damaged one is built again."""
+        path = self.path()
+        if not _own_file(path):
+            return False
+        if not self._whole:
+            try:
+                self._whole = _is_signed(path.read_bytes())
+            except OSError:
+                return False
+        return self._whole
 
     def wait(self) -> Path | None:
         """Like ``ready``, but lets a compiler that is at work come to its end first."""
@@ -109,6 +122,10 @@ class Build:
         self._process = None
         try:
             if process.returncode == 0:
+                library = partial.read_bytes()
+                partial.write_bytes(
+                    library + hashlib.sha256(library).digest()
+                )  # a loader looks at no more than it names
                 partial.chmod(0o700)  # whatever the umask is
                 os.replace(partial, self.path())  # at once and whole, for whoever looks meanwhile
                 return
@@ -132,6 +149,12 @@ def _own_file(path: Path) -> bool:
     except OSError:
         return False
     return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+
+
+def _is_signed(data: bytes) -> bool:
+    """Whether a library ends with its own digest: loading one that a full disk or a bad one has cut short kills the process."""
+    size = hashlib.sha256().digest_size
+    return hashlib.sha256(data[:-size]).digest() == data[-size:]
 
 
 def _processor() -> str:
