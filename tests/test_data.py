@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from shoal.data import Datasets, Split, load
 from shoal.errors import DataError, UsageError
+from shoal.stages import telling
 
 X, Y = torch.arange(40.0).reshape(20, 2), torch.arange(20) % 4
 XY = (X, Y)
@@ -260,8 +261,12 @@ def hole(value: float) -> Tensor:
         (lambda: load((X, Y[:5])), "their lengths are [20, 5]"),
         (lambda: load(Items([(X[0], 0), (X[0], 0), (X[:, 0], 0)])), "part 0 of the items of train must all have one "
          "shape: item 0 has (2,), item 2 has (20,)"),
-        (lambda: load(Items([X[0], X])), "items of train must all have one shape: item 0 has (2,), item 1 has (20, 2)"),
-        (lambda: load(Items([(X[0], 1), X[0]])), "item 0 has 2, item 1 has 1"),
+        (lambda: load(Items([X[0], X])), "items of train must all have one shape: item 0 has (2,), item 1 has (20, 2). Pad"),
+        (lambda: load(Items([X[0], X[0, :1]])), "item 1 has (1,). If these are sequences of different lengths, wrap all "
+         "splits: shoal.Padded(data_set)"),
+        (lambda: load(([X[0], X[0, :1]], Y)), "part 0 is of type list. Sequences of different lengths are padded by shoal.Padded"),
+        (lambda: load(XY, (X[:, :1], Y)), "in the same way; sequences of different lengths are padded alike by shoal.Padded"),
+        (lambda: load(Items([(X[0], 1), X[0]])), "as many parts of the same names: item 0 has 2, item 1 has 1"),
         (lambda: load(Items([0.5, 1])), "must all have one dtype: item 0 has torch.float32, item 1 has torch.int64"),
         (lambda: load(Items([()])), "train[0] is an empty tuple; an item must hold"),
         (lambda: load((hole(float("nan")), Y)), "train[0] must be finite, but 2 of 20 rows have NaN or inf; the first "
@@ -278,15 +283,30 @@ def hole(value: float) -> Tensor:
         (lambda: load(Items([(X[0], "cat")])), "train[0][1] is str 'cat'; it must be a tensor, a numpy array or a "
          "number. Encode text as integers"),
         (lambda: load(Items([(X[0], None)])), "train[0][1] is None; it must be a tensor"),
-        (lambda: load(Items([{"x": X[0]}])), "train[0] is of type dict; it must be a tensor, a numpy array or a "
-         "number. Return a tuple of its values"),
+        (lambda: load(Items([{"x": {"y": X[0]}}])), "train[0]['x'] is of type dict; it must be a tensor, a numpy array or "
+         "a number. Flatten nested items"),
+        (lambda: load(Items([{}])), "train[0] is an empty dict"),
+        (lambda: load(Items([{0: X[0]}])), "train[0] is a dict whose keys must be strings; got int 0"),
+        (lambda: load(Items([{"x": X[0], "y": 1}, {"x": X[0], "z": 1}])), "as many parts of the same names: item 0 has "
+         "['x', 'y'], item 1 has ['x', 'z']"),
+        (lambda: load(Items([{"x": X[0]}, {"x": X}])), "part 'x' of the items of train must all have one shape: item 0 has "
+         "(2,), item 1 has (20, 2)"),
+        (lambda: load({"x": X, "y": Y[:5]}), "their lengths are [20, 5]"),
+        (lambda: load({"x": hole(float("nan")), "y": Y}), "train['x'] must be finite"),
+        (lambda: load({"x": X, "y": Y - 1}), "train['y'] is an integer target, so it must hold classes"),
+        (lambda: load({"x": X, "y": Y.tolist()}), "train is a dict, so each of its parts must be a tensor or a numpy array "
+         "with one row per sample; 'y' is of type list"),
+        (lambda: load({"x": X, "y": Y}, {"x": X, "z": Y}), "valid must have the same keys as train: train is a dict of "
+         "['x', 'y'], valid is a dict of ['x', 'z']"),
+        (lambda: load({"x": X, "y": Y}, XY), "train is a dict of ['x', 'y'], valid is no dict"),
+        (lambda: load({"x": X, "y": Y}, {"x": X[:, :1], "y": Y}), "valid['x'] must be like train['x']: items of shape (2,)"),
+        (lambda: load({}), "train is an empty dict"),
         (lambda: load(Items([(X[0], [1, 2])])), "train[0][1] is of type list; it must be"),
         (lambda: load(Items([boom])), "train[0] could not be fetched: OSError: disk on fire"),
         (lambda: load(np.array(["a", "b"])), "train is a numpy array of dtype <U1; it must hold numbers"),
         (lambda: load((X, np.array([None] * 20))), "train[1] is a numpy array of dtype object; it must hold numbers"),
         (lambda: load((X, [1, 2])), "part 1 is of type list"),
         (lambda: load("data.csv"), "train is str 'data.csv', which is no data set"),
-        (lambda: load({"x": X}), "train is of type dict, which is no data set"),
         (lambda: load(None), "train is None, which is no data set"),
         (lambda: load(0.5), "train is float 0.5, which is no data set"),
         (lambda: load(Frame()), "train is of type Frame; pass inputs and targets apart"),
@@ -302,7 +322,7 @@ def hole(value: float) -> Tensor:
         (lambda: load(XY, 0.9, 0.9), "leaves train with 0; every split needs at least one"),
         (lambda: load(XY, X), "valid must have as many tensors as train: train has 2, valid has 1"),
         (lambda: load(XY, XY, (X[:, :1], Y)), "test[0] must be like train[0]: items of shape (2,) and torch.float32; "
-         "got (1,) and torch.float32"),
+         "got (1,) and torch.float32. Prepare all splits in the same way"),
         (lambda: load(XY, (X.double(), Y)), "got (2,) and torch.float64. Prepare all splits in the same way"),
         (lambda: load((X, Y - 1)), "5 rows are negative; the first is row 0 with -1. Renumber the classes from 0"),
     ],
@@ -361,3 +381,47 @@ def test_a_mapped_file_is_not_read_into_memory(tmp_path: Any) -> None:
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     tensor = whole((mapped, Y)).tensors[0]
     assert torch.equal(tensor, X) and tensor.data_ptr() == mapped.ctypes.data
+
+
+def test_dicts_are_read_by_name_and_the_target_is_put_last() -> None:
+    data = load(Items([{"label": i % 4, "x": X[i], "ids": torch.tensor(i, dtype=torch.int32)} for i in range(20)]), 0.5)
+    assert data.train.names == ("x", "ids", "label") and data.train.form.has_target
+    assert [t.dtype for t in data.train.tensors] == [torch.float32, torch.int32, torch.int64]
+    assert data.train.target is data.train.tensors[2] and torch.equal(data.train.target, data.train.tensors[1] % 4)
+    columns = load(
+        {"x": X.half(), "flag": Y > 1, "other": Y.short()}, {"other": Y.short(), "x": X.half(), "flag": Y > 1}
+    )
+    assert columns.valid.names == columns.train.names == ("x", "flag", "other") and columns.train.target is None
+    assert [t.dtype for t in columns.train.tensors] == [torch.float16, torch.bool, torch.int16]
+    assert columns.train.to("meta").names == columns.train.names
+    assert columns.fingerprint != load({"z": X.half(), "flag": Y > 1, "other": Y.short()}).fingerprint
+
+
+def test_items_may_name_their_parts_in_any_order() -> None:
+    data = whole(Items([{"x": X[0], "y": 1}, {"y": 0, "x": X[1]}]))
+    assert data.tensors[1].tolist() == [1, 0] and torch.equal(data.tensors[0], X[:2])
+
+
+def test_two_names_for_a_target_name_none() -> None:
+    assert whole({"x": X, "label": Y, "target": Y}).target is None
+
+
+def test_data_beyond_the_limit_of_memory_lie_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shoal import memory
+
+    mapped: list[int] = []
+    plain = torch.from_file
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        mapped.append(kwargs["size"])
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(memory, "limit_bytes", lambda: 100)
+    monkeypatch.setattr(memory, "_CHUNK_BYTES", 64)
+    monkeypatch.setattr(torch, "from_file", seen)
+    items = Items([(X[i], Y[i]) for i in range(20)])
+    with telling(lambda stage: None):
+        data = load(items, 0.25)
+    assert mapped == [40, 20, 30, 15] and items.fetched <= 20 + 2 * 32 + 1
+    monkeypatch.undo()
+    assert data.fingerprint == load(XY, 0.25).fingerprint

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from shoal.errors import DataError, RecipeError, ReplayError, ShoalError, StorageError, StudyError, UsageError
     from shoal.explaining import Explanation, explain
     from shoal.folders import FolderModel, FolderStudy, load_folder_model, predict_folder, resume_folder, tune_folder
+    from shoal.padding import Padded
     from shoal.recipe import Recipe
     from shoal.records import StudyRecord
     from shoal.replay import steps_per_epoch
@@ -24,6 +25,7 @@ _HOME = {
     "Explanation": "explaining",
     "FolderModel": "folders",
     "FolderStudy": "folders",
+    "Padded": "padding",
     "Recipe": "recipe",
     "RecipeError": "errors",
     "ReplayError": "errors",
@@ -54,6 +56,7 @@ __all__ = [
     "Explanation",
     "FolderModel",
     "FolderStudy",
+    "Padded",
     "Recipe",
     "RecipeError",
     "ReplayError",

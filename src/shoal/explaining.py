@@ -95,7 +95,7 @@ def explain(define: Define, *, train: Any, valid: Any = None, n_trials: int = 20
     choices: set[str] = set()
     for _ in range(n_trials):
         trial = asker.ask()
-        recipe = run_define(define, trial, asker.trial_seed(trial.number), data.train.n)
+        recipe = run_define(define, trial, asker.trial_seed(trial.number), data.train.n, data.train.form)
         drawn = asker.spec(trial)
         params.append(dict(drawn.params))
         # Numbers from a range differ between any two trials; only a choice can be what tells two fleets apart.
@@ -111,7 +111,7 @@ def explain(define: Define, *, train: Any, valid: Any = None, n_trials: int = 20
             spec = asker.spec(trial)
             lane = lane_trial(spec, recipe, data.train.tensors[-1])
             candidate = Candidate(spec, recipe, lane, signature.key, signature.quantum, signature.exact)
-            reason = trace_reason(work, candidate, lambda s: replay(define, s, data.train.n))
+            reason = trace_reason(work, candidate, lambda s: replay(define, s, data.train.n, data.train.form))
             found[signature.key] = ([], signature, reason, name, size)
             firsts[signature.key] = recipe
         found[signature.key][0].append(trial.number)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+_CHUNK_BYTES = 2**26
 
 
 def limit_bytes() -> int:
@@ -50,3 +52,32 @@ def empty(
         # The mapping outlives the name, which the end of this block takes away.
         flat = torch.from_file(file.name, shared=True, size=n_elements, dtype=dtype)
     return flat.view(tuple(shape))
+
+
+def taken(tensor: Tensor, rows: Tensor) -> Tensor:
+    """The named rows of a tensor; a result beyond the limit is written to a file a part at a time, and never held in memory.
+
+    Example:
+        >>> taken(torch.arange(4) * 10, torch.tensor([3, 1])).tolist()
+        [30, 10]
+    """
+    rows = rows.to(tensor.device)
+    n_bytes = len(rows) * math.prod(tensor.shape[1:]) * tensor.element_size()
+    if n_bytes <= limit_bytes() or tensor.device.type != "cpu":
+        return tensor[rows]
+    out = empty((len(rows), *tensor.shape[1:]), tensor.dtype)
+    for part in chunks(out):
+        out[part] = tensor[rows[part]]
+    return out
+
+
+def chunks(tensor: Tensor) -> Iterator[slice]:
+    """Slices of its rows of some 64 MiB each, for work that must not make a copy of all of it.
+
+    Example:
+        >>> list(chunks(torch.zeros(2, 3)))
+        [slice(0, 2, None)]
+    """
+    per_row = max(1, math.prod(tensor.shape[1:]) * tensor.element_size())
+    size = max(1, _CHUNK_BYTES // per_row)
+    return (slice(at, min(at + size, len(tensor))) for at in range(0, len(tensor), size))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, ReduceLROnPlateau
 
+from shoal.batches import TARGETS, Form
 from shoal.errors import RecipeError
 
 Batch: TypeAlias = tuple[Tensor, ...]
@@ -50,8 +51,9 @@ class Recipe:
         model: The network. What its weights are when ``define`` returns is where training starts.
         optimizer: A ``torch.optim`` optimizer over exactly the parameters of ``model`` that require a gradient.
         loss: A criterion (an ``nn.Module`` or a loss of ``torch.nn.functional``), called as ``loss(model(*inputs), target)``
-            where the last tensor of the data is the target; or any other callable, called as ``loss(model, batch)`` with
-            ``batch`` the tuple of the data's tensors. Either returns a scalar.
+            where the last tensor of the data is the target (in dicts, the one key among "target", "targets", "label", "labels",
+            "y"); or any other callable, called as ``loss(model, batch)`` with
+            ``batch`` the tuple, or the dict, of the data's tensors. Either returns a scalar.
         batch_size: Samples per update, from 1 to the size of the training split. The last batch of an epoch may be smaller.
         schedule: A scheduler of ``torch.optim.lr_scheduler`` on ``optimizer``. ``ReduceLROnPlateau`` is shown the validation
             loss when its mode is "min", and the study's metric when it is "max".
@@ -65,10 +67,12 @@ class Recipe:
             gradient is added before any clipping. The losses reported are without it. For L2 use ``weight_decay``.
         predict: ``predict(model, batch) -> outputs (n, ...)``: what metrics see. By default ``model(*inputs)`` for a
             criterion; with a callable loss and no ``predict`` only the loss is measured.
-        transform: ``transform(batch) -> batch`` on the tuple of the data's tensors, in training only: flips, crops, noise (see
-            ``shoal.transforms``). Called on the device under keyed randomness, so it must draw with ``torch.rand``,
-            ``torch.randn`` or their ``_like`` forms, with one row per sample. Trials with one train whole batches in lanes, and
-            solo if it changes the target.
+        transform: ``transform(batch) -> batch`` on the tuple or dict of the data's tensors, in training only: flips, crops, noise,
+            mixup (see ``shoal.transforms``). Called on the device under keyed randomness, so it must draw with ``torch.rand``,
+            ``torch.randn`` or their ``_like`` forms, with one row per sample. With one of your own, lanes train whole batches.
+        sample_weights: How often each training sample is drawn, relative to the others: an epoch is then as many draws with
+            replacement as there are samples, as ``torch.utils.data.WeightedRandomSampler`` makes them. Weights (n,) of 0 or more,
+            or a callable that gives them for ``batch``, all training data at once. None: every sample once, shuffled.
         extensions: Reserved for later versions; anything but the default is refused.
 
     Raises:
@@ -91,12 +95,15 @@ class Recipe:
     clip_value: float | None = None
     l1: float = 0.0
     transform: Callable[..., Any] | None = None
-    predict: Callable[[nn.Module, Batch], Tensor] | None = None
+    predict: Callable[[nn.Module, Any], Tensor] | None = None
+    sample_weights: Any = None
     extensions: Sequence[Any] = ()
     # Per-submodule train/eval flags as ``define`` left them: a BatchNorm that the user froze stays frozen.
     training: dict[str, bool] = field(init=False, repr=False, compare=False)
     # Numbers of the user's own modules and loss that a lane may have for itself; found when the recipe is signed.
     lifts: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
+    # How the data's batches look to the user's code; told when the recipe is made for a study.
+    form: Form = field(init=False, repr=False, compare=False, default=Form())
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -178,6 +185,38 @@ class Recipe:
         """Whether ``loss`` is called on (output, target) rather than on (model, batch)."""
         return isinstance(self.loss, nn.Module)
 
+    def fit(self, form: Form) -> None:
+        """Settle how batches look to this recipe's own code.
+
+        Raises:
+            RecipeError: If the loss wants a target, and the data has none.
+        """
+        if self.is_criterion and not form.has_target:
+            data = f"a dict of {list(form.names)}" if form.names else "one tensor"
+            advice = f"Name the target as one of {', '.join(TARGETS)}" if form.names else "Pass (inputs, targets)"
+            raise RecipeError(
+                f"the loss {type(self.loss).__name__} is a criterion, called as loss(output, target), and the data ({data}) does "
+                f"not say what the target is. {advice}, or use a callable loss(model, batch)."
+            )
+        object.__setattr__(self, "form", form)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """What a model gives for a batch's inputs: all of its tensors but the target."""
+        args, kwargs = self.form.inputs(batch)
+        return model(*args, **kwargs)
+
+    def loss_of(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of a model on a batch, as the user wrote it."""
+        if self.is_criterion:
+            return self.loss(self.outputs(model, batch), batch[-1])
+        return self.loss(model, self.form.batch(batch))
+
+    def shown(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        """What metrics see, if anything; ``predict`` must be there, or a criterion."""
+        if self.predict is not None:
+            return self.predict(model, self.form.batch(batch))
+        return self.outputs(model, batch) if self.is_criterion else None
+
     def transformed(self, batch: Batch) -> Batch:
         """A training batch as the model is shown it.
 
@@ -186,16 +225,16 @@ class Recipe:
         """
         if self.transform is None:
             return batch
-        out = self.transform(batch)
-        alike = isinstance(out, tuple | list) and len(out) == len(batch)
-        if not alike or any(
-            not isinstance(t, Tensor) or t.shape[:1] != b.shape[:1] for t, b in zip(out, batch, strict=True)
+        out = self.transform(self.form.batch(batch))
+        found = self.form.tensors(out, len(batch))
+        if found is None or any(
+            not isinstance(t, Tensor) or t.shape[:1] != b.shape[:1] for t, b in zip(found, batch, strict=True)
         ):
+            wanted = f"a dict of {list(self.form.names)}, all" if self.form.names else f"{len(batch)} tensor(s)"
             raise RecipeError(
-                f"Recipe(transform=...) must return a batch like the one it is given, {len(batch)} tensor(s) of as many rows; "
-                f"got {_kind(out)}."
+                f"Recipe(transform=...) must return a batch like the one it is given, {wanted} of as many rows; got {_kind(out)}."
             )
-        return tuple(out)
+        return found
 
     def train_mode(self) -> None:
         """Put every submodule back into the mode that ``define`` left it in."""

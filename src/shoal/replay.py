@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from shoal.batches import Form
 from shoal.errors import RecipeError, ReplayError, UsageError
 from shoal.keys import digest, fingerprint_key
 from shoal.recipe import Recipe
@@ -133,8 +134,8 @@ def steps_per_epoch(trial: Any, batch_size: int) -> int:
     return math.ceil(n_train / batch_size)
 
 
-def run_define(define: Define, trial: Any, seed: int, n_train: int) -> Recipe:
-    """Call ``define`` under the trial's seed and check what it returns against the data.
+def run_define(define: Define, trial: Any, seed: int, n_train: int, form: Form | None = None) -> Recipe:
+    """Call ``define`` under the trial's seed and check what it returns against the data: its size, and how its batches look.
 
     Raises:
         RecipeError: Naming the trial; anything that ``define`` itself raises passes through.
@@ -155,16 +156,21 @@ def run_define(define: Define, trial: Any, seed: int, n_train: int) -> Recipe:
             f"batch_size={recipe.batch_size} is larger than the training split ({n_train} samples); suggest at most {n_train}.",
             trial=trial.number,
         )
+    if form is not None:
+        try:
+            recipe.fit(form)
+        except RecipeError as error:
+            raise RecipeError(str(error), trial=trial.number) from error
     return recipe
 
 
-def replay(define: Define, spec: TrialSpec, n_train: int) -> Recipe:
+def replay(define: Define, spec: TrialSpec, n_train: int, form: Form | None = None) -> Recipe:
     """Rebuild a trial's recipe.
 
     Raises:
         ReplayError: If ``define`` no longer asks for the trial's parameters.
     """
-    return run_define(define, ReplayTrial(spec), spec.seed, n_train)
+    return run_define(define, ReplayTrial(spec), spec.seed, n_train, form)
 
 
 def check_space(define: Define, specs: Sequence[TrialSpec], n_train: int) -> None:

@@ -119,7 +119,7 @@ class Session:
     def again(self, number: int) -> list[Candidate]:
         spec = self.history.specs[number]
         try:
-            return self._candidates(spec, replay(self._define, spec, self._n_train))
+            return self._candidates(spec, replay(self._define, spec, self._n_train, self._data.train.form))
         except ReplayError:
             raise  # not this trial's fault: the code is not what made the study
         except Exception as e:
@@ -168,7 +168,8 @@ class Session:
         for attempt in range(1, _REASKS + 2):
             recipe, error = None, ""
             try:
-                recipe = run_define(self._define, trial, self._asker.trial_seed(trial.number), self._n_train)
+                seed, form = self._asker.trial_seed(trial.number), self._data.train.form
+                recipe = run_define(self._define, trial, seed, self._n_train, form)
             except Exception as e:  # whatever the user's code raises fails this trial, and no other
                 error = _said(trial.number, e)
             spec = self._asker.spec(trial)
@@ -202,7 +203,8 @@ class Session:
         first, *others = parts.split(spec)
         out = [candidate(first, recipe, self._signer, target, parts)]
         for other in others:
-            again = replay(self._define, other, parts.n_train(other.part, self._data.train.n))
+            train = self._data.train
+            again = replay(self._define, other, parts.n_train(other.part, train.n), train.form)
             out.append(candidate(other, again, self._signer, target, parts))
         return out
 

@@ -104,7 +104,8 @@ class Study:
         best = self._best()
         if self._refit is not None:  # of an interrupted study, whose end would have done so
             self._refit(best)
-        return trained(best.spec, lambda spec: replay(self._define, spec, self._data.train.n), self._weights).model
+        train = self._data.train
+        return trained(best.spec, lambda spec: replay(self._define, spec, train.n, train.form), self._weights).model
 
     def trials_dataframe(self) -> pd.DataFrame:
         """All trials as a pandas data frame, with Optuna's column names.

@@ -149,7 +149,7 @@ def tune(
             else _load_whole(train, valid, test, seed, folds, groups)
         )
     parts = make_parts(folds, seeds, groups, data.train, seed)
-    targets = data.train.tensors[-1] if len(data.train.tensors) > 1 else None
+    targets = data.train.target
     chosen = resolve(metric, targets=targets, direction=direction)
     others = further(metrics, targets=targets)
     way: Direction = chosen.direction if chosen is not None else (direction or "minimize")
@@ -195,10 +195,11 @@ def tune(
     signer = Signer(data.train.tensors, sizes)  # where `define` makes its models, whatever device they train on
 
     def rebuild(spec: TrialSpec) -> Recipe:
-        return replay(define, spec, data.train.n if parts is None else parts.n_train(spec.part, data.train.n))
+        n = data.train.n if parts is None else parts.n_train(spec.part, data.train.n)
+        return replay(define, spec, n, data.train.form)
 
     def rebuild_whole(spec: TrialSpec) -> Recipe:
-        return replay(define, spec, data.train.n)
+        return replay(define, spec, data.train.n, data.train.form)
 
     def admission(spec: TrialSpec) -> Candidate:
         return candidate(spec, rebuild(spec), signer, data.train.tensors[-1], parts)
