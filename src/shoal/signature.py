@@ -18,11 +18,12 @@ from shoal.lanes.lane import LaneTrial
 from shoal.lanes.lift import lift_values, model_key, names_of
 from shoal.lanes.numbers import Guards, Place, holding, values_of
 from shoal.lanes.order import quantum
-from shoal.lanes.probe import output_classes, probe_padding, probe_samples
+from shoal.lanes.probe import output_classes, probe_padding, probe_samples, probe_transform
 from shoal.lanes.step import Layout, places_of
 from shoal.lanes.tables import family_of
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
+from shoal.transforms import by_sample
 
 # Samples of the batch that numbers are lifted on.
 _PROBE = 8
@@ -94,10 +95,7 @@ class Signer:
             self._no_lane_form[structure] = self._objection(recipe)
         if self._no_lane_form[structure]:
             raise FuseError(self._no_lane_form[structure])
-        # A transform is tried on no data here, so it may mix samples: it is given whole batches.
-        exact = (
-            bool(effects.advances) or recipe.transform is not None or not self._splittable(recipe, layout, structure)
-        )
+        exact = bool(effects.advances) or not self._splittable(recipe, layout, structure)
         q = recipe.batch_size if exact else quantum(recipe.batch_size)
         parts.append(("batch size" if exact else "quantum", str(q)))
         whole = _why_whole(recipe, effects) if exact else ""
@@ -144,7 +142,7 @@ class Signer:
         if case not in self._independent:
             n = self._data[0].shape[0]
             try:
-                free = probe_samples(recipe, layout, self._data, n)
+                free = probe_transform(recipe, self._data) and probe_samples(recipe, layout, self._data, n)
                 # A batch may be split, the last one of an epoch is smaller, and empty slots fill it up.
                 size, q = recipe.batch_size, quantum(recipe.batch_size)
                 sizes = {min(n, size), *(rows % size for rows in self._n_train), min(n, q), min(n, q) - 1}
@@ -171,7 +169,7 @@ def _why_whole(recipe: Recipe, effects: rehearsal.Effects) -> str:
     """Why a batch is not split."""
     if effects.advances:
         return f"{effects.advances} follows statistics of whole batches"
-    if recipe.transform is not None:
+    if recipe.transform is not None and not by_sample(recipe.transform):
         return "its transform is given whole batches"
     if not is_known(recipe.loss):
         return "the loss is not one that Shoal can take apart by samples"

@@ -250,11 +250,32 @@ def denominators(criterion: Any, target: Tensor) -> Tensor:
             per = criterion.weight.double().cpu()[torch.where(kept, target.cpu(), 0)] * kept
         total: Tensor = per.reshape(n, -1).sum(1)
         return total
-    size = target[0].numel()
+    return torch.full((n,), float(_positions(criterion, target)), dtype=torch.float64)
+
+
+def denominator(
+    criterion: Any, out: Tensor, target: Tensor, values: Mapping[str, Tensor], uses: frozenset[str] | None = None
+) -> Tensor | float:
+    """Of a whole batch in a lane, whose targets are not the data's own: what its numerators' sum is divided by, ().
+
+    Args:
+        criterion, out, target, values, uses: As for ``numerators``.
+    """
+    if criterion.reduction == "sum":
+        return 1.0
+    if type(criterion) not in _CLASS or target.is_floating_point():
+        return float(_positions(criterion, target) * target.shape[0])
+    kept: Tensor = target != criterion.ignore_index
+    weighted = uses is None or "loss.weight" in uses
+    weight = _spread(values.get("loss.weight"), out.shape[1], out) if weighted else None
+    total: Tensor = (kept if weight is None else weight[torch.where(kept, target, 0)] * kept).sum()
+    return total
+
+
+def _positions(criterion: Any, target: Tensor) -> int:
+    """What the targets (n, ...) of a sample count for, where that is the same for all of them."""
     if type(criterion) in _CLASS:  # probabilities (n, C, ...): one per position
-        size = target[0, 0].numel()
-    elif type(criterion) is nn.MultiLabelSoftMarginLoss:  # the mean over labels is in the numerator
-        size = target[0].numel() // target.shape[-1]
-    elif criterion.reduction == "batchmean":
-        size = 1
-    return torch.full((n,), float(size), dtype=torch.float64)
+        return target[0, 0].numel()
+    if type(criterion) is nn.MultiLabelSoftMarginLoss:  # the mean over labels is in the numerator
+        return target[0].numel() // target.shape[-1]
+    return 1 if criterion.reduction == "batchmean" else target[0].numel()

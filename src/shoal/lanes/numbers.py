@@ -160,13 +160,23 @@ class Place:
     def get(self) -> Any:
         if isinstance(self.owner, types.CellType):
             return self.owner.cell_contents
-        return (self.owner if isinstance(self.owner, dict) else vars(self.owner))[self.name]
+        table = self._table()
+        return getattr(self.owner, self.name) if table is None else table[self.name]
 
     def put(self, value: Any) -> None:
+        table = None if isinstance(self.owner, types.CellType) else self._table()
         if isinstance(self.owner, types.CellType):
             self.owner.cell_contents = value
+        elif table is None:  # a slot, of a frozen object perhaps
+            object.__setattr__(self.owner, self.name, value)
         else:
-            (self.owner if isinstance(self.owner, dict) else vars(self.owner))[self.name] = value
+            table[self.name] = value
+
+    def _table(self) -> dict[str, Any] | None:
+        return self.owner if isinstance(self.owner, dict) else getattr(self.owner, "__dict__", None)
+
+
+_DEPTH = 4  # of callables inside of callables
 
 
 # Numbers of torch's modules, and the value that is so usual that lifting it would cost something in every network.
@@ -203,24 +213,47 @@ def places(model: nn.Module, functions: Mapping[str, Any]) -> dict[str, Place]:
             if name not in passing and _may_lift(vars(module)[name], owned):
                 out[".".join(filter(None, ("model", path, name)))] = Place(module, name)
     for what, f in functions.items():
-        out.update({f"{what}.{p.name}": p for p in _inside(f) if _may_lift(p.get(), owned)})
+        out.update({f"{what}.{path}": p for path, p in _inside(f) if _may_lift(p.get(), owned)})
     return out
 
 
-def _inside(f: Any) -> Iterator[Place]:
+def _inside(f: Any, depth: int = 0) -> Iterator[tuple[str, Place]]:
+    """Places in a callable, by path: what it holds itself, and what callable objects in it hold (the parts of a ``Compose``)."""
     if isinstance(f, functools.partial):
-        yield from (Place(f.keywords, name) for name in f.keywords)
+        yield from ((name, Place(f.keywords, name)) for name in f.keywords)
         f = f.func
     if isinstance(f, types.MethodType):
         f = f.__self__
     if isinstance(f, types.FunctionType):
         for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
             if cell != types.CellType():
-                yield Place(cell, name)
-    elif not isinstance(f, nn.Module | type) and not type(f).__module__.startswith("torch") and hasattr(f, "__dict__"):
-        yield from (Place(f, name) for name in vars(f))
+                yield name, Place(cell, name)
     elif isinstance(f, nn.Module) and not type(f).__module__.startswith("torch."):
-        yield from (Place(f, name) for name in vars(f) if name not in MODULE_INTERNALS)
+        yield from ((name, Place(f, name)) for name in vars(f) if name not in MODULE_INTERNALS)
+    elif _is_plain(f):
+        for name, value in _attributes(f).items():
+            yield name, Place(f, name)
+            inner = list(enumerate(value)) if isinstance(value, tuple | list) else [("", value)]
+            for at, part in inner:
+                if depth < _DEPTH and _is_plain(part) and callable(part):
+                    below = f"{name}.{at}" if at != "" else name
+                    yield from ((f"{below}.{path}", place) for path, place in _inside(part, depth + 1))
+
+
+def _is_plain(value: object) -> bool:
+    """An object with attributes, and no function, module, class or part of torch."""
+    functions = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
+    if isinstance(value, (nn.Module, type, *functions)) or type(value).__module__.startswith(("torch", "builtins")):
+        return False
+    return hasattr(value, "__dict__") or any("__slots__" in vars(c) for c in type(value).__mro__)
+
+
+def _attributes(value: object) -> dict[str, object]:
+    """What an object holds, in its ``__dict__`` or, where it has none, in slots."""
+    if hasattr(value, "__dict__"):
+        return dict(vars(value))
+    slots = (name for c in type(value).__mro__ for name in vars(c).get("__slots__", ()))
+    return {name: getattr(value, name) for name in slots if hasattr(value, name)}
 
 
 def _may_lift(value: object, owned: Collection[int]) -> bool:

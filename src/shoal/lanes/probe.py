@@ -14,7 +14,7 @@ from torch.func import functional_call
 from shoal.errors import FuseError
 from shoal.lanes.criteria import criterion_values, is_known
 from shoal.lanes.rng import KeyedRandom
-from shoal.lanes.step import Layout, Objective
+from shoal.lanes.step import Layout, Objective, keeps_targets
 from shoal.recipe import Recipe
 
 
@@ -24,7 +24,7 @@ def output_classes(recipe: Recipe, data: Sequence[Tensor]) -> int:
     tensors = {name: t.detach().clone() for name, t in named.items()}
     rows = slice(0, min(4, data[0].shape[0]))
     with torch.no_grad(), KeyedRandom(torch.arange(4, dtype=torch.int32, device=data[0].device)[rows]):
-        out: Tensor = functional_call(recipe.model, tensors, tuple(t[rows] for t in data[:-1]))
+        out: Tensor = functional_call(recipe.model, tensors, *recipe.form.inputs([t[rows] for t in data]))
     return out.shape[1]
 
 
@@ -48,7 +48,7 @@ def probe_samples(recipe: Recipe, layout: Layout, data: Sequence[Tensor], n: int
         tensors = {name: t.detach().clone() for name, t in named.items()}
         # Rates may be 0 in this recipe and not in others of its signature: here they are all one half.
         with torch.no_grad(), KeyedRandom(keys[: len(idx)], rate=0.5) as mode:
-            out = functional_call(recipe.model, tensors, batch[:-1])
+            out = functional_call(recipe.model, tensors, *recipe.form.inputs(batch))
         return out, mode.whole
 
     (first, whole), (second, _) = run(rows), run(swapped)
@@ -59,6 +59,16 @@ def probe_samples(recipe: Recipe, layout: Layout, data: Sequence[Tensor], n: int
         return False
     scale = first.abs().max().clamp(min=1e-12)
     return bool(((first[1:] - second[1:]).abs().max() <= 1e-5 * scale).item())
+
+
+def probe_transform(recipe: Recipe, data: Sequence[Tensor]) -> bool:
+    """Whether a batch may be split before it is transformed: only where each sample is changed by itself, and no target is."""
+    if recipe.transform is None:
+        return True
+    rows = slice(0, min(2, data[0].shape[0]))
+    batch = tuple(t[rows] for t in data)
+    with KeyedRandom(torch.arange(2, dtype=torch.int32, device=data[0].device)[rows]):
+        return keeps_targets(recipe.transform, batch, recipe.transformed(batch))
 
 
 def probe_padding(recipe: Recipe, data: Sequence[Tensor]) -> None:

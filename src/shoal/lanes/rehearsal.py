@@ -98,12 +98,9 @@ def _reason(recipe: Recipe, before: Mapping[str, object], weights: Mapping[str, 
 
 def _plain_loss(recipe: Recipe, batch: Batch, training: bool) -> None:
     with torch.set_grad_enabled(training):
-        if recipe.is_criterion:
-            loss = recipe.loss(recipe.model(*batch[:-1]), batch[-1])
-        else:
-            loss = recipe.loss(recipe.model, batch)
+        loss = recipe.loss_of(recipe.model, recipe.transformed(batch) if training else batch)
         if recipe.predict is not None and not training:
-            recipe.predict(recipe.model, batch)
+            recipe.shown(recipe.model, batch)
     if training and isinstance(loss, Tensor) and loss.requires_grad and loss.dim() == 0:
         trained = [p for p in recipe.model.parameters() if p.requires_grad]
         torch.autograd.grad(loss, trained, allow_unused=True)
@@ -120,7 +117,7 @@ def _state(recipe: Recipe) -> dict[str, object]:
         code = f"what the code of {type(module).__name__} refers to (a global, a default, an attribute of the class)"
         if code not in out:
             out[code] = Reader(known).key(type(module))
-    for name in ("loss", "predict"):
+    for name in ("loss", "predict", "transform"):
         out[f"what {name} refers to"] = Reader(known).key(getattr(recipe, name))
     return out
 
@@ -150,7 +147,7 @@ def same_in_any(recipe: Recipe, data: Sequence[Tensor], sizes: Collection[int]) 
         batch, keys = batch_of(data, n)
         copies = {name: t.detach().clone() for name, t in tensors_.items()}
         with torch.no_grad(), KeyedRandom(keys):
-            out = functional_call(recipe.model, copies, batch[:-1])[:small]
+            out = functional_call(recipe.model, copies, *recipe.form.inputs(batch))[:small]
         first = out if first is None else first
         if not bool(((out - first).abs().max() <= 1e-5 * first.abs().max().clamp(min=1e-12)).item()):
             return False

@@ -21,13 +21,14 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from shoal.errors import FuseError, line_of
 from shoal.lanes import graph
-from shoal.lanes.criteria import criterion_values, is_known, numerators
+from shoal.lanes.criteria import criterion_values, denominator, is_known, numerators
 from shoal.lanes.kernels import Kernels
 from shoal.lanes.lift import lift_template, lift_values
 from shoal.lanes.numbers import Guards, Place, filled, places, tensors, values_of
 from shoal.lanes.rng import KeyedRandom
 from shoal.lanes.sealed import Sealed
 from shoal.recipe import Batch, Recipe
+from shoal.transforms import by_sample
 
 _TRACED_WIDTHS = (3, 5)  # any two that differ will do; narrow ones are quick to run through
 ALIGN = 64  # elements: every parameter starts on a cache line, and no row of a flat buffer ends inside a vector
@@ -89,10 +90,8 @@ class Layout:
 
 def places_of(recipe: Recipe) -> dict[str, Place]:
     """Where a recipe keeps numbers that might be lifted."""
-    functions = (
-        {"predict": recipe.predict} if is_known(recipe.loss) else {"loss": recipe.loss, "predict": recipe.predict}
-    )
-    return places(recipe.model, functions)
+    functions = {"predict": recipe.predict, "transform": recipe.transform}
+    return places(recipe.model, functions if is_known(recipe.loss) else {"loss": recipe.loss, **functions})
 
 
 def values_by_name(recipe: Recipe) -> dict[str, Tensor]:
@@ -104,6 +103,11 @@ def values_by_name(recipe: Recipe) -> dict[str, Tensor]:
     return out
 
 
+def keeps_targets(transform: object, before: Batch, after: Batch) -> bool:
+    """Whether a batch may be split although it is transformed: each sample is changed by itself, and the target is not."""
+    return by_sample(transform) and after[-1] is before[-1]
+
+
 class Objective(nn.Module):
     """A recipe's forward pass and loss as one module, so that ``functional_call`` reaches the model inside a callable loss."""
 
@@ -112,13 +116,6 @@ class Objective(nn.Module):
         self.model = model
         self._recipe = (recipe,)  # in a tuple: its loss may be a module, and must not become a child of this one
         self._places = {name: place for name, place in places_of(recipe).items() if name in recipe.lifts}
-
-    def outputs(self, batch: Batch) -> Tensor | None:
-        """What the metrics see."""
-        recipe = self._recipe[0]
-        if recipe.predict is not None:
-            return recipe.predict(self.model, batch)
-        return self.model(*batch[:-1]) if recipe.is_criterion else None
 
     def forward(
         self,
@@ -136,16 +133,21 @@ class Objective(nn.Module):
         self, batch: Batch, weights: Tensor, values: dict[str, Tensor], evaluate: bool, uses: frozenset[str] | None
     ) -> tuple[Tensor, Any]:
         recipe = self._recipe[0]
+        given = batch if evaluate else recipe.transformed(batch)
         if not recipe.is_criterion:
-            return recipe.loss(self.model, batch), (self.outputs(batch) if evaluate else None)
-        out = self.model(*batch[:-1])
-        if is_known(recipe.loss):
-            loss = (numerators(recipe.loss, out, batch[-1], values, uses) * weights).sum()
+            return recipe.loss_of(self.model, given), (recipe.shown(self.model, given) if evaluate else None)
+        out, target = recipe.outputs(self.model, given), given[-1]
+        if not is_known(recipe.loss):
+            loss = recipe.loss(out, target)
         else:
-            loss = recipe.loss(out, batch[-1])
+            each = numerators(recipe.loss, out, target, values, uses)
+            if given is batch or keeps_targets(recipe.transform, batch, given):
+                loss = (each * weights).sum()
+            else:  # the slots' weights follow from the data's own targets; such a batch is whole
+                loss = each.sum() / denominator(recipe.loss, out, target, values, uses)
         seen = None
         if evaluate:
-            seen = recipe.predict(self.model, batch) if recipe.predict is not None else out
+            seen = out if recipe.predict is None else recipe.shown(self.model, given)
         return loss, seen
 
 
@@ -365,13 +367,6 @@ class Program:
         except graph.WidthError:
             return None
 
-    def _transformed(self, batch: Batch) -> Batch:
-        """What the model is shown of a micro-batch. Its slots' weights follow from the targets, which must stay as they are."""
-        out = self._recipe.transformed(batch)
-        if out[-1] is not batch[-1] and len(batch) > 1:
-            raise FuseError("its transform changes the targets")
-        return out
-
     def _train_step(self, n_data: int) -> Callable[..., list[Tensor]]:
         def lane(*tensors: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
             params, fixed, buffers, values, batch, weights, keys = self._lane(tensors, n_data, evaluate=False)
@@ -380,8 +375,8 @@ class Program:
                 advanced = {name: t.clone() for name, t in buffers.items()}
                 given = {**params, **fixed, **advanced}
                 with KeyedRandom(keys, lanes=True), Sealed():
-                    shown = self._transformed(_copied(batch))
-                    loss, _ = functional_call(self._objective, given, (shown, weights, values, False, self._uses))
+                    inputs = (_copied(batch), weights, values, False, self._uses)
+                    loss, _ = functional_call(self._objective, given, inputs)
                 # A buffer that was assigned to, rather than written in place, is another tensor now.
                 advanced = {name: given[name] for name in buffers}
                 if not isinstance(loss, Tensor) or loss.dim() != 0:
