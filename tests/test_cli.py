@@ -65,6 +65,7 @@ class Library:
         test: object = None,
         metric: str | None = None,
         direction: str | None = None,
+        metrics: object = (),
         value: str = "last",
         n_trials: int = 100,
         max_epochs: int = 30,
@@ -163,6 +164,7 @@ def test_tune_passes_file_options_and_defaults(library: Library, capsys: pytest.
     [
         ("--n-trials 9 --max-epochs 4", {"n_trials": 9, "max_epochs": 4}),
         ("--metric loss --direction minimize", {"metric": "loss", "direction": "minimize"}),
+        ("--metrics f1,recall_class_2", {"metrics": ["f1", "recall_class_2"], "metric": "accuracy"}),
         ("--sampler random --scheduler fifo", {"sampler": "random", "scheduler": "fifo"}),
         (
             "--storage sqlite:///a.db --seed -3 --device cuda:1",
@@ -394,6 +396,7 @@ def test_a_wrong_file_exits_with_2(library: Library, capsys: pytest.CaptureFixtu
         ("tune a.py --timeout nan", "must be a number greater than 0; got 'nan'"),
         ("tune a.py --n-trial 3", "unrecognized arguments: --n-trial 3"),
         ("tune a.py --value first", "invalid choice: 'first'"),
+        ("tune a.py --metrics f1,,auroc", "must be names with commas between them, such as f1,auroc; got 'f1,,auroc'"),
     ],
 )
 def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str], words: str, message: str) -> None:

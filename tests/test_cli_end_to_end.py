@@ -51,7 +51,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_study_from_start_to_report(folder: Path) -> None:
-    done = run(folder, "tune", "small_study.py", "--n-trials", "6", "--report", "r.html")
+    further = ("--metrics", "auroc,recall_class_2")
+    done = run(folder, "tune", "small_study.py", "--n-trials", "6", "--report", "r.html", *further)
     assert done.returncode == 0, done.stderr
     assert "best trial" in done.stdout and "validation  accuracy" in done.stdout and "test        " in done.stdout
     assert "small_study.db" in done.stdout and (folder / "small_study.db").is_file()
@@ -61,7 +62,7 @@ def test_a_study_from_start_to_report(folder: Path) -> None:
     assert best.returncode == 0, best.stderr
     facts = json.loads(best.stdout)
     assert set(facts["params"]) == {"width", "lr"} and 0 <= facts["value"] <= 1 and 0 <= facts["test"]["accuracy"] <= 1
-    assert (folder / facts["weights"]).is_file()
+    assert (folder / facts["weights"]).is_file() and {"auroc", "recall_class_2"} <= set(facts["valid"])
 
     more = run(folder, "resume", "small_study.db", "small_study.py", "--n-trials", "9", "--json")
     assert more.returncode == 0, more.stderr

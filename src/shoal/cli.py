@@ -36,6 +36,7 @@ _TUNE_KEYWORDS: Final = (
     "n_trials",
     "max_epochs",
     "metric",
+    "metrics",
     "direction",
     "sampler",
     "scheduler",
@@ -99,6 +100,14 @@ def build_parser() -> argparse.ArgumentParser:
     # Options that are not given are absent, so that they do not override the file's own.
     for flags, settings in (
         (["--metric"], {"metavar": "M", "help": "metric to judge trials by, such as accuracy or loss"}),
+        (
+            ["--metrics"],
+            {
+                "metavar": "M,M,...",
+                "type": _names,
+                "help": "further metrics to record, such as f1,auroc,recall_class_2; they decide nothing",
+            },
+        ),
         (
             ["--direction"],
             {"choices": ["minimize", "maximize"], "help": "minimize or maximize the metric"},
@@ -275,6 +284,13 @@ def _positive_int(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
     return number
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"must be names with commas between them, such as f1,auroc; got {text!r}")
+    return names
 
 
 def _port(text: str) -> int:
