@@ -37,8 +37,8 @@ def labels(n: int, classes: int, seed: int = 1) -> Tensor:
     return torch.randint(0, classes, (n,), generator=torch.Generator().manual_seed(seed))
 
 
-def datasets(train: Sequence[Tensor], valid: Sequence[Tensor]) -> Datasets:
-    return Datasets(Split(tuple(train)), Split(tuple(valid)), None, "")
+def datasets(train: Sequence[Tensor], valid: Sequence[Tensor], names: tuple[str, ...] = ()) -> Datasets:
+    return Datasets(Split(tuple(train), names), Split(tuple(valid), names), None, "")
 
 
 def class_data(
@@ -59,7 +59,7 @@ def work_of(data: Datasets, metric: str | None = None) -> Work:
 
 
 def rebuild(define: Define, spec: TrialSpec, work: Work) -> Recipe:
-    return replay(define, spec, work.data.train.n)
+    return replay(define, spec, work.data.train.n, work.data.train.form)
 
 
 def sign(define: Define, spec: TrialSpec, work: Work) -> Signature:
@@ -178,7 +178,7 @@ def gradient_deviation(fleet: Fleet, define: Define, work: Work) -> float:
         if trial is None:
             continue
         solo = Solo(trial.spec, rebuild(define, trial.spec, work), work)
-        shape, order, keys = trial.shape(n, fleet.quantum), trial.sample_order(n), trial.keys(n)
+        shape, order, keys = trial.shape(n, fleet.quantum), trial.sample_order(work.data.train), trial.keys(n)
         weights = slot_weights(shape, order, trial.denominators)
         summed = [torch.zeros(s, dtype=dtype) for s in fleet.layout.shapes]
         with torch.no_grad():

@@ -254,7 +254,7 @@ def test_from_the_same_state_gradients_agree(name: str, dtype: torch.dtype) -> N
     for spec, trial in zip(specs, trials, strict=True):
         solo = Solo(spec, rebuild(define, spec, work), work)
         lane = fleet.lane_of(spec.number)
-        shape, order, keys = trial.shape(n, fleet.quantum), trial.sample_order(n), trial.keys(n)
+        shape, order, keys = trial.shape(n, fleet.quantum), trial.sample_order(work.data.train), trial.keys(n)
         weights = slot_weights(shape, order, trial.denominators)
         for b in range(shape.n_updates):
             tensors: Mapping[str, Tensor] = {

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SIZES = {"digits.py": ("4", "1"), "autoencoder.py": ("4", "1"), "mnist_cnn.py": ("2", "1"), "spam_gru.py": ("4", "2")}
+SIZES = {
+    "digits.py": ("4", "1"),
+    "autoencoder.py": ("4", "1"),
+    "mnist_cnn.py": ("2", "1"),
+    "spam_gru.py": ("4", "2"),
+    "data_choices.py": ("4", "2"),
+}
 SPAM = "SPAM_ASSASSIN"
 
 

@@ -123,7 +123,8 @@ def test_example_defines_what_the_command_line_reads(path: Path) -> None:
     assert isinstance(recipe, shoal.Recipe)
     assert {"metric", "n_trials", "max_epochs"} <= set(names["options"])
 
-    splits: list[tuple[Tensor, ...]] = [(part,) if isinstance(part, Tensor) else part for part in names["data"]()]
+    parts = [tuple(part.values()) if isinstance(part, dict) else part for part in names["data"]()]
+    splits: list[tuple[Tensor, ...]] = [(part,) if isinstance(part, Tensor) else part for part in parts]
     train = splits[0]
     inputs = train[0][: recipe.batch_size]
     output = recipe.model(inputs)

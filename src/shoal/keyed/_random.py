@@ -53,6 +53,18 @@ def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, epoch])).permutation(n)
 
 
+def weighted_order(seed: int, epoch: int, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The samples of an epoch drawn by weight, with replacement, (n,): a function of (trial seed, epoch) and the weights.
+
+    Args:
+        seed: Of the trial.
+        epoch: From 0.
+        bounds: Where each sample ends on a line from 0 to 1 that is cut by weight, (n,).
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, epoch]))
+    return np.searchsorted(bounds, generator.random(len(bounds)), side="right").astype(np.int64)
+
+
 def sample_keys(seed: int, epoch: int, n: int) -> NDArray[np.int32]:
     """One key per position in the epoch's order, (n,)."""
     base = np.uint32(derive(seed, epoch) & 0xFFFFFFFF)

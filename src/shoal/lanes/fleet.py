@@ -241,7 +241,7 @@ class Fleet:
         n, q, device, dtype = self.work.data.train.n, self.quantum, self.work.device, self.layout.dtype
         shapes = {i: t.shape(n, q) for i, t in active}
         ticks = max(s.n_ticks for s in shapes.values())
-        orders = {i: t.sample_order(n) for i, t in active}
+        orders = {i: t.sample_order(self.work.data.train) for i, t in active}
         keys = {i: t.keys(n) for i, t in active}
         due = np.zeros((ticks, self.width), dtype=bool)
         for i, s in shapes.items():

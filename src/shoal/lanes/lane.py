@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shoal.data import Split
 from shoal.lanes import optim, order, rng, tables
 from shoal.lanes.criteria import denominators, is_known
 from shoal.lanes.parts import Rows
+from shoal.lanes.sampling import Sampling
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
 
@@ -67,6 +69,7 @@ class LaneTrial:
     even: float | None = None  # the denominator of every sample, if they are all the same
     rows: Rows | None = None  # of the training split that it trains on; None for all
     valid_rows: Rows | None = None  # of the validation split, likewise
+    sampling: Sampling | None = field(default=None, repr=False)  # once an order has been asked for
 
     def __post_init__(self) -> None:
         d = self.denominators
@@ -101,10 +104,11 @@ class LaneTrial:
         """How many of the training split's ``n`` samples it trains on."""
         return n if self.rows is None else len(self.rows)
 
-    def sample_order(self, n: int) -> NDArray[np.int64]:
-        """The samples that it trains on in this epoch's order, (n_train,), of ``n`` in all."""
-        order_ = rng.permutation(self.spec.seed, self.epoch, self.n_train(n))
-        return order_ if self.rows is None else self.rows[order_]
+    def sample_order(self, split: Split) -> NDArray[np.int64]:
+        """The samples that it trains on in this epoch's order, (n_train,), of a split that may have more."""
+        if self.sampling is None:
+            self.sampling = Sampling.of(self.recipe, split, self.rows)
+        return self.sampling.order(self.spec.seed, self.epoch)
 
     def keys(self, n: int) -> NDArray[np.int32]:
         """The random key of each position in this epoch's order, (n_train,)."""

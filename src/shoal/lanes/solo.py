@@ -17,7 +17,8 @@ from shoal.lanes import clip
 from shoal.lanes.criteria import denominators, is_known, scale_of
 from shoal.lanes.fleet import Work
 from shoal.lanes.lane import EVALUATION_EPOCH, Measured, evaluation_chunk
-from shoal.lanes.rng import KeyedRandom, derive, permutation, sample_keys
+from shoal.lanes.rng import KeyedRandom, derive, sample_keys
+from shoal.lanes.sampling import Sampling
 from shoal.metrics import Meter
 from shoal.recipe import Batch, Recipe
 from shoal.records import TrialSpec
@@ -30,6 +31,7 @@ class Solo:
         self.spec, self.recipe, self.work = spec, recipe, work
         self._rows, self._valid_rows = work.rows(spec.part)
         self.epoch = 0
+        self._sampling: Sampling | None = None
         recipe.model.to(work.device)
         if isinstance(recipe.loss, nn.Module):
             recipe.loss.to(work.device)
@@ -40,9 +42,7 @@ class Solo:
 
     def loss(self, batch: Batch) -> Tensor:
         """The recipe's own loss on a batch."""
-        if self.recipe.is_criterion:
-            return self.recipe.loss(self.recipe.model(*batch[:-1]), batch[-1])
-        return self.recipe.loss(self.recipe.model, batch)
+        return self.recipe.loss_of(self.recipe.model, batch)
 
     def step(self, batch: Batch, keys: Tensor) -> Tensor:
         """One update: the batch's loss before it, without what L1 adds."""
@@ -70,8 +70,9 @@ class Solo:
         recipe, data = self.recipe, self.work.data.train
         n, device = (data.n if self._rows is None else len(self._rows)), self.work.device
         recipe.train_mode()
-        positions = permutation(self.spec.seed, self.epoch, n)
-        order = torch.from_numpy(positions if self._rows is None else self._rows[positions]).to(device)
+        if self._sampling is None:
+            self._sampling = Sampling.of(recipe, data, self._rows)
+        order = torch.from_numpy(self._sampling.order(self.spec.seed, self.epoch)).to(device)
         keys = torch.from_numpy(sample_keys(self.spec.seed, self.epoch, n)).to(device)
         n_updates = math.ceil(n / recipe.batch_size)
         first, total = math.nan, torch.zeros((), dtype=torch.float64, device=device)
@@ -137,9 +138,9 @@ def measure(recipe: Recipe, data: Batch, seed: int, meter: Meter | None = None) 
             batch = tuple(t[at : at + step].clone() for t in data)
             size = batch[0].shape[0]
             with KeyedRandom(keys[at : at + size]):
-                out = recipe.model(*batch[:-1]) if recipe.is_criterion else None
-                loss = recipe.loss(recipe.model, batch) if out is None else recipe.loss(out, batch[-1])
-                shown = out if recipe.predict is None else recipe.predict(recipe.model, batch)
+                out = recipe.outputs(recipe.model, batch) if recipe.is_criterion else None
+                loss = recipe.loss_of(recipe.model, batch) if out is None else recipe.loss(out, batch[-1])
+                shown = out if recipe.predict is None else recipe.shown(recipe.model, batch)
             if meter is not None and shown is not None:
                 meter.add(shown[None], size)
             elif shown is not None:

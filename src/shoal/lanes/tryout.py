@@ -41,7 +41,8 @@ def expected_loss(trial: LaneTrial, work: Work, quantum: int) -> float:
     n = data.n
     shape = trial.shape(n, quantum)
     position = shape.position[0][shape.position[0] >= 0]
-    order = trial.sample_order(n)[position]
+    whole_order = trial.sample_order(data)
+    order = whole_order[position]
     keys = torch.from_numpy(trial.keys(n)[position]).to(work.device)
     rows = torch.from_numpy(order).to(work.device)
     buffers = {name: b.detach().clone() for name, b in recipe.model.named_buffers()}
@@ -53,7 +54,7 @@ def expected_loss(trial: LaneTrial, work: Work, quantum: int) -> float:
             b.copy_(buffers[name])
     if trial.denominators is None:
         return loss
-    batch = trial.sample_order(n)[: int(shape.sizes[0])]
+    batch = whole_order[: int(shape.sizes[0])]
     part, whole = float(trial.denominators[order].sum()), float(trial.denominators[batch].sum())
     if part == 0.0 < whole:  # all of this micro-batch is ignored, and its mean alone is 0 / 0
         return 0.0
