@@ -120,14 +120,14 @@ def _default(folds: int, classes: bool, grouped: bool, seed: int) -> Splitter:
 
 def _classes(train: Split) -> Any:
     """The target as an array if it is one class per row, else None."""
-    target = train.tensors[-1]
-    if len(train.tensors) > 1 and target.ndim == 1 and target.dtype is torch.int64:
+    target = train.target
+    if target is not None and target.ndim == 1 and target.dtype is torch.int64:
         return target.cpu().numpy()
     return None
 
 
 def _target(train: Split) -> Any:
-    return _plain(train.tensors[-1]) if len(train.tensors) > 1 else None
+    return None if train.target is None else _plain(train.target)
 
 
 def _plain(tensor: torch.Tensor) -> Any:
