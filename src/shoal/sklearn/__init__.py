@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from shoal.sklearn._estimators import ShoalClassifier, ShoalRegressor
+from shoal.sklearn._search import ShoalSearchCV
 
-__all__ = ["ShoalClassifier", "ShoalRegressor"]
+__all__ = ["ShoalClassifier", "ShoalRegressor", "ShoalSearchCV"]

@@ -168,9 +168,10 @@ class ShoalEstimator(BaseEstimator):  # type: ignore[misc]
     def rebuild(self, spec: TrialSpec, problem: Problem) -> Recipe:
         """The same recipe again."""
         n = len(problem.inputs)
-        return run_define(lambda trial: self._recipe(trial, problem), _Given(spec), spec.seed, n)
+        return run_define(lambda trial: self.recipe(trial, problem), _Given(spec), spec.seed, n)
 
-    def _recipe(self, trial: Any, problem: Problem) -> Recipe:
+    def recipe(self, trial: Any, problem: Problem) -> Recipe:
+        """What is trained, with `trial` answering a ``define`` of one's own."""
         n, n_in = problem.inputs.shape
         if self.define is not None:
             return self.define(trial, n_in, problem.n_out)
@@ -201,6 +202,11 @@ class ShoalEstimator(BaseEstimator):  # type: ignore[misc]
     def problem(self, X: Any, y: Any) -> Problem:
         """Data checked as scikit-learn does it, and as tensors."""
         raise NotImplementedError
+
+    def _columns(self) -> dict[str, Any]:
+        """What the check of the data has found out about its columns."""
+        names = ("n_features_in_", "feature_names_in_")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def _criterion(self, problem: Problem) -> nn.Module:
         raise NotImplementedError
@@ -302,9 +308,8 @@ class ShoalClassifier(ClassifierMixin, ShoalEstimator):  # type: ignore[misc]
                 )
             found = compute_class_weight(self.class_weight, classes=classes, y=y)
             weights = torch.as_tensor(found, dtype=torch.get_default_dtype())
-        return Problem(
-            tensor_of(X), torch.from_numpy(codes.astype(np.int64)), len(classes), {"classes_": classes}, weights
-        )
+        facts = {"classes_": classes, **self._columns()}
+        return Problem(tensor_of(X), torch.from_numpy(codes.astype(np.int64)), len(classes), facts, weights)
 
     def _criterion(self, problem: Problem) -> nn.Module:
         return nn.CrossEntropyLoss(weight=problem.class_weights)
@@ -367,7 +372,7 @@ class ShoalRegressor(MultiOutputMixin, RegressorMixin, ShoalEstimator):  # type:
         columns = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
         mean, std = columns.mean(axis=0), columns.std(axis=0)
         std = np.where(std > 0, std, 1.0)
-        facts = {"target_mean_": mean, "target_std_": std, "_one_target": y.ndim == 1}
+        facts = {"target_mean_": mean, "target_std_": std, "_one_target": y.ndim == 1, **self._columns()}
         return Problem(tensor_of(X), tensor_of((columns - mean) / std), columns.shape[1], facts)
 
     def _criterion(self, problem: Problem) -> nn.Module:
