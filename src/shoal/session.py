@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from shoal.asking import Asker
+from shoal.bystander import Bystander
 from shoal.data import Datasets
 from shoal.engine import Engine
 from shoal.errors import FuseError, RecipeError, ReplayError, StudyError, blame
@@ -63,6 +64,7 @@ class Session:
         self._store, self._weights, self._best_epoch = store, weights, best_epoch
         self._parts = parts or Parts()
         self._n_train = self._parts.n_train(0, data.train.n)  # what ``define`` is told when a trial is asked
+        self._bystander = Bystander()
         self.interrupted = self.timed_out = False
         self.stop_reason = ""
         self._tally = Tally.of(limits, history.sign, history.rows, history.results, history.events)
@@ -169,11 +171,13 @@ class Session:
             recipe, error = None, ""
             try:
                 seed, form = self._asker.trial_seed(trial.number), self._data.train.form
-                recipe = run_define(self._define, trial, seed, self._n_train, form)
+                with self._bystander.looking_on():
+                    recipe = run_define(self._define, trial, seed, self._n_train, form)
             except Exception as e:  # whatever the user's code raises fails this trial, and no other
                 error = _said(trial.number, e)
             spec = self._asker.spec(trial)
             key = point_key(spec.params, spec.distributions)
+            self._bystander.keep(recipe)
             if key is None or key not in self._points or self._asker.is_fixed(spec.number):
                 break
             if attempt > _REASKS:

@@ -56,7 +56,7 @@ class Effects:
 def effects(recipe: Recipe, batch: Batch, keys: Tensor) -> Effects:
     """Run forward passes in both modes and see what they leave behind."""
     model = recipe.model
-    before, drawn = _state(recipe), (random.getstate(), repr(np.random.get_state()))
+    before, drawn = state_of(recipe), (random.getstate(), repr(np.random.get_state()))
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
     with _buffers_kept(model), warnings.catch_warnings():
@@ -85,7 +85,7 @@ def _reason(recipe: Recipe, before: Mapping[str, object], weights: Mapping[str, 
     for name, p in recipe.model.named_parameters():
         if not torch.equal(p.detach(), weights[name]) and not bool(weights[name].isnan().any()):
             return f"its forward pass writes to the parameter {name!r}"
-    after = _state(recipe)
+    after = state_of(recipe)
     for where in before:
         if before[where] != after.get(where):
             return f"its forward pass changes {where}, which a trace would do only once"
@@ -106,7 +106,7 @@ def _plain_loss(recipe: Recipe, batch: Batch, training: bool) -> None:
         torch.autograd.grad(loss, trained, allow_unused=True)
 
 
-def _state(recipe: Recipe) -> dict[str, object]:
+def state_of(recipe: Recipe) -> dict[str, object]:
     """Everything in Python that a forward pass can reach, by where it is."""
     known, out = names_of(recipe.model), dict[str, object]()
     for path, module in recipe.model.named_modules():
