@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from shoal.errors import DataError, RecipeError, ReplayError, ShoalError, StorageError, StudyError, UsageError
     from shoal.explaining import Explanation, explain
     from shoal.folders import FolderModel, FolderStudy, load_folder_model, predict_folder, resume_folder, tune_folder
+    from shoal.nesting import Nested, nested
+    from shoal.optimism import Optimism
     from shoal.padding import Padded
     from shoal.recipe import Recipe
     from shoal.records import StudyRecord
@@ -25,6 +27,8 @@ _HOME = {
     "Explanation": "explaining",
     "FolderModel": "folders",
     "FolderStudy": "folders",
+    "Nested": "nesting",
+    "Optimism": "optimism",
     "Padded": "padding",
     "Recipe": "recipe",
     "RecipeError": "errors",
@@ -40,6 +44,7 @@ _HOME = {
     "explain": "explaining",
     "load_folder_model": "folders",
     "load_table_model": "tabular",
+    "nested": "nesting",
     "predict_folder": "folders",
     "predict_table": "tabular",
     "resume": "tuning",
@@ -56,6 +61,8 @@ __all__ = [
     "Explanation",
     "FolderModel",
     "FolderStudy",
+    "Nested",
+    "Optimism",
     "Padded",
     "Recipe",
     "RecipeError",
@@ -72,6 +79,7 @@ __all__ = [
     "explain",
     "load_folder_model",
     "load_table_model",
+    "nested",
     "nn",
     "predict_folder",
     "predict_table",

@@ -535,11 +535,23 @@ def _best_facts(record: StudyRecord) -> dict[str, Json] | None:
         "metric": str(record.meta.get("metric") or "value"),
         "value": best.value,
         "epoch": best.epoch,
+        **_sureness(record),
         "valid": next((dict[str, Json](row.metrics) for row in best.rows if row.epoch == best.epoch), {}),
         "params": dict(best.spec.params),
         "test": record.meta.get("test") or None,
         "weights": weights.get(str(best.spec.number)) if isinstance(weights, Mapping) else None,
     }
+
+
+def _sureness(record: StudyRecord) -> dict[str, Json]:
+    """How far the best value may be off, where there are folds or seeds."""
+    from shoal.optimism import optimism  # it works with NumPy, and --help must not wait for that
+
+    known = optimism(record)
+    if known is None:
+        return {}
+    found = {"standard_error": known.standard_error, "corrected": known.corrected}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _best_text(facts: Mapping[str, Any]) -> str:
@@ -550,7 +562,12 @@ def _best_text(facts: Mapping[str, Any]) -> str:
     beside = {name: value for name, value in facts["valid"].items() if name != facts["metric"]}
     scores = [f"{facts['metric']} {format_number(facts['value'])}"]
     scores += [f"{name} {format_number(value)}" for name, value in beside.items()]
+    if "standard_error" in facts:
+        scores[0] += f" (standard error {format_param(facts['standard_error'])})"
     lines.append(_row("validation", ", ".join(scores)))
+    if "corrected" in facts:
+        said = f"{facts['metric']} {format_number(facts['corrected'])} (the luck of the best taken off, by bootstrap over folds)"
+        lines.append(_row("expected", said))
     if facts["test"]:
         lines.append(_row("test", ", ".join(f"{name} {format_param(value)}" for name, value in facts["test"].items())))
     if facts["weights"]:

@@ -12,6 +12,7 @@ from shoal.asking import Asker
 from shoal.data import Datasets
 from shoal.errors import StudyError
 from shoal.history import History
+from shoal.optimism import Optimism, optimism
 from shoal.recipe import Recipe
 from shoal.records import Json, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.replay import Define, replay
@@ -90,6 +91,18 @@ class Study:
         """The winner's metrics on the test split; empty when there was none."""
         found = self._history.meta.get("test")
         return {k: float(cast(float, v)) for k, v in found.items()} if isinstance(found, dict) else {}
+
+    @property
+    def optimism(self) -> Optimism:
+        """How much of ``best_value`` is the luck of the best of so many trials, as far as folds or a test set can tell.
+
+        Raises:
+            StudyError: If no trial has finished.
+        """
+        self._best()
+        found = optimism(self.record)
+        assert found is not None
+        return found
 
     def best_model(self) -> nn.Module:
         """The best trial's model with its trained weights, in evaluation mode, on the CPU.

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any, Final
 
 from shoal._text import format_param
+from shoal.optimism import optimism
 from shoal.records import StudyRecord, TrialRecord, TrialState
 from shoal.report._comparison import comparison_section
 from shoal.report._html import grid, note, pairs
@@ -25,7 +26,9 @@ def best_section(record: StudyRecord) -> str:
         return note("No trial has finished yet, so there is no best configuration.")
     # Parameters in full and not rounded: this is where people copy them from.
     parts = [pairs("Parameters", {name: _exact(value) for name, value in best.spec.params.items()})]
-    parts.append(pairs(f"Validation, epoch {best.epoch}", _validation(record, best)))
+    lanes = lanes_in_words(record)
+    title = f"Validation, epoch {best.epoch}" + (f", mean over {lanes}" if lanes else "")
+    parts.append(pairs(title, _validation(record, best)))
     test = record.meta.get("test")
     if isinstance(test, dict) and test:
         intervals = _intervals(record, best, "test")
@@ -89,8 +92,10 @@ def _short(value: float) -> str:
 def _validation(record: StudyRecord, best: TrialRecord) -> dict[str, str]:
     metric, intervals = metric_name(record), _intervals(record, best, "valid")
     scores: dict[str, str] = {metric: _scored(metric, best.value, intervals)}
-    row = next((row for row in best.rows if row.epoch == best.epoch), None)
+    row = best.judged
     if row is not None:
+        if row.standard_error is not None:
+            scores[metric] += f"  (standard error {_short(row.standard_error)})"
         scores.update({name: text(value) for name, value in row.metrics.items() if name != metric})
         scores["train loss"] = text(row.train_loss)
     return scores
@@ -122,9 +127,41 @@ def _sureness(record: StudyRecord, best: TrialRecord) -> str:
             )
             + " The best of many trials is also a little lucky, so expect somewhat worse than its validation value."
         )
+    sentences += _luck(record)
     if not sentences:
         return ""
     return f'<p class="sure">{escape(" ".join(sentences))}</p>'
+
+
+def _luck(record: StudyRecord) -> list[str]:
+    """What the folds say of the winner: how far its mean may be off, and how much of it is the luck of the best."""
+    known, lanes = optimism(record), lanes_in_words(record)
+    if known is None or not lanes:
+        return []
+    sentences = []
+    if known.standard_error is not None:
+        sentences.append(
+            f"Its validation value is the mean over {lanes}, with a standard error of {_short(known.standard_error)}"
+            + ("; folds share training rows, so that is somewhat too small." if "fold" in lanes else ".")
+        )
+    if known.corrected is not None and known.n_trials > 1:
+        sentences.append(
+            f"As the best of {known.n_trials:,} finished trials it is also a little lucky: chosen by some folds and looked at in "
+            f"the others, the best has {text(known.corrected)} rather than {text(known.value)} (bootstrap over folds, after "
+            "Tsamardinos et al. 2018)."
+        )
+    return sentences
+
+
+def lanes_in_words(record: StudyRecord) -> str:
+    """ "5 folds under 3 seeds", or nothing where each trial is a single lane."""
+    folds = record.meta.get("folds")
+    if not isinstance(folds, dict):
+        return ""
+    n_folds, n_seeds = folds.get("n"), folds.get("seeds")
+    words = [f"{n_folds} folds" if isinstance(n_folds, int) and n_folds else ""]
+    words.append(f"{n_seeds} seeds" if isinstance(n_seeds, int) and n_seeds > 1 else "")
+    return " under ".join(word for word in words if word)
 
 
 def _runners_up(record: StudyRecord, best: TrialRecord) -> str:

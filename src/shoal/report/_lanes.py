@@ -49,7 +49,7 @@ def lanes(record: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str, Json]
 def _bars(events: Sequence[Event], trials: Sequence[TrialRecord], end_s: float) -> list[_Bar]:
     """Bars in order of start. Whatever was killed left no ``left`` event, so a newcomer also ends who was there."""
     bars: list[_Bar] = []
-    by_trial: dict[int, _Bar] = {}
+    by_trial: dict[tuple[int, Json], _Bar] = {}  # a trial with folds or seeds has several parts, each in a lane
     by_place: dict[tuple[int, int], _Bar] = {}
 
     def close(bar: _Bar | None, time_s: float) -> None:
@@ -59,15 +59,16 @@ def _bars(events: Sequence[Event], trials: Sequence[TrialRecord], end_s: float) 
     for event in sorted(events, key=lambda event: event.time_s):
         if event.trial is None or event.kind not in {"admitted", "left", "solo"}:
             continue
-        close(by_trial.pop(event.trial, None), event.time_s)
+        who = (event.trial, event.data.get("part", 0))
+        close(by_trial.pop(who, None), event.time_s)
         if event.kind == "admitted":
             place = (event.fleet or 0, event.lane or 0)
             close(by_place.get(place), event.time_s)
             bar = _Bar(event.trial, place[0], place[1], event.time_s)
-            by_place[place] = by_trial[event.trial] = bar
+            by_place[place] = by_trial[who] = bar
             bars.append(bar)
         elif event.kind == "solo":
-            by_trial[event.trial] = bar = _Bar(event.trial, None, 0, event.time_s)
+            by_trial[who] = bar = _Bar(event.trial, None, 0, event.time_s)
             bars.append(bar)
 
     ended_s = {trial.spec.number: trial.time_s for trial in trials if trial.state is not TrialState.RUNNING}

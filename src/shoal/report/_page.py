@@ -20,8 +20,9 @@ from typing import Final
 
 from shoal._text import format_duration
 from shoal.errors import StorageError
+from shoal.optimism import optimism
 from shoal.records import Json, StudyRecord, TrialState
-from shoal.report._best import best_section, interval_of
+from shoal.report._best import best_section, interval_of, lanes_in_words
 from shoal.report._data import report_data
 from shoal.report._html import note, pairs, tile
 from shoal.report._numbers import elapsed_s, metric_name, text
@@ -130,7 +131,8 @@ def _asset(name: str) -> str:
 
 def _summary(record: StudyRecord) -> str:
     verb = "Maximizes" if record.direction == "maximize" else "Minimizes"
-    parts = [f"{verb} {metric_name(record)} on the validation set"]
+    lanes = lanes_in_words(record)
+    parts = [f"{verb} {metric_name(record)} " + (f"over {lanes}" if lanes else "on the validation set")]
     fleets = {event.fleet for event in record.events if event.kind == "admitted"}
     if fleets:
         parts.append(f"{len(fleets)} fleet" + ("s" if len(fleets) > 1 else ""))
@@ -175,7 +177,10 @@ def _held_out(record: StudyRecord) -> str:
     test, metric = record.meta.get("test"), metric_name(record)
     score = test.get(metric) if isinstance(test, dict) else None
     if not isinstance(score, int | float) or record.best() is None:
-        return ""
+        known = optimism(record)
+        if known is None or known.corrected is None:
+            return ""
+        return tile(f"Expected {metric}", text(known.corrected), "on new data: bootstrap over folds")
     found = interval_of(record, "test")
     remark = "on the test split" if found is None else f"95 % interval {found[0]:.3g} to {found[1]:.3g}"
     return tile(f"Held-out {metric}", text(score), remark)
@@ -186,7 +191,7 @@ def _facts(record: StudyRecord) -> str:
     facts: dict[str, str] = {}
     parts: list[str] = []
     for key, value in record.meta.items():
-        if key in {"metric", "test", "test_trial", "weights", "space", "elapsed_s", "winner", "comparison"}:
+        if key in {"metric", "test", "test_trial", "weights", "space", "elapsed_s", "winner", "comparison", "folds"}:
             continue
         if isinstance(value, dict):
             parts.append(pairs(key.capitalize(), {name: _plain(item) for name, item in value.items()}))
