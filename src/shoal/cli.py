@@ -550,7 +550,8 @@ def _sureness(record: StudyRecord) -> dict[str, Json]:
     known = optimism(record)
     if known is None:
         return {}
-    found = {"standard_error": known.standard_error, "corrected": known.corrected}
+    corrected = known.corrected if known.n_trials > 1 else None
+    found = {"standard_error": known.standard_error, "corrected": corrected}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -178,7 +178,7 @@ def _held_out(record: StudyRecord) -> str:
     score = test.get(metric) if isinstance(test, dict) else None
     if not isinstance(score, int | float) or record.best() is None:
         known = optimism(record)
-        if known is None or known.corrected is None:
+        if known is None or known.corrected is None or known.n_trials < 2:
             return ""
         return tile(f"Expected {metric}", text(known.corrected), "on new data: bootstrap over folds")
     found = interval_of(record, "test")
