@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
-from shoal.data import load_whole
+from shoal.data import Split, load_whole
 from shoal.errors import StudyError, UsageError
 from shoal.folds import FoldsArgument, Splitter, make_parts
 from shoal.lanes.parts import Parts
@@ -91,7 +91,7 @@ def nested(
     by_row = None if groups is None else np.asarray(groups)
     studies: list[Study] = []
     for k, (rows, held_out) in enumerate(parts.folds, 1):
-        kept, left = (tuple(t[some] for t in data.tensors) for some in (rows, held_out))
+        kept, left = (Split(tuple(t[some] for t in data.tensors), data.names) for some in (rows, held_out))
         inside: dict[str, Any] = {"groups": by_row[rows]} if by_row is not None and inner is not None else {}
         file = None if storage is None else _beside(storage, k)
         studies.append(tune(define, train=kept, test=left, seed=seed, storage=file, **inside, **options))
