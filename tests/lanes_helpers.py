@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from shoal.data import Datasets, Split
+from shoal.lanes.compiled import Compilation
 from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.kernels import Kernels, TorchKernels
 from shoal.lanes.lane import LaneTrial, Measured
@@ -68,6 +69,8 @@ def sign(define: Define, spec: TrialSpec, work: Work) -> Signature:
 
 # What fleets opened here run their own operations on; tests of native kernels change it for their time.
 KERNELS: list[Kernels] = [TorchKernels()]
+# Whether they are compiled, which needs native kernels.
+COMPILED: list[bool] = [False]
 
 
 def open_fleet(define: Define, spec: TrialSpec, width: int, work: Work) -> Fleet:
@@ -78,6 +81,10 @@ def open_fleet(define: Define, spec: TrialSpec, width: int, work: Work) -> Fleet
     like = example_of(template, lambda: rebuild(define, spec, work), work)
     fleet = Fleet(0, Program.prepare(template), layout, width, signature.quantum, signature.exact, work, like)
     fleet.kernels = KERNELS[-1]
+    if COMPILED[-1]:
+        fleet.compiled = Compilation(fleet.program, work.data.train.tensors, fleet.quantum, fleet.tail)
+        fleet.compiled.start()
+        assert fleet.compiled.wait() is not None
     return fleet
 
 

@@ -22,7 +22,7 @@ from shoal.lanes.activations import TABLE, kind_of
 from shoal.lanes.gates import TorchGates
 from shoal.lanes.kernels import Gradients, TorchKernels, Updates
 from shoal.lanes.native import NativeKernels
-from shoal.lanes.native._build import Build, compiler
+from shoal.lanes.native._build import compiler
 from shoal.lanes.tables import coefficients, family_of, numbers, stacked
 from test_bit_identity import CASES, check_neighbours
 from test_equality import KINDS, definition, mixed, mlp
@@ -38,7 +38,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOAL_CACHE", str(folder))
         patch.delenv("SHOAL_NATIVE", raising=False)
-        build = Build()
+        build = native.library()
         build.start()
         path = build.wait()
     assert path is not None
@@ -69,9 +69,9 @@ def test_updates_agree_with_torch_optim(kernels: NativeKernels, dtype: torch.dty
         model = mlp(nn.ReLU, 0.0).to(dtype)
         optimizer = make(model)
         family = family_of(optimizer)
-        if family in native._FAMILIES:
+        if family in native.FAMILIES:
             built.setdefault(family, []).append((name, model, optimizer))
-    assert set(built) == set(native._FAMILIES)
+    assert set(built) == set(native.FAMILIES)
     n_steps, steps = 10, np.arange(1, 11, dtype=np.float64)
     for family, members in built.items():
         case = Case.of(list(members[0][1].parameters()), len(members), n_steps, dtype)
@@ -132,7 +132,7 @@ class Case:
 
 @needs_compiler
 @pytest.mark.parametrize("shaped", [False, True], ids=["plain", "shaped"])
-@pytest.mark.parametrize("family", list(native._FAMILIES))
+@pytest.mark.parametrize("family", list(native.FAMILIES))
 def test_batches_of_several_ticks_are_added_up_as_torch_does(
     kernels: NativeKernels, family: optim.Family, shaped: bool
 ) -> None:
@@ -192,7 +192,7 @@ def test_a_family_without_a_native_form_changes_no_bit_of_the_others(kernels: Na
 
 
 @needs_compiler
-@pytest.mark.parametrize("family", list(native._FAMILIES))
+@pytest.mark.parametrize("family", list(native.FAMILIES))
 def test_lanes_that_are_not_due_are_left_alone(kernels: NativeKernels, family: optim.Family) -> None:
     case = Case.of([torch.zeros(64)], 3, 1, torch.float32)
     case.state.copy_(made(*case.state.shape, dtype=torch.float32).abs())
@@ -255,7 +255,7 @@ NATIVE = [
 @pytest.mark.parametrize("module", NATIVE, ids=repr)
 def test_activations_agree_with_float64(kernels: NativeKernels, module: nn.Module) -> None:
     kind = kind_of(module)
-    assert kind is not None and kernels._code(kind) is not None
+    assert kind is not None and kernels.code(kind) is not None
     ends = [0.0, -0.0, 0.6, -0.6, 88.8, -88.8, 120.0, -120.0, 1e30, -1e30, 1e-30, 1e-41]
     x = torch.cat([torch.linspace(-12, 12, 4001), torch.linspace(-1, 1, 4001), torch.tensor(ends)])[None]
     y = kernels.forward(x, [(kind, 0, 1)])
@@ -440,12 +440,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @needs_compiler
 def test_is_built_once(folder: Path) -> None:
-    first = Build()
+    first = native.library()
     assert first.ready() is None
     first.start()
     path = first.wait()
     assert path is not None and path.parent == folder and stat.S_IMODE(path.stat().st_mode) == 0o700
-    second = Build()
+    second = native.library()
     second.start()
     assert second._process is None and second.ready() == path
     assert [p.name for p in folder.iterdir()] == [path.name]
@@ -453,18 +453,18 @@ def test_is_built_once(folder: Path) -> None:
 
 @needs_compiler
 def test_a_file_that_others_may_write_to_is_not_loaded(folder: Path) -> None:
-    build = Build()
+    build = native.library()
     build.start()
     path = build.wait()
     assert path is not None
     path.chmod(0o722)
-    assert Build().ready() is None
+    assert native.library().ready() is None
 
 
 def test_no_compiler_is_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("CXX", raising=False)
-    build = Build()
+    build = native.library()
     with pytest.warns(RuntimeWarning, match=r"native kernels are not used.*no C\+\+ compiler"):
         build.start()
     with warnings.catch_warnings():
@@ -478,7 +478,7 @@ def test_a_compiler_that_fails(folder: Path, tmp_path: Path, monkeypatch: pytest
     broken.write_text("#!/bin/sh\necho 'no such flag'\nexit 3\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    build = Build()
+    build = native.library()
     build.start()
     with pytest.warns(RuntimeWarning, match="native kernels are not used, training is slower: no such flag"):
         assert build.wait() is None
@@ -487,13 +487,13 @@ def test_a_compiler_that_fails(folder: Path, tmp_path: Path, monkeypatch: pytest
 
 def test_can_be_switched_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOAL_NATIVE", "0")
-    build = Build()
+    build = native.library()
     build.start()
     assert build._process is None and build.ready() is None
 
 
 def test_a_damaged_library_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = Build()
+    build = native.library()
     folder.mkdir()
     build.path().write_bytes(b"\x7fELF no more than that")
     build.path().chmod(0o700)
@@ -505,7 +505,7 @@ def test_a_damaged_library_is_given_up(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_forked_worker_builds_nothing_and_says_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = Build()
+    build = native.library()
     monkeypatch.setattr(build, "_owner", os.getpid() + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

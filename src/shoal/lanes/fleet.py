@@ -22,6 +22,8 @@ from shoal.lanes import optim
 from shoal.lanes.activations import runs_of
 from shoal.lanes.by_fold import by_fold
 from shoal.lanes.clip import Shaping
+from shoal.lanes.compiled import Compilation
+from shoal.lanes.compiled._runner import Runner, runner, suits
 from shoal.lanes.criteria import is_known, scale_of, used, wants_classes
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Advance, Gradients, Kernels, TorchKernels, Updates
@@ -110,6 +112,7 @@ class Fleet:
         self.number, self.width, self.quantum, self.exact, self.work = number, width, quantum, exact, work
         self.layout = layout
         self.kernels: Kernels = TorchKernels()
+        self.compiled: Compilation | None = None  # with its library there
         self.program = Program(
             template,
             layout,
@@ -126,13 +129,31 @@ class Fleet:
         self._owner = torch.zeros(layout.size, dtype=torch.int64, device=work.device)  # element -> parameter
         for k, (o, s) in enumerate(zip(layout.offsets, layout.shapes, strict=True)):
             self._owner[o : o + s.numel()] = k
-        self._offsets = torch.tensor(layout.offsets)
-        self._sizes = torch.tensor([s.numel() for s in layout.shapes])
+        self.offsets = torch.tensor(layout.offsets)
+        self.sizes = torch.tensor([s.numel() for s in layout.shapes])
         self.arrange()
 
     def runs(self, name: str) -> list[tuple[int, int, int]]:
         """Runs of lanes that use the same activation at a lifted place."""
         return self._runs[name]
+
+    @property
+    def tail(self) -> int:
+        """Samples of the last batch of an epoch where that may not be filled up; the quantum where it may."""
+        # Lanes of an exact signature train on as many samples each.
+        n = next((t.n_train(self.work.data.train.n) for _, t in self.active), self.work.data.train.n)
+        last = n % self.quantum
+        return last if self.exact and last else self.quantum
+
+    @property
+    def tier(self) -> str:
+        """What the journal calls that on which the fleet's program runs."""
+        return self.kernels.tier if self.compiled is None else "compiled"
+
+    @property
+    def active(self) -> list[tuple[int, LaneTrial]]:
+        """Lanes that train, and their trials."""
+        return [(i, t) for i, t in enumerate(self.lanes) if t is not None]
 
     @property
     def n_active(self) -> int:
@@ -251,9 +272,7 @@ class Fleet:
             recipes[i] = trial.recipe
         shaping = Shaping.of(recipes, due, self.state)
         advance: Advance | None = None
-        # Lanes of an exact signature train on as many samples each.
-        last_batch = active[0][1].n_train(n) % q
-        tail = last_batch if self.exact and last_batch else q
+        tail = self.tail
         share = torch.zeros(ticks, self.width, dtype=torch.float64)  # of the epoch's samples, per tick
         goes_on = np.zeros((ticks, self.width), dtype=bool)  # the tick adds to a batch that an earlier one opened
         for i, s in shapes.items():
@@ -266,6 +285,11 @@ class Fleet:
         n_grads = len(state.grad_views)
         segment = max(1, _SEGMENT_SLOTS // (self.width * q))
         weights_of = {i: t.weights(n, q, orders[i]) for i, t in active}
+        run: Runner | None = None
+        if self.compiled is not None and suits(self.compiled, self):
+            counts = [shapes[i].n_ticks for i, _ in active]
+            last_tick = ticks - 1 if tail != q else -1
+            run = runner(self.compiled, self, active, counts, due, goes_on, losses, last_tick)
         for first in range(0, ticks, segment):
             last = min(first + segment, ticks)
             idx, weights, key = (
@@ -281,6 +305,9 @@ class Fleet:
                     idx[: stop - first, i] = np.where(position >= 0, orders[i][position], idx[: stop - first, i])
                     key[: stop - first, i] = keys[i][position]
                     weights[: stop - first, i] = weights_of[i][first:stop]
+            if run is not None:
+                run(first, idx, weights, key)
+                continue
             idx_t = torch.from_numpy(idx).to(device).unbind(0)
             key_t = torch.from_numpy(key).to(device).unbind(0)
             weight_t = torch.from_numpy(weights).to(device, dtype).unbind(0)
@@ -349,8 +376,8 @@ class Fleet:
         gradients = Gradients(
             state.grads,
             state.grad_views,
-            self._offsets,
-            self._sizes,
+            self.offsets,
+            self.sizes,
             torch.from_numpy(goes_on.view(np.uint8)),
             None if shaping is None else shaping.apply,
         )

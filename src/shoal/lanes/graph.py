@@ -28,8 +28,13 @@ _VIEWS = {
 }
 
 
-def tidy(gm: fx.GraphModule) -> None:
-    """Clean the graph in place. Every rewrite keeps the values; adding a bias inside ``baddbmm`` rounds once less."""
+def tidy(gm: fx.GraphModule, *, for_torch: bool = True) -> None:
+    """Clean the graph in place. Every rewrite keeps the values; adding a bias inside ``baddbmm`` rounds once less.
+
+    Args:
+        gm: The graph.
+        for_torch: Whether torch's kernels will run it, and products are to lie as they like it.
+    """
     graph = gm.graph
     written = _written(graph)
     for node in list(graph.nodes):
@@ -45,12 +50,10 @@ def tidy(gm: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is _aten.add.Tensor:
             _fuse_bias(graph, node)
-    for node in list(graph.nodes):
-        if node.op == "call_function" and node.target in (_aten.bmm.default, _aten.baddbmm.default):
-            _align(graph, node)
-    for node in list(graph.nodes):
-        if node.op == "call_function" and node.target in (_aten.bmm.default, _aten.baddbmm.default):
-            _turn(graph, node)
+    for place in (_align, _turn) if for_torch else ():
+        for node in list(graph.nodes):
+            if node.op == "call_function" and node.target in (_aten.bmm.default, _aten.baddbmm.default):
+                place(graph, node)
     graph.eliminate_dead_code()
     graph.lint()
 

@@ -7,6 +7,8 @@ A pool knows parts of trials, by `TrialSpec.key`; a trial without folds and seed
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +18,8 @@ from torch import Tensor
 from shoal import planner
 from shoal.errors import FuseError, blame
 from shoal.lanes import native
+from shoal.lanes.compiled import Compilation, Unsupported
+from shoal.lanes.compiled._runner import agrees, suits
 from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Kernels, TorchKernels
@@ -32,6 +36,8 @@ _STATE_COPIES = 10
 _MEMORY_BYTES = 2 * 2**30
 # A fleet of an earlier width is kept, for the width may come back; one whose lanes take more than this is not.
 _KEPT_BYTES = 32 * 2**20
+# A signature that has trained this long is compiled: what that takes is then at most doubled by a search that ends right after.
+_COMPILE_AFTER_S = 1.0
 
 
 @dataclass(slots=True)
@@ -60,7 +66,11 @@ class _Group:
     fleet: Fleet | None = None
     solo_reason: str = ""
     blueprints: dict[tuple[str, int], Blueprint | None] = field(default_factory=dict)
+    trained_s: float = 0.0
+    compilation: Compilation | None = None  # on its way, or at work
+    compiles: bool = True  # False once it is known that it has no compiled form
     by_width: dict[int, Fleet] = field(default_factory=dict)  # fleets that were open once
+    compiled: bool = False  # whether its fleets run on the compilation
 
 
 class Pool:
@@ -230,18 +240,49 @@ class Pool:
             )
             self._fleets += 1
             g.by_width[width].kernels = self._kernels
+            if g.compiled:
+                g.by_width[width].compiled = g.compilation
         return g.by_width[width]
 
     def _upgrade(self) -> None:
-        """Change over to native kernels once they are built: an event, since it rounds differently from here on."""
+        """Change over to what has been built by now: an event, since it rounds differently from here on."""
         found = native.kernels() if self._wants_native else None
-        if found is None:
-            return
-        self._wants_native, self._kernels = False, found
+        if found is not None:
+            self._wants_native, self._kernels = False, found
+            for g in self._groups.values():
+                for fleet in g.by_width.values():
+                    fleet.kernels = found
+            self._events += [Event(0, "tier", None, f.number, None, {"tier": f.tier}) for f in self._open()]
         for g in self._groups.values():
-            for fleet in g.by_width.values():
-                fleet.kernels = found
-        self._events += [Event(0, "tier", None, f.number, None, {"tier": found.tier}) for f in self._open()]
+            if self._kernels.tier == "native" and g.compiles and not g.compiled and g.trained_s > _COMPILE_AFTER_S:
+                self._compile(g)
+
+    def _compile(self, g: _Group) -> None:
+        """See to a signature's compiled epoch: start to build it, and take it up once it is there and has shown that it agrees."""
+        fleet, data = g.fleet, self.work.data.train
+        if fleet is None or fleet.n_active == 0:
+            return
+        try:
+            if g.compilation is None:
+                g.compilation = Compilation(fleet.program, data.tensors, g.quantum, fleet.tail)
+            g.compilation.start()
+            if g.compilation.ready() is None or not suits(g.compilation, fleet):
+                return
+            if not agrees(g.compilation, fleet):
+                raise RuntimeError("its library does not give what its lanes give")
+        except Unsupported:
+            g.compiles = False
+        except Exception as error:  # whatever is wrong with it, the fleet trains on without it
+            g.compiles = False
+            warnings.warn(
+                f"a signature is not compiled, training is slower: {blame(error)}", RuntimeWarning, stacklevel=2
+            )
+        if not g.compiles:
+            return
+        g.compiled = True
+        for each in g.by_width.values():
+            each.compiled = g.compilation
+        self._events.append(Event(0, "tier", None, fleet.number, None, {"tier": fleet.tier}))
 
     def _resize(self, key: str, g: _Group, width: int) -> None:
         old = g.fleet
@@ -273,7 +314,7 @@ class Pool:
         data: dict[str, Json] = {
             "width": fleet.width,
             "signature": signature,
-            "tier": self._kernels.tier,
+            "tier": fleet.tier,
             "quantum": g.quantum,
             **(timed or {}),
         }
@@ -345,11 +386,13 @@ class Pool:
             fleet = g.fleet
             if fleet is None:
                 continue
+            start = time.perf_counter()
             try:
                 measured = fleet.run_epoch()
             except Exception as error:
                 self._abandon(g, fleet, error)
                 continue
+            g.trained_s += time.perf_counter() - start
             for m in measured:
                 trial = fleet.lanes[fleet.lane_of(m.trial)]
                 assert trial is not None

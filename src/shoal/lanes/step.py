@@ -335,22 +335,60 @@ class Program:
         gm = blueprint.at(self.width) if blueprint is not None else self._traced(f, inputs)
         placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
         la = self.layout
-        frozen, lifted = len(la.names), len(la.names) + len(la.frozen)
+        lifted = len(la.names) + len(la.frozen)
         buffers = lifted + len(la.lifted)
-        values = buffers + len(la.buffers)
         kinds = dict(zip(placeholders[lifted:buffers], la.lifted, strict=True))
         graph.specialise(gm, self._kernels, self._runs, kinds)
         self.graphs[key] = gm
         if key[0].startswith("train"):  # whatever its loss uses
             self.unused = graph.unreached(gm, len(la.names))
-        fixed = {*placeholders[frozen:buffers], *placeholders[values : values + len(la.values)]}
-        return graph.Tick(gm, fixed)
+        return graph.Tick(gm, {placeholders[i] for i in self._fixed()})
 
-    def _traced(self, f: Callable[..., Any], inputs: Sequence[Tensor]) -> torch.fx.GraphModule:
+    def _traced(
+        self, f: Callable[..., Any], inputs: Sequence[Tensor], *, for_torch: bool = True
+    ) -> torch.fx.GraphModule:
         with torch.no_grad():
             gm = _trace(f, inputs)
-        graph.tidy(gm)
+        graph.tidy(gm, for_torch=for_torch)
         return gm
+
+    def lane_graph(
+        self, data: Sequence[Tensor], slots: int, uses: frozenset[str] | None
+    ) -> tuple[torch.fx.GraphModule, list[Tensor], set[torch.fx.Node]]:
+        """A training step of one lane: its graph, inputs like those it was traced with, and which of them an epoch leaves alone.
+
+        Args:
+            data: The training split's tensors.
+            slots: Samples of a batch.
+            uses: Which numbers of the loss it looks at, as for ``refresh``.
+        """
+        state = self._example(1)
+        slots_of = [torch.zeros(1, slots, dtype=d) for d in (torch.int64, self.layout.dtype, torch.int32)]
+        inputs = [*state, *data, *(t.to(state[0].device) for t in slots_of)]
+        before, self._uses = self._uses, uses
+        try:
+            gm = self._traced(self._train_step(len(data)), inputs, for_torch=False)
+        finally:
+            self._uses = before
+        placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+        return gm, inputs, {placeholders[i] for i in self._fixed()}
+
+    def _fixed(self) -> list[int]:
+        """Inputs that keep their values during an epoch: frozen parameters, lifted values, numbers of the loss."""
+        la = self.layout
+        buffers = len(la.names) + len(la.frozen) + len(la.lifted)
+        values = buffers + len(la.buffers)
+        return [*range(len(la.names), buffers), *range(values, values + len(la.values))]
+
+    @property
+    def uses(self) -> frozenset[str] | None:
+        """Which numbers of the loss some lane makes use of now; None for all."""
+        return self._uses
+
+    @property
+    def has_class_loss(self) -> bool:
+        """Whether the loss is one of classes, whose weights and smoothing may be left out of a step."""
+        return isinstance(self._recipe.loss, nn.CrossEntropyLoss | nn.NLLLoss)
 
     def _blueprint(
         self, key: tuple[str, int], f: Callable[..., Any], inputs: list[Tensor], stacked: int

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.lanes import optim
@@ -22,11 +24,12 @@ from shoal.lanes.kernels import Advance, Gradients, Runs, TorchKernels, Updates
 from shoal.lanes.native._build import Build
 
 _TYPES = {torch.float32: "f32", torch.float64: "f64"}
-_FAMILIES = {optim.Family.SGD: 0, optim.Family.ADAM: 1, optim.Family.RMS: 2, optim.Family.RMS_CENTERED: 3}
+FAMILIES = {optim.Family.SGD: 0, optim.Family.ADAM: 1, optim.Family.RMS: 2, optim.Family.RMS_CENTERED: 3}
 _ADD_UP = -1  # no family: gradients are added up, and that is all
 # Activations by name and, for GELU, its approximation -> the library's number; a leaky slope goes along as an argument.
 _KINDS = {"Identity": 0, "ReLU": 1, "Tanh": 2, "Sigmoid": 3, "SiLU": 4, "GELU none": 5, "GELU tanh": 6, "LeakyReLU": 7}
-_INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+_INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+_REAL = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
 
 @final
@@ -62,10 +65,16 @@ class NativeKernels:
         }
         self._lstm = _function(library, "shoal_lstm_f32", *[_LONG] * 3, *[_POINTER, _LONG] * 5)
         self._lstm_backward = _function(library, "shoal_lstm_backward_f32", *[_LONG] * 3, *[_POINTER, _LONG] * 6)
-        self._forward = _function(library, "shoal_forward_f32", _INT, _FLOAT, *[_LONG] * 2, *[_POINTER] * 2)
-        self._backward = _function(library, "shoal_backward_f32", _INT, _FLOAT, *[_LONG] * 2, *[_POINTER] * 4)
+        self._forward = {
+            t: _function(library, f"shoal_forward_{s}", _INT, _REAL[t], *[_LONG] * 2, *[_POINTER] * 2)
+            for t, s in _TYPES.items()
+        }
+        self._backward = {
+            t: _function(library, f"shoal_backward_{s}", _INT, _REAL[t], *[_LONG] * 2, *[_POINTER] * 4)
+            for t, s in _TYPES.items()
+        }
 
-    def _code(self, kind: int) -> tuple[int, float] | None:
+    def code(self, kind: int) -> tuple[int, float] | None:
         """The library's number of an activation, and its slope; None when it has none."""
         if kind not in self._codes:
             a = TABLE[kind]
@@ -74,36 +83,46 @@ class NativeKernels:
             self._codes[kind] = (_KINDS[name], slope) if name in _KINDS else None
         return self._codes[kind]
 
+    def addresses(self, dtype: torch.dtype) -> list[int]:
+        """Where forward, backward, mask, loss, loss_backward and advance lie, for compiled epochs to call."""
+        tables = (self._forward, self._backward, self._masks, self._losses, self._loss_slopes, self._advance)
+        return [ctypes.cast(t[dtype], _POINTER).value or 0 for t in tables]
+
+    def activations(self, dtype: torch.dtype) -> tuple[NDArray[np.int32], Tensor]:
+        """The library's number of every activation that there is (-1 for none), and its slope."""
+        known = [self.code(kind) or (-1, 0.0) for kind in range(len(TABLE))] or [(-1, 0.0)]
+        return np.array([code for code, _ in known], dtype=np.int32), torch.tensor([s for _, s in known], dtype=dtype)
+
     def forward(self, x: Tensor, runs: Runs) -> Tensor:
-        if x.dtype != torch.float32:
+        if x.dtype not in _TYPES:
             return self._torch.forward(x, runs)
         x = x.contiguous()
         y = torch.empty_like(x)
-        n = x[0].numel()
+        n, call = x[0].numel(), self._forward[x.dtype]
         source, to = x.data_ptr(), y.data_ptr()
         for kind, i, j in runs:
-            code = self._code(kind)
+            code = self.code(kind)
             if code is None:
                 y[i:j] = self._torch.forward(x[i:j], [(kind, 0, j - i)])
             else:
-                at = 4 * i * n
-                self._forward(*code, j - i, n, source + at, to + at)
+                at = x.element_size() * i * n
+                call(*code, j - i, n, source + at, to + at)
         return y
 
     def backward(self, grad: Tensor, x: Tensor, y: Tensor, runs: Runs) -> Tensor:
-        if x.dtype != torch.float32:
+        if x.dtype not in _TYPES:
             return self._torch.backward(grad, x, y, runs)
         grad, x, y = grad.contiguous(), x.contiguous(), y.contiguous()
         out = torch.empty_like(x)
-        n = x[0].numel()
+        n, call = x[0].numel(), self._backward[x.dtype]
         g, a, b, to = grad.data_ptr(), x.data_ptr(), y.data_ptr(), out.data_ptr()
         for kind, i, j in runs:
-            code = self._code(kind)
+            code = self.code(kind)
             if code is None:
                 out[i:j] = self._torch.backward(grad[i:j], x[i:j], y[i:j], [(kind, 0, j - i)])
             else:
-                at = 4 * i * n
-                self._backward(*code, j - i, n, g + at, a + at, b + at, to + at)
+                at = x.element_size() * i * n
+                call(*code, j - i, n, g + at, a + at, b + at, to + at)
         return out
 
     def mask(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
@@ -168,8 +187,8 @@ class NativeKernels:
         if dtype not in _TYPES:
             return self._torch.advance(gradients, updates)
         # A family without a native form is torch's, and changes nothing for the others.
-        foreign = [(u.due.any(1).tolist(), self._torch.updater(u)) for u in updates if u.family not in _FAMILIES]
-        updates = [u for u in updates if u.family in _FAMILIES]
+        foreign = [(u.due.any(1).tolist(), self._torch.updater(u)) for u in updates if u.family not in FAMILIES]
+        updates = [u for u in updates if u.family in FAMILIES]
         call = self._advance[dtype]
         lanes, size = g.flat.shape
         places = (len(g.views), g.offsets.data_ptr(), g.sizes.data_ptr())
@@ -179,7 +198,7 @@ class NativeKernels:
         dues = [u.due.contiguous() for u in updates]
         steps = [
             (
-                (_FAMILIES[u.family], u.table.shape[2], size, u.table.shape[3], u.first, *places),
+                (FAMILIES[u.family], u.table.shape[2], size, u.table.shape[3], u.first, *places),
                 tuple(b.data_ptr() for b in u.buffers),
                 (table.data_ptr(), table[0].numel() * table.element_size()),
                 (due.data_ptr(), u.table.shape[2]),
@@ -228,7 +247,14 @@ def _function(library: ctypes.CDLL, name: str, *arguments: Any) -> Any:
     return f
 
 
-_build = Build()
+def library() -> Build:
+    """The build of the library."""
+    folder = Path(__file__).parent
+    source = (folder / "kernels.cpp").read_text(encoding="utf-8")
+    return Build("kernels", source, [folder / "functions.h"], loss="native kernels are not used")
+
+
+_build = library()
 _loaded: NativeKernels | None = None
 
 

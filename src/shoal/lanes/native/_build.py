@@ -1,8 +1,9 @@
-"""Builds ``kernels.cpp`` with the machine's own compiler, once, and keeps the result in the user's cache."""
+"""Builds C++ with the machine's own compiler, once, and keeps the result in the user's cache."""
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import hashlib
 import os
 import platform
@@ -10,10 +11,10 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
 # Neither flag changes a result: no errno, no floating-point traps. Flags that reorder or assume finite numbers stay out.
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared")
 
@@ -39,14 +40,26 @@ def wanted() -> bool:
 class Build:
     """One library on its way: a file that is there already, or a compiler at work in the background.
 
-    A forked worker sees the file appear as soon as its parent has built it; it never starts a compiler itself.
+    A process sees the file appear as soon as another has built it.
+
+    Args:
+        name: What the file's name begins with.
+        source: C++.
+        headers: Files that it includes.
+        flags: For the compiler, besides those that all libraries are built with.
+        loss: What a warning says is missing where there is no library.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, name: str, source: str, headers: Sequence[Path], flags: Sequence[str] = (), *, loss: str
+    ) -> None:
+        self._name, self._source, self._loss = name, source, loss
+        self._headers, self._flags = tuple(headers), (*_FLAGS, *flags)
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._partial: Path | None = None
         self._said: IO[bytes] | None = None
+        self._lock: IO[bytes] | None = None  # held while the compiler is at work
         self._failed = False
         self._path: Path | None = None
         self._whole = False
@@ -54,14 +67,14 @@ class Build:
     def path(self) -> Path:
         """Where the library lies: its name holds all that it depends on."""
         if self._path is None:
-            text = "\0".join(
-                (_SOURCE.read_text(encoding="utf-8"), *_FLAGS, platform.machine(), platform.system(), _processor())
-            )
-            self._path = cache_folder() / f"kernels-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+            included = [h.read_text(encoding="utf-8") for h in self._headers]
+            machine = (platform.machine(), platform.system(), _processor())
+            text = "\0".join((self._source, *included, *self._flags, *machine))
+            self._path = cache_folder() / f"{self._name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
         return self._path
 
     def start(self) -> None:
-        """Start the compiler, unless there is nothing to do or nothing to do it with."""
+        """Start the compiler, unless there is nothing to do, nothing to do it with, or another process is at it."""
         if not wanted() or self._failed or self._process is not None or self._there():
             return
         cxx = compiler()
@@ -71,20 +84,26 @@ class Build:
         try:
             folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = _locked(self.path().with_suffix(".lock"))
+            if self._lock is None:
+                return
             handle, name = tempfile.mkstemp(suffix=".so", dir=folder)
             os.close(handle)
             self._partial = Path(name)
             self._owner = os.getpid()
-            command = [cxx, *_FLAGS, str(_SOURCE), "-o", name]
+            folders = dict.fromkeys(f"-I{h.parent}" for h in self._headers)
+            command = [cxx, *self._flags, *folders, "-x", "c++", "-", "-o", name]
             # Not a pipe, which a talkative compiler would fill and wait for. It is closed when the compiler is done.
             self._said = tempfile.TemporaryFile()  # noqa: SIM115
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=self._said, stderr=subprocess.STDOUT
-            )
+            with tempfile.TemporaryFile() as given:
+                given.write(self._source.encode())
+                given.seek(0)
+                self._process = subprocess.Popen(command, stdin=given, stdout=self._said, stderr=subprocess.STDOUT)
             atexit.register(self.wait)  # a process that ends early leaves the library to the next one
         except OSError as error:
             if self._partial is not None:
                 self._partial.unlink(missing_ok=True)
+            self._unlock()
             self.give_up(str(error))
 
     def ready(self) -> Path | None:
@@ -120,6 +139,7 @@ class Build:
         output = said.read().decode(errors="replace").strip()
         said.close()
         self._process = None
+        self._unlock()
         try:
             if process.returncode == 0:
                 library = partial.read_bytes()
@@ -133,13 +153,31 @@ class Build:
         except OSError as error:  # the folder is gone, or the disk is full
             self.give_up(str(error))
             return
-        self.give_up(output.splitlines()[0] if output else f"the compiler ended with exit code {process.returncode}")
+        lines = output.splitlines()
+        said_first = next((line for line in lines if "error" in line), lines[0] if lines else "")
+        self.give_up(said_first or f"the compiler ended with exit code {process.returncode}")
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def give_up(self, reason: str) -> None:
         """Say once, and only in the process that would have built it, why there is no library."""
         self._failed = True
         if self._owner == os.getpid():
-            warnings.warn(f"native kernels are not used, training is slower: {reason}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"{self._loss}, training is slower: {reason}", RuntimeWarning, stacklevel=3)
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """The file, locked until it is closed or its process ends; None if another process has it."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def _own_file(path: Path) -> bool:

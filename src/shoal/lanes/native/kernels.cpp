@@ -8,9 +8,7 @@
 // Glossary: lanes first everywhere; P elements of a flat parameter row; G groups of elements with coefficients of their own;
 // c (K, lanes, G) coefficients of one tick; q samples of a micro-batch; n elements of a lane.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "functions.h"
 
 namespace {
 
@@ -123,28 +121,7 @@ void mask(int64_t lanes, int64_t q, int64_t n, const int32_t* keys, const int32_
   }
 }
 
-// ---- activations, float32 ----
-
-// e^x to 1 unit in the last place and a bit: 2^k * (1 + r + r^2 E(r)), |r| <= ln 2 / 2; E fitted to 3e-9.
-inline float exp_(float x) {
-  const float bounded = x > 88.72283f ? 88.72283f : (x < -87.33654f ? -87.33654f : x);
-  const float k = std::nearbyint(bounded * 1.44269504f);
-  const float r = (bounded - k * 0.693359375f) + k * 2.12194440e-4f;
-  const float e = 0.49999994f + r * (0.16666521f + r * (0.041668389f + r * (0.0083687101f + r * 0.0013814610f)));
-  const int32_t bits = (static_cast<int32_t>(k) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  const float y = (1.0f + r + r * r * e) * power;
-  return x > 88.72283f ? INFINITY : (x < -103.0f ? 0.0f : y);
-}
-
-// A polynomial near zero, where 1 - e^(-2|x|) would cancel; fitted to 3e-9 up to 0.6.
-inline float tanh_(float x) {
-  const float a = std::fabs(x), z = a * a;
-  const float q = -0.33333299f + z * (0.13331924f + z * (-0.053783827f + z * (0.020795964f + z * -0.0058951504f)));
-  const float e = exp_(-2.0f * a);
-  return std::copysign(a < 0.6f ? a + a * z * q : (1.0f - e) / (1.0f + e), x);
-}
+// ---- activations ----
 
 // erfc(a) / e^(-a^2) for a >= 0: t R(t), t = 1 / (1 + 0.3275911 a), as in Abramowitz and Stegun 7.1.26; R fitted to 8e-9.
 inline float erfcx_(float a) {
@@ -164,82 +141,84 @@ inline float erfcx_(float a) {
 }
 
 // Phi(x), the standard normal distribution function, given e^(-x^2 / 2).
-inline float phi_(float x, float e) {
+inline float phi_of(float x, float e) {
   const float tail = 0.5f * erfcx_(std::fabs(x) * 0.70710678f) * e;
   return x < 0.0f ? tail : 1.0f - tail;
 }
+inline double phi_of(double x, double) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
 
 enum Kind { IDENTITY, RELU, TANH, SIGMOID, SILU, GELU, GELU_TANH, LEAKY_RELU };
-constexpr float GELU_A = 0.79788456f, GELU_B = 0.044715f;  // sqrt(2 / pi), and the cubic term's weight
+constexpr double ROOT_2_PI = 0.79788456080286535588, CUBIC = 0.044715, DENSITY = 0.39894228040143267794;  // of GELU
 
-template <typename F>
-void each(int64_t lanes, int64_t n, const float* x_, float* y_, F f) {
+template <typename T, typename F>
+void each(int64_t lanes, int64_t n, const T* x_, T* y_, F f) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
-    const float* __restrict x = x_ + lane * n;
-    float* __restrict y = y_ + lane * n;
+    const T* __restrict x = x_ + lane * n;
+    T* __restrict y = y_ + lane * n;
     for (int64_t i = 0; i < n; ++i) y[i] = f(x[i]);
   }
 }
 
-void forward(int kind, float slope, int64_t lanes, int64_t n, const float* x, float* y) {
+template <typename T>
+void forward(int kind, T slope, int64_t lanes, int64_t n, const T* x, T* y) {
   const auto each_ = [=](auto f) { each(lanes, n, x, y, f); };
+  constexpr T A = T(ROOT_2_PI), B = T(CUBIC);
   switch (kind) {
-    case IDENTITY: each_([](float x) { return x; }); break;
-    case RELU: each_([](float x) { return x < 0.0f ? 0.0f : x; }); break;
-    case TANH: each_([](float x) { return tanh_(x); }); break;
-    case SIGMOID: each_([](float x) { return 1.0f / (1.0f + exp_(-x)); }); break;
-    case SILU: each_([](float x) { return x / (1.0f + exp_(-x)); }); break;
-    case GELU: each_([](float x) { return x * phi_(x, exp_(-0.5f * x * x)); }); break;
-    case GELU_TANH: each_([](float x) { return 0.5f * x * (1.0f + tanh_(GELU_A * (x + GELU_B * x * x * x))); }); break;
-    case LEAKY_RELU: each_([=](float x) { return x > 0.0f ? x : x * slope; }); break;
+    case IDENTITY: each_([](T x) { return x; }); break;
+    case RELU: each_([](T x) { return x < T(0) ? T(0) : x; }); break;
+    case TANH: each_([](T x) { return tanh_of(x); }); break;
+    case SIGMOID: each_([](T x) { return T(1) / (T(1) + exp_of(-x)); }); break;
+    case SILU: each_([](T x) { return x / (T(1) + exp_of(-x)); }); break;
+    case GELU: each_([](T x) { return x * phi_of(x, exp_of(T(-0.5) * x * x)); }); break;
+    case GELU_TANH: each_([=](T x) { return T(0.5) * x * (T(1) + tanh_of(A * (x + B * x * x * x))); }); break;
+    case LEAKY_RELU: each_([=](T x) { return x > T(0) ? x : x * slope; }); break;
   }
 }
 
-template <typename F>
-void each(int64_t lanes, int64_t n, const float* g_, const float* x_, const float* y_, float* out_, F f) {
+template <typename T, typename F>
+void each(int64_t lanes, int64_t n, const T* g_, const T* x_, const T* y_, T* out_, F f) {
   for (int64_t lane = 0; lane < lanes; ++lane) {
-    const float* __restrict g = g_ + lane * n;
-    const float* __restrict x = x_ + lane * n;
-    const float* __restrict y = y_ + lane * n;
-    float* __restrict out = out_ + lane * n;
+    const T* __restrict g = g_ + lane * n;
+    const T* __restrict x = x_ + lane * n;
+    const T* __restrict y = y_ + lane * n;
+    T* __restrict out = out_ + lane * n;
     for (int64_t i = 0; i < n; ++i) out[i] = f(g[i], x[i], y[i]);
   }
 }
 
-void backward(int kind, float slope, int64_t lanes, int64_t n, const float* g, const float* x, const float* y, float* out) {
+template <typename T>
+void backward(int kind, T slope, int64_t lanes, int64_t n, const T* g, const T* x, const T* y, T* out) {
   const auto each_ = [=](auto f) { each(lanes, n, g, x, y, out, f); };
+  constexpr T A = T(ROOT_2_PI), B = T(CUBIC), D = T(DENSITY);
   switch (kind) {
-    case IDENTITY: each_([](float g, float, float) { return g; }); break;
-    case RELU: each_([](float g, float, float y) { return y <= 0.0f ? 0.0f : g; }); break;
-    case TANH: each_([](float g, float, float y) { return g * (1.0f - y * y); }); break;
-    case SIGMOID: each_([](float g, float, float y) { return g * (y * (1.0f - y)); }); break;
+    case IDENTITY: each_([](T g, T, T) { return g; }); break;
+    case RELU: each_([](T g, T, T y) { return y <= T(0) ? T(0) : g; }); break;
+    case TANH: each_([](T g, T, T y) { return g * (T(1) - y * y); }); break;
+    case SIGMOID: each_([](T g, T, T y) { return g * (y * (T(1) - y)); }); break;
     case SILU:
-      each_([](float g, float x, float) {
-        const float s = 1.0f / (1.0f + exp_(-x));
-        return g * (s * (1.0f + x * (1.0f - s)));
+      each_([](T g, T x, T) {
+        const T s = T(1) / (T(1) + exp_of(-x));
+        return g * (s * (T(1) + x * (T(1) - s)));
       });
       break;
     case GELU:
-      each_([](float g, float x, float) {
-        const float e = exp_(-0.5f * x * x);
-        return g * (phi_(x, e) + x * e * 0.39894228f);
+      each_([=](T g, T x, T) {
+        const T e = exp_of(T(-0.5) * x * x);
+        return g * (phi_of(x, e) + x * e * D);
       });
       break;
     case GELU_TANH:
-      each_([](float g, float x, float) {
-        const float t = tanh_(GELU_A * (x + GELU_B * x * x * x));
-        const float slant = GELU_A * (1.0f + 3.0f * GELU_B * x * x);
-        return g * (0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * slant);
+      each_([=](T g, T x, T) {
+        const T t = tanh_of(A * (x + B * x * x * x));
+        const T slant = A * (T(1) + T(3) * B * x * x);
+        return g * (T(0.5) * (T(1) + t) + T(0.5) * x * (T(1) - t * t) * slant);
       });
       break;
-    case LEAKY_RELU: each_([=](float g, float x, float) { return x > 0.0f ? g : g * slope; }); break;
+    case LEAKY_RELU: each_([=](T g, T x, T) { return x > T(0) ? g : g * slope; }); break;
   }
 }
 
 // ---- cross-entropy ----
-
-inline float exp_of(float x) { return exp_(x); }
-inline double exp_of(double x) { return std::exp(x); }
 
 // Samples at a time: what is kept of them between passes stays in the nearest cache, and loops run along them.
 constexpr int64_t BLOCK = 256;
@@ -335,14 +314,14 @@ inline void lstm_row(int64_t H, const float* __restrict gi, const float* __restr
                      const float* __restrict go, const float* __restrict c, float* __restrict i_, float* __restrict f_,
                      float* __restrict k_, float* __restrict o_, float* __restrict cell, float* __restrict out) {
   for (int64_t j = 0; j < H; ++j) {
-    const float i = 1.0f / (1.0f + exp_(-gi[j])), f = 1.0f / (1.0f + exp_(-gf[j])), o = 1.0f / (1.0f + exp_(-go[j]));
-    const float k = tanh_(gk[j]), after = f * c[j] + i * k;
+    const float i = 1.0f / (1.0f + exp_of(-gi[j])), f = 1.0f / (1.0f + exp_of(-gf[j])), o = 1.0f / (1.0f + exp_of(-go[j]));
+    const float k = tanh_of(gk[j]), after = f * c[j] + i * k;
     i_[j] = i;
     f_[j] = f;
     k_[j] = k;
     o_[j] = o;
     cell[j] = after;
-    out[j] = o * tanh_(after);
+    out[j] = o * tanh_of(after);
   }
 }
 
@@ -351,7 +330,7 @@ inline void lstm_row_backward(int64_t H, const float* __restrict dh, const float
                               const float* __restrict c, float* __restrict dc, float* __restrict di, float* __restrict df,
                               float* __restrict dk, float* __restrict do_) {
   for (int64_t j = 0; j < H; ++j) {
-    const float i = i_[j], f = f_[j], k = k_[j], o = o_[j], t = tanh_(cell[j]);
+    const float i = i_[j], f = f_[j], k = k_[j], o = o_[j], t = tanh_of(cell[j]);
     const float d = dc[j] + dh[j] * o * (1.0f - t * t);
     di[j] = d * k * (i * (1.0f - i));
     df[j] = d * c[j] * (f * (1.0f - f));
@@ -417,6 +396,14 @@ void shoal_forward_f32(int kind, float slope, int64_t lanes, int64_t n, const fl
 }
 
 void shoal_backward_f32(int kind, float slope, int64_t lanes, int64_t n, const float* g, const float* x, const float* y, float* out) {
+  backward(kind, slope, lanes, n, g, x, y, out);
+}
+
+void shoal_forward_f64(int kind, double slope, int64_t lanes, int64_t n, const double* x, double* y) {
+  forward(kind, slope, lanes, n, x, y);
+}
+
+void shoal_backward_f64(int kind, double slope, int64_t lanes, int64_t n, const double* g, const double* x, const double* y, double* out) {
   backward(kind, slope, lanes, n, g, x, y, out);
 }
 

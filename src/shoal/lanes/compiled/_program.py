@@ -1,0 +1,221 @@
+"""The C++ text of a signature's epoch, the library that a compiler makes of it, and calling that.
+
+Glossary: ``T`` ticks; ``K`` coefficients of an update; ``G`` groups of parameters; ``P`` elements of a flat row; ``q`` slots.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shoal.lanes.compiled._lower import Lowered
+from shoal.lanes.compiled._places import ctype
+from shoal.lanes.native import NativeKernels
+
+_LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One lowered training step: for batches of ``q`` slots, ``n_state`` tensors of a lane and ``n_data`` of the data."""
+
+    lowered: Lowered
+    prefix: str
+    n_state: int
+    n_data: int
+    n_parts: int
+    buffers: tuple[int, ...]  # inputs that the step renews, in the order of its outputs after the gradients
+    inputs: tuple[tuple[str, str], ...]  # (name, C++ type) of every input
+
+
+def text(real: torch.dtype, step: Step, tail: Step | None) -> str:
+    """The whole C++ file.
+
+    Args:
+        real: The dtype of the parameters.
+        step: For whole batches.
+        tail: For a smaller last batch, where batches may not be filled up.
+    """
+    kind = ctype(real)
+    parts = [
+        f'#include "lane.h"\n\nusing T = {kind};\nnamespace {{\nusing Job = shoal::Job<T>;\n',
+        _functions(step),
+        "" if tail is None else _functions(tail),
+    ]
+    last = tail or step
+    parts.append(
+        "}  // namespace\n\n"
+        'extern "C" void shoal_epoch(const Job* job, char* kept, char* scratch) {\n'
+        f"  shoal::epoch<T, {step.n_state}, {step.n_data}, {step.n_parts}>(*job, kept, scratch, {step.prefix}_setup, "
+        f"{step.prefix}_tick, {last.prefix}_setup, {last.prefix}_tick, kept + {step.lowered.kept_bytes});\n}}\n"
+    )
+    return "\n".join(parts)
+
+
+def _functions(step: Step) -> str:
+    low, p = step.lowered, step.prefix
+    inputs = "\n".join(f"  {kind}* const {name} = ({kind}*)in[{i}];" for i, (name, kind) in enumerate(step.inputs))
+    kept = "\n".join(f"  {kind}* const {name} = ({kind}*)(kept + {at});" for name, kind, at in low.kept)
+    scratch = "\n".join(f"  {kind}* const {name} = ({kind}*)(scratch + {at});" for name, kind, at in low.scratch)
+    setup, tick = ("\n  ".join(lines) for lines in (low.setup, low.tick))
+    ends = [f"  parts[{k}] = {o.address};" for k, o in enumerate(low.outputs[: step.n_parts])]
+    for i, o in zip(step.buffers, low.outputs[step.n_parts : -1], strict=True):
+        name, kind = step.inputs[i]
+        if o.pointer != name:
+            n = 1
+            for size in o.shape:
+                n *= size
+            ends.append(f"  std::memcpy({name}, {o.address}, {n} * sizeof({kind}));")
+    ends.append(f"  *loss = ({low.outputs[-1].address})[0];")
+    return (
+        f"void {p}_setup(const Job& job, char* const* in, char* kept) {{\n{inputs}\n{kept}\n  {setup}\n}}\n\n"
+        f"void {p}_tick(const Job& job, char* const* in, char* kept, char* scratch, T* loss, const T** parts) {{\n"
+        f"{inputs}\n{kept}\n{scratch}\n  {tick}\n" + "\n".join(ends) + "\n}\n"
+    )
+
+
+class _Kernels(ctypes.Structure):
+    _fields_ = [(n, _POINTER) for n in ("forward", "backward", "mask", "loss", "loss_backward", "advance")]
+
+
+class _Job(ctypes.Structure):
+    _fields_ = [
+        ("kernels", _POINTER),
+        ("n_lanes", _LONG),
+        ("lanes", _POINTER),
+        ("ticks", _POINTER),
+        ("width", _LONG),
+        ("inputs", _POINTER),
+        ("strides", _POINTER),
+        ("index", _POINTER),
+        ("weights", _POINTER),
+        ("keys", _POINTER),
+        ("losses", _POINTER),
+        ("row_size", _LONG),
+        ("rows", _POINTER * 5),
+        ("offsets", _POINTER),
+        ("sizes", _POINTER),
+        ("table", _POINTER),
+        ("n_coefficients", _LONG),
+        ("n_groups", _LONG),
+        ("n_ticks", _LONG),
+        ("family", _POINTER),
+        ("due", _POINTER),
+        ("goes_on", _POINTER),
+        ("tail", _LONG),
+        ("slots", _LONG),
+        ("codes", _POINTER),
+        ("slopes", _POINTER),
+        ("shaping", _POINTER),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticks:
+    """Some ticks of an epoch, on the host: first axis ticks, second all lanes of the fleet, where not said otherwise."""
+
+    lanes: Sequence[int]  # which lanes train
+    counts: Sequence[int]  # how many of these ticks each of them takes
+    index: NDArray[np.int64]  # (T, lanes, q)
+    weights: Tensor  # (T, lanes, q)
+    keys: NDArray[np.int32]  # (T, lanes, q)
+    losses: Tensor  # (T, lanes), written
+    table: Tensor  # (n_lanes that train, ticks of the epoch, K, G), from the first of these ticks on
+    due: NDArray[np.uint8]
+    goes_on: NDArray[np.uint8]
+    families: Sequence[int]  # the library's numbers, one per lane that trains
+    shaping: Tensor | None  # (n_lanes that train, 3): L1, and the largest value and norm of a gradient
+    tail: int  # which tick has the smaller last batch, or -1
+
+
+class Epoch:
+    """A compiled epoch of one signature.
+
+    Args:
+        path: The library.
+        real: The dtype of the parameters.
+        step, tail: What it was made from.
+
+    Raises:
+        OSError, AttributeError: If the library cannot be loaded.
+    """
+
+    def __init__(self, path: Path, real: torch.dtype, step: Step, tail: Step | None) -> None:
+        self._call = ctypes.CDLL(str(path)).shoal_epoch
+        self._call.argtypes, self._call.restype = [_POINTER] * 3, None
+        self.real, self.has_tail = real, tail is not None
+        self.kinds = step.lowered.kinds | (tail.lowered.kinds if tail else frozenset())
+        kept = step.lowered.kept_bytes + (tail.lowered.kept_bytes if tail else 0)
+        scratch = max(step.lowered.scratch_bytes, tail.lowered.scratch_bytes if tail else 0)
+        self._kept, self._scratch = _aligned(kept), _aligned(scratch)
+
+    def run(
+        self,
+        kernels: NativeKernels,
+        inputs: Sequence[Tensor],
+        n_state: int,
+        rows: Sequence[Tensor],
+        offsets: Tensor,
+        sizes: Tensor,
+        ticks: Ticks,
+    ) -> None:
+        """Train the lanes through these ticks.
+
+        Args:
+            kernels: Shoal's own operations.
+            inputs: The fleet's tensors, then the data.
+            n_state: How many of them are the fleet's.
+            rows: Parameters, first moment, second moment, mean gradient, gradients, (lanes, P) each.
+            offsets, sizes: Of each parameter in a row.
+            ticks: What to do.
+        """
+        strides = [t.stride(0) * t.element_size() if i < n_state else 0 for i, t in enumerate(inputs)]
+        lanes, counts, families = (np.asarray(v, dtype=np.int64) for v in (ticks.lanes, ticks.counts, ticks.families))
+        family = families.astype(np.int32)
+        functions = _Kernels(*kernels.addresses(self.real))
+        codes, slopes = kernels.activations(self.real)
+        pointers = (_POINTER * len(inputs))(*(t.data_ptr() for t in inputs))
+        steps = (_LONG * len(inputs))(*strides)
+        table = ticks.table
+        job = _Job(
+            kernels=ctypes.addressof(functions),
+            n_lanes=len(lanes),
+            lanes=lanes.ctypes.data,
+            ticks=counts.ctypes.data,
+            width=ticks.index.shape[1],
+            inputs=ctypes.addressof(pointers),
+            strides=ctypes.addressof(steps),
+            index=ticks.index.ctypes.data,
+            weights=ticks.weights.data_ptr(),
+            keys=ticks.keys.ctypes.data,
+            losses=ticks.losses.data_ptr(),
+            row_size=rows[0].shape[1],
+            rows=(_POINTER * 5)(*(t.data_ptr() for t in rows)),
+            offsets=offsets.data_ptr(),
+            sizes=sizes.data_ptr(),
+            table=table.data_ptr(),
+            n_coefficients=table.shape[2] * table.shape[3],
+            n_groups=table.shape[3],
+            n_ticks=table.stride(0) // (table.shape[2] * table.shape[3]),
+            family=family.ctypes.data,
+            due=ticks.due.ctypes.data,
+            goes_on=ticks.goes_on.ctypes.data,
+            tail=ticks.tail,
+            slots=ticks.index.shape[2],
+            codes=codes.ctypes.data,
+            slopes=slopes.data_ptr(),
+            shaping=None if ticks.shaping is None else ticks.shaping.data_ptr(),
+        )
+        self._call(ctypes.addressof(job), self._kept.data_ptr(), self._scratch.data_ptr())
+
+
+def _aligned(n_bytes: int) -> Tensor:
+    """Memory that starts on a cache line: torch allocates so."""
+    return torch.empty(max(64, n_bytes), dtype=torch.uint8)

@@ -1,0 +1,151 @@
+"""A fleet's epoch on a compiled library: whether it does all that these lanes need, and the call.
+
+Glossary: ``T`` ticks of the epoch; ``q`` slots; ``K`` coefficients; ``G`` groups of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shoal.lanes import optim
+from shoal.lanes.compiled._program import Ticks
+from shoal.lanes.native import FAMILIES, NativeKernels
+
+if TYPE_CHECKING:
+    from shoal.lanes.compiled import Compilation
+    from shoal.lanes.fleet import Fleet
+    from shoal.lanes.lane import LaneTrial
+
+# Trains the lanes through the ticks from the first one on: (first, samples, weights, keys), (ticks, lanes, q) each.
+Runner = Callable[[int, NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]], None]
+
+
+def suits(compilation: Compilation, fleet: Fleet) -> bool:
+    """Whether the library does all that the lanes need; what it lacks is one update or activation or another."""
+    active = fleet.active
+    if compilation.tail != fleet.tail or compilation.uses not in (None, fleet.program.uses):
+        return False
+    if not isinstance(fleet.kernels, NativeKernels) or any(t.family not in FAMILIES for _, t in active):
+        return False
+    kinds = {kind for _, t in active for kind in t.kinds}
+    return all(fleet.kernels.code(kind) is not None for kind in kinds)
+
+
+def runner(
+    compilation: Compilation,
+    fleet: Fleet,
+    active: Sequence[tuple[int, LaneTrial]],
+    counts: Sequence[int],
+    due: NDArray[np.bool_],
+    goes_on: NDArray[np.bool_],
+    losses: Tensor,
+    tail: int,
+) -> Runner:
+    """What trains lanes of a fleet for one epoch, some ticks at a time.
+
+    Args:
+        compilation: With its library there.
+        fleet: Whose lanes; ``suits`` holds for them.
+        active: Those that train, and their trials.
+        counts: How many ticks each of them takes.
+        due, goes_on: As for ``Kernels.advance``, (T, lanes).
+        losses: (T, lanes), written.
+        tail: Which tick has the smaller last batch, or -1.
+    """
+    epoch = compilation.ready()
+    kernels, state = fleet.kernels, fleet.state
+    assert epoch is not None and isinstance(kernels, NativeKernels)
+    table = _table(compilation, fleet, active, due)
+    data = fleet.work.data.train.tensors
+    inputs = [*state.inputs, *data]
+    rows = (state.params, state.first, state.second, state.mean, state.grads)
+    shaping = _shaping(fleet, active)
+    lanes, families = [i for i, _ in active], [FAMILIES[t.family] for _, t in active]
+    due_, on_ = due.view(np.uint8), goes_on.view(np.uint8)
+
+    def run(first: int, index: NDArray[np.int64], weights: NDArray[np.float64], keys: NDArray[np.int32]) -> None:
+        n = len(index)
+        ticks = Ticks(
+            lanes=lanes,
+            counts=[min(max(c - first, 0), n) for c in counts],
+            index=index,
+            weights=torch.from_numpy(weights).to(fleet.layout.dtype),
+            keys=keys,
+            losses=losses[first : first + n],
+            table=table[:, first:],
+            due=due_[first : first + n],
+            goes_on=on_[first : first + n],
+            families=families,
+            shaping=shaping,
+            tail=tail - first if first <= tail < first + n else -1,
+        )
+        epoch.run(kernels, inputs, len(state.inputs), rows, fleet.offsets, fleet.sizes, ticks)
+
+    return run
+
+
+def _table(
+    compilation: Compilation, fleet: Fleet, active: Sequence[tuple[int, LaneTrial]], due: NDArray[np.bool_]
+) -> Tensor:
+    """Coefficients of every lane's updates, (n_lanes, T, K, G)."""
+    unused = list(compilation.unused)
+    n_groups = len(fleet.layout.names) if unused or any(t.groups > 1 for _, t in active) else 1
+    out = np.empty((len(active), len(due), optim.K, n_groups))
+    for row, (i, t) in zip(out, active, strict=True):
+        row[:] = optim.idle(t.family)[:, None]
+        c = t.table  # (updates, K, groups)
+        if n_groups > 1:
+            c = c[:, :, t.group_of] if t.group_of is not None else np.repeat(c, n_groups, axis=2)
+        full = np.flatnonzero(due[:, i])
+        row[full] = c[: len(full)]
+        if unused and not t.recipe.l1:
+            row[:, :, unused] = optim.idle(t.family)[:, None]
+    return torch.from_numpy(out).to(fleet.layout.dtype)
+
+
+def _shaping(fleet: Fleet, active: Sequence[tuple[int, LaneTrial]]) -> Tensor | None:
+    """L1 and the bounds of clipping of every lane, (n_lanes, 3); None where no lane has any."""
+    recipes = [t.recipe for _, t in active]
+    if not any(r.l1 or r.clip_value or r.clip_norm for r in recipes):
+        return None
+    off = float("inf")
+    return torch.tensor([(r.l1, r.clip_value or off, r.clip_norm or off) for r in recipes], dtype=fleet.layout.dtype)
+
+
+def agrees(compilation: Compilation, fleet: Fleet) -> bool:
+    """Whether one compiled tick gives the gradients and the losses that the fleet's own program gives, on its lanes as they are."""
+    active = fleet.active
+    q, width, state, data = fleet.quantum, fleet.width, fleet.state, fleet.work.data.train
+    index = (np.arange(width * q) % data.n).reshape(1, width, q)
+    weights, keys = np.full((1, width, q), 1.0 / q), np.arange(width * q, dtype=np.int32).reshape(1, width, q)
+    slots = (torch.from_numpy(index[0]), torch.from_numpy(weights[0]).to(fleet.layout.dtype), torch.from_numpy(keys[0]))
+    with torch.no_grad(), fleet.program.kernels():
+        expected = fleet.program.train(state.inputs, data.tensors, *slots)
+        before = [b.clone() for b in state.buffers]
+        losses = torch.zeros(1, width, dtype=fleet.layout.dtype)
+        never = np.zeros((1, width), dtype=bool)
+        runner(compilation, fleet, active, [1] * len(active), never, never, losses, -1)(0, index, weights, keys)
+        after = [b.clone() for b in state.buffers]
+        for b, was in zip(state.buffers, before, strict=True):
+            b.copy_(was)
+    lanes = [i for i, _ in active]
+    got = [*state.grad_views, *after, losses[0]]
+    return all(_close(x[lanes], y[lanes]) for x, y in zip(got, expected, strict=True))
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    """Per lane, up to rounding on the scale of the lane's largest element."""
+    if not x.is_floating_point():
+        return torch.equal(x, y)
+    scale = y.flatten(1).abs().amax(1) if y.dim() > 1 else y.abs()
+    apart = (x - y).abs()
+    apart = apart.flatten(1).amax(1) if y.dim() > 1 else apart
+    tolerance = 1e-9 if x.dtype == torch.float64 else 1e-4
+    # A lane that has diverged has nothing to compare.
+    return bool((~(apart > tolerance * scale.clamp(min=1e-3)) | ~scale.isfinite()).all())

@@ -1,0 +1,470 @@
+// What generated programs are made of: products of small matrices, copies that turn them, and the struct that describes an epoch.
+//
+// A program trains one lane after the other, each through all its ticks, so that what a lane needs stays in the nearest caches.
+// No sum here depends on anything but the shapes, which are constants of the program: neighbours change no bit.
+//
+// Glossary: C (M, N) = A (M, K) B (K, N); W elements of a vector; q samples of a micro-batch; P elements of a flat parameter row;
+// T ticks of an epoch.
+
+#pragma once
+
+#include "functions.h"
+
+namespace shoal {
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64;
+#else
+constexpr int BYTES = 32;  // compilers make two of it where vectors are shorter
+#endif
+
+template <typename T>
+struct Vector {
+  static constexpr int W = BYTES / sizeof(T);
+  typedef T V __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
+};
+
+template <typename T>
+inline typename Vector<T>::V load(const T* p) {
+  return *reinterpret_cast<const typename Vector<T>::V*>(p);
+}
+
+template <typename T>
+inline void store(T* p, typename Vector<T>::V v) {
+  *reinterpret_cast<typename Vector<T>::V*>(p) = v;
+}
+
+// ---- products ----
+
+// Rows of C that are computed together: what fills the registers, and if possible divides M.
+constexpr int rows_of(int M) { return M % 6 == 0 ? 6 : M % 5 == 0 && M % 4 ? 5 : 4; }
+
+// One tile, R rows by NV vectors, over KC of the summed axis; `more` adds to what C holds. `last` columns of the last vector count.
+template <typename T, int R, int NV>
+inline void tile(int64_t KC, const T* a, int64_t am, int64_t ak, const T* b, int64_t bk, T* c, int64_t ldc, const T* bias,
+                 int64_t bias_m, int64_t bias_n, bool more, int last) {
+  constexpr int W = Vector<T>::W;
+  typename Vector<T>::V acc[R][NV];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < NV; ++v) {
+      acc[r][v] = typename Vector<T>::V{};
+      const int n = v == NV - 1 ? last : W;
+      if (more) {
+        T part[W] = {};
+        std::memcpy(part, c + r * ldc + v * W, n * sizeof(T));
+        acc[r][v] = load(part);
+      } else if (bias != nullptr) {
+        T part[W] = {};
+        for (int j = 0; j < n; ++j) part[j] = bias[r * bias_m + (v * W + j) * bias_n];
+        acc[r][v] = load(part);
+      }
+    }
+  for (int64_t k = 0; k < KC; ++k) {
+    typename Vector<T>::V row[NV];
+    for (int v = 0; v < NV; ++v) row[v] = load(b + k * bk + v * W);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const T x = a[r * am + k * ak];
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) acc[r][v] += x * row[v];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < NV; ++v) {
+      if (v == NV - 1 && last < W) {
+        T part[W];
+        store(part, acc[r][v]);
+        std::memcpy(c + r * ldc + v * W, part, last * sizeof(T));
+      } else {
+        store(c + r * ldc + v * W, acc[r][v]);
+      }
+    }
+}
+
+// All rows of one panel of columns, NV vectors wide.
+template <typename T, int M, int NV>
+inline void panel(int64_t KC, const T* a, int64_t am, int64_t ak, const T* b, int64_t bk, T* c, int64_t ldc, const T* bias,
+                  int64_t bias_m, int64_t bias_n, bool more, int last) {
+  constexpr int R = rows_of(M), REST = M % R;
+  for (int m = 0; m + R <= M; m += R)
+    tile<T, R, NV>(KC, a + m * am, am, ak, b, bk, c + m * ldc, ldc, bias ? bias + m * bias_m : bias, bias_m, bias_n, more, last);
+  if constexpr (REST > 0) {
+    constexpr int m = M - REST;
+    tile<T, REST, NV>(KC, a + m * am, am, ak, b, bk, c + m * ldc, ldc, bias ? bias + m * bias_m : bias, bias_m, bias_n, more, last);
+  }
+}
+
+// More of the summed axis than this is taken in turns: a panel of B then stays in the nearest cache.
+constexpr int64_t DEPTH = 256;
+
+// C (M, N), rows ldc apart, = bias + A B. A(m, k) = a[m am + k ak]; B(k, n) = b[k bk + n], readable up to a whole vector of columns;
+// bias(m, n) = bias[m bias_m + n bias_n], or null.
+template <typename T, int M, int N, int K>
+void product(const T* a, int64_t am, int64_t ak, const T* b, int64_t bk, T* c, int64_t ldc, const T* bias, int64_t bias_m,
+             int64_t bias_n) {
+  constexpr int W = Vector<T>::W, WIDE = 2 * W, FULL = N / WIDE * WIDE, REST = N - FULL;
+  // Rows of B a large power of two apart fall on the same few places of a cache.
+  const bool gather = M >= 16 && K > 64 && (bk * sizeof(T)) % 512 == 0;
+  for (int64_t first = 0; first < K; first += DEPTH) {
+    const int64_t KC = K - first < DEPTH ? K - first : DEPTH;
+    const bool more = first > 0;
+    const T* a_ = a + first * ak;
+    const T* b_ = b + first * bk;
+    alignas(64) T packed[DEPTH * WIDE];
+    for (int n = 0; n < FULL; n += WIDE) {
+      const T* from = b_ + n;
+      int64_t step = bk;
+      if (gather) {
+        for (int64_t k = 0; k < KC; ++k) {
+          store(packed + k * WIDE, load(from + k * bk));
+          store(packed + k * WIDE + W, load(from + k * bk + W));
+        }
+        from = packed;
+        step = WIDE;
+      }
+      panel<T, M, 2>(KC, a_, am, ak, from, step, c + n, ldc, bias ? bias + n * bias_n : bias, bias_m, bias_n, more, W);
+    }
+    if constexpr (REST > W)
+      panel<T, M, 2>(KC, a_, am, ak, b_ + FULL, bk, c + FULL, ldc, bias ? bias + FULL * bias_n : bias, bias_m, bias_n, more, REST - W);
+    else if constexpr (REST > 0)
+      panel<T, M, 1>(KC, a_, am, ak, b_ + FULL, bk, c + FULL, ldc, bias ? bias + FULL * bias_n : bias, bias_m, bias_n, more, REST);
+  }
+}
+
+// ---- copies ----
+
+// Eight rows of eight floats, turned.
+inline void turn_block(const float* from, int64_t step, float* to, int64_t out) {
+  typedef float V __attribute__((vector_size(32), aligned(4), may_alias));
+  const auto at = [=](int i) { return *reinterpret_cast<const V*>(from + i * step); };
+  const V r0 = at(0), r1 = at(1), r2 = at(2), r3 = at(3), r4 = at(4), r5 = at(5), r6 = at(6), r7 = at(7);
+#define LOW(x, y) __builtin_shufflevector(x, y, 0, 8, 1, 9, 4, 12, 5, 13)
+#define HIGH(x, y) __builtin_shufflevector(x, y, 2, 10, 3, 11, 6, 14, 7, 15)
+  const V a0 = LOW(r0, r1), a1 = HIGH(r0, r1), a2 = LOW(r2, r3), a3 = HIGH(r2, r3);
+  const V a4 = LOW(r4, r5), a5 = HIGH(r4, r5), a6 = LOW(r6, r7), a7 = HIGH(r6, r7);
+#undef LOW
+#undef HIGH
+#define EVEN(x, y) __builtin_shufflevector(x, y, 0, 1, 8, 9, 4, 5, 12, 13)
+#define ODD(x, y) __builtin_shufflevector(x, y, 2, 3, 10, 11, 6, 7, 14, 15)
+  const V b0 = EVEN(a0, a2), b1 = ODD(a0, a2), b2 = EVEN(a1, a3), b3 = ODD(a1, a3);
+  const V b4 = EVEN(a4, a6), b5 = ODD(a4, a6), b6 = EVEN(a5, a7), b7 = ODD(a5, a7);
+#undef EVEN
+#undef ODD
+  const auto put = [=](int i, V v) { *reinterpret_cast<V*>(to + i * out) = v; };
+#define NEAR(x, y) __builtin_shufflevector(x, y, 0, 1, 2, 3, 8, 9, 10, 11)
+#define FAR(x, y) __builtin_shufflevector(x, y, 4, 5, 6, 7, 12, 13, 14, 15)
+  put(0, NEAR(b0, b4));
+  put(1, NEAR(b1, b5));
+  put(2, NEAR(b2, b6));
+  put(3, NEAR(b3, b7));
+  put(4, FAR(b0, b4));
+  put(5, FAR(b1, b5));
+  put(6, FAR(b2, b6));
+  put(7, FAR(b3, b7));
+#undef NEAR
+#undef FAR
+}
+
+// B (K, N) with b[k bk + n bn] -> rows of N, `out` apart, filled up with zeros.
+template <typename T, int K, int N>
+void pack(const T* b, int64_t bk, int64_t bn, T* to, int64_t out) {
+  if constexpr (sizeof(T) == 4) {
+    if (bk == 1) {
+      constexpr int K8 = K / 8 * 8, N8 = N / 8 * 8;
+      for (int n = 0; n < N8; n += 8)
+        for (int k = 0; k < K8; k += 8) turn_block(reinterpret_cast<const float*>(b) + n * bn + k, bn, reinterpret_cast<float*>(to) + k * out + n, out);
+      for (int k = K8; k < K; ++k)
+        for (int n = 0; n < N8; ++n) to[k * out + n] = b[k + n * bn];
+      for (int k = 0; k < K; ++k)
+        for (int n = N8; n < out; ++n) to[k * out + n] = n < N ? b[k + n * bn] : T(0);
+      return;
+    }
+  }
+  for (int k = 0; k < K; ++k)
+    for (int n = 0; n < out; ++n) to[k * out + n] = n < N ? b[k * bk + n * bn] : T(0);
+}
+
+// ---- along one axis ----
+// The axis has N elements; OUTER blocks lie before it, INNER elements between its neighbours.
+
+template <typename T, int64_t OUTER, int64_t N, int64_t INNER>
+void log_softmax(const T* x, T* y) {
+  for (int64_t o = 0; o < OUTER; ++o, x += N * INNER, y += N * INNER)
+    for (int64_t i = 0; i < INNER; ++i) {
+      T top = x[i], sum = T(0);
+      for (int64_t k = 1; k < N; ++k) top = top != top || x[k * INNER + i] <= top ? top : x[k * INNER + i];
+#pragma omp simd reduction(+ : sum)
+      for (int64_t k = 0; k < N; ++k) sum += exp_of(x[k * INNER + i] - top);
+      top += std::log(sum);
+      for (int64_t k = 0; k < N; ++k) y[k * INNER + i] = x[k * INNER + i] - top;
+    }
+}
+
+template <typename T, int64_t OUTER, int64_t N, int64_t INNER>
+void softmax(const T* x, T* y) {
+  for (int64_t o = 0; o < OUTER; ++o, x += N * INNER, y += N * INNER)
+    for (int64_t i = 0; i < INNER; ++i) {
+      T top = x[i], sum = T(0);
+      for (int64_t k = 1; k < N; ++k) top = top != top || x[k * INNER + i] <= top ? top : x[k * INNER + i];
+#pragma omp simd reduction(+ : sum)
+      for (int64_t k = 0; k < N; ++k) {
+        y[k * INNER + i] = exp_of(x[k * INNER + i] - top);
+        sum += y[k * INNER + i];
+      }
+      for (int64_t k = 0; k < N; ++k) y[k * INNER + i] /= sum;
+    }
+}
+
+template <typename T, int64_t OUTER, int64_t N, int64_t INNER>
+void log_softmax_backward(const T* g, const T* y, T* out) {
+  for (int64_t o = 0; o < OUTER; ++o, g += N * INNER, y += N * INNER, out += N * INNER)
+    for (int64_t i = 0; i < INNER; ++i) {
+      T sum = T(0);
+      for (int64_t k = 0; k < N; ++k) sum += g[k * INNER + i];
+      for (int64_t k = 0; k < N; ++k) out[k * INNER + i] = g[k * INNER + i] - exp_of(y[k * INNER + i]) * sum;
+    }
+}
+
+template <typename T, int64_t OUTER, int64_t N, int64_t INNER>
+void softmax_backward(const T* g, const T* y, T* out) {
+  for (int64_t o = 0; o < OUTER; ++o, g += N * INNER, y += N * INNER, out += N * INNER)
+    for (int64_t i = 0; i < INNER; ++i) {
+      T sum = T(0);
+#pragma omp simd reduction(+ : sum)
+      for (int64_t k = 0; k < N; ++k) sum += g[k * INNER + i] * y[k * INNER + i];
+      for (int64_t k = 0; k < N; ++k) out[k * INNER + i] = y[k * INNER + i] * (g[k * INNER + i] - sum);
+    }
+}
+
+// x (ROWS, N), weight and bias (N) or null -> y, mean (ROWS), rstd (ROWS).
+template <typename T, int64_t ROWS, int64_t N>
+void layer_norm(const T* x, const T* weight, const T* bias, T* y, T* mean, T* rstd, double eps) {
+  for (int64_t r = 0; r < ROWS; ++r, x += N, y += N) {
+    T sum = T(0), square = T(0);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < N; ++i) sum += x[i];
+    const T m = sum / T(N);
+#pragma omp simd reduction(+ : square)
+    for (int64_t i = 0; i < N; ++i) square += (x[i] - m) * (x[i] - m);
+    const T s = T(1) / std::sqrt(square / T(N) + T(eps));
+    for (int64_t i = 0; i < N; ++i) y[i] = (x[i] - m) * s * (weight ? weight[i] : T(1)) + (bias ? bias[i] : T(0));
+    mean[r] = m;
+    rstd[r] = s;
+  }
+}
+
+// dw and db may be null.
+template <typename T, int64_t ROWS, int64_t N>
+void layer_norm_backward(const T* g, const T* x, const T* mean, const T* rstd, const T* weight, T* out, T* dw, T* db) {
+  if (dw) std::memset(dw, 0, N * sizeof(T));
+  if (db) std::memset(db, 0, N * sizeof(T));
+  for (int64_t r = 0; r < ROWS; ++r, g += N, x += N, out += N) {
+    const T m = mean[r], s = rstd[r];
+    T sum = T(0), with = T(0);
+#pragma omp simd reduction(+ : sum, with)
+    for (int64_t i = 0; i < N; ++i) {
+      const T d = g[i] * (weight ? weight[i] : T(1));
+      sum += d;
+      with += d * (x[i] - m) * s;
+    }
+    for (int64_t i = 0; i < N; ++i) {
+      const T d = g[i] * (weight ? weight[i] : T(1));
+      out[i] = s * (d - sum / T(N) - (x[i] - m) * s * with / T(N));
+    }
+    if (dw)
+      for (int64_t i = 0; i < N; ++i) dw[i] += g[i] * (x[i] - m) * s;
+    if (db)
+      for (int64_t i = 0; i < N; ++i) db[i] += g[i];
+  }
+}
+
+// x (N, C, S), weight and bias (C) or null -> y, and mean and 1 / standard deviation (C); running statistics follow in training.
+template <typename T, int64_t N, int64_t C, int64_t S>
+void batch_norm(const T* x, const T* weight, const T* bias, T* running_mean, T* running_var, bool training, double momentum,
+                double eps, T* y, T* mean, T* rstd) {
+  constexpr int64_t COUNT = N * S;
+  T center[C], scale[C], shift[C];
+  if (training) {
+    T var[C];
+    for (int64_t c = 0; c < C; ++c) center[c] = var[c] = T(0);
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t c = 0; c < C; ++c)
+        for (int64_t s = 0; s < S; ++s) center[c] += x[(n * C + c) * S + s];
+    for (int64_t c = 0; c < C; ++c) center[c] /= T(COUNT);
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t c = 0; c < C; ++c)
+        for (int64_t s = 0; s < S; ++s) {
+          const T d = x[(n * C + c) * S + s] - center[c];
+          var[c] += d * d;
+        }
+    for (int64_t c = 0; c < C; ++c) {
+      mean[c] = center[c];
+      rstd[c] = T(1) / std::sqrt(var[c] / T(COUNT) + T(eps));
+      scale[c] = rstd[c];
+      if (running_mean) running_mean[c] += (center[c] - running_mean[c]) * T(momentum);
+      if (running_var) running_var[c] += (var[c] / T(COUNT - 1) - running_var[c]) * T(momentum);
+    }
+  } else {
+    for (int64_t c = 0; c < C; ++c) {
+      center[c] = running_mean[c];
+      scale[c] = T(1) / std::sqrt(running_var[c] + T(eps));
+    }
+  }
+  for (int64_t c = 0; c < C; ++c) {
+    scale[c] *= weight ? weight[c] : T(1);
+    shift[c] = bias ? bias[c] : T(0);
+  }
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t s = 0; s < S; ++s) {
+        const int64_t i = (n * C + c) * S + s;
+        y[i] = (x[i] - center[c]) * scale[c] + shift[c];
+      }
+}
+
+// dw and db may be null; mean and rstd are those of the batch in training, else follow from the running statistics.
+template <typename T, int64_t N, int64_t C, int64_t S>
+void batch_norm_backward(const T* g, const T* x, const T* weight, const T* running_mean, const T* running_var, const T* mean,
+                         const T* rstd, bool training, double eps, T* out, T* dw, T* db) {
+  T center[C], scale[C], sum[C], with[C];
+  for (int64_t c = 0; c < C; ++c) {
+    center[c] = training ? mean[c] : running_mean[c];
+    scale[c] = training ? rstd[c] : T(1) / std::sqrt(running_var[c] + T(eps));
+    sum[c] = with[c] = T(0);
+  }
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t s = 0; s < S; ++s) {
+        const int64_t i = (n * C + c) * S + s;
+        sum[c] += g[i];
+        with[c] += g[i] * (x[i] - center[c]);
+      }
+  for (int64_t c = 0; c < C; ++c) {
+    if (dw) dw[c] = with[c] * scale[c];
+    if (db) db[c] = sum[c];
+    sum[c] = training ? sum[c] / T(N * S) : T(0);
+    with[c] = training ? with[c] / T(N * S) * scale[c] * scale[c] : T(0);
+    scale[c] *= weight ? weight[c] : T(1);
+  }
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t s = 0; s < S; ++s) {
+        const int64_t i = (n * C + c) * S + s;
+        out[i] = (g[i] - sum[c] - (x[i] - center[c]) * with[c]) * scale[c];
+      }
+}
+
+// ---- an epoch ----
+
+// Shoal's own operations, from the library that is built once per machine (lanes/native/kernels.cpp).
+template <typename T>
+struct Kernels {
+  void (*forward)(int, T, int64_t, int64_t, const T*, T*);
+  void (*backward)(int, T, int64_t, int64_t, const T*, const T*, const T*, T*);
+  void (*mask)(int64_t, int64_t, int64_t, const int32_t*, const int32_t*, const int32_t*, const T*, T*);
+  void (*loss)(int64_t, int64_t, int64_t, const T*, const int64_t*, const T*, const T*, int64_t, T*, T*);
+  void (*loss_backward)(int64_t, int64_t, int64_t, const T*, const T*, const int64_t*, const T*, const T*, int64_t, T*);
+  void (*advance)(int, int64_t, int64_t, int64_t, int64_t, int64_t, const int64_t*, const int64_t*, T*, T*, T*, T*, T*, const T*,
+                  const uint8_t*, const T* const*, const uint8_t*);
+};
+
+// Some ticks of an epoch, for some lanes of a fleet.
+template <typename T>
+struct Job {
+  const Kernels<T>* kernels;
+  int64_t n_lanes;
+  const int64_t* lanes;        // (n_lanes)
+  const int64_t* ticks;        // (n_lanes), how many of them each lane takes
+  int64_t width;               // lanes of the fleet
+  char* const* inputs;         // lane 0's tensors, and the data
+  const int64_t* strides;      // bytes from lane to lane; 0 for what all lanes share
+  const int64_t* index;        // (T, width, q)
+  const T* weights;            // (T, width, q)
+  const int32_t* keys;         // (T, width, q)
+  T* losses;                   // (T, width)
+  int64_t row_size;            // P
+  T* rows[5];                  // parameters, two moments, mean gradient, gradients: (width, P) each
+  const int64_t* offsets;      // (parameters)
+  const int64_t* sizes;        // (parameters)
+  const T* table;              // (n_lanes, T, K, G)
+  int64_t n_coefficients;      // K G
+  int64_t n_groups;            // G
+  int64_t n_ticks;             // T, of the table
+  const int32_t* family;       // (n_lanes)
+  const uint8_t* due;          // (T, width)
+  const uint8_t* goes_on;      // (T, width)
+  int64_t tail;                // which of these ticks is the smaller last one of an epoch, -1 for none
+  int64_t slots;               // q
+  const int32_t* codes;        // the library's number of each kind of activation
+  const T* slopes;             // and its slope
+  const T* shaping;            // (n_lanes, 3): L1, and the largest value and norm of a batch's gradient, infinite where off; or null
+};
+
+template <typename T>
+using Setup = void (*)(const Job<T>&, char* const* in, char* kept);
+// Gradients go to scratch memory, where ``parts`` point; new buffers to where the old ones are.
+template <typename T>
+using Tick = void (*)(const Job<T>&, char* const* in, char* kept, char* scratch, T* loss, const T** parts);
+
+// What happens to a whole batch's gradient before the optimizer sees it (lanes/clip.py): L1, clipping by value, clipping by norm.
+template <typename T>
+void shape(int64_t n_parts, const int64_t* offsets, const int64_t* sizes, const T* p, T* g, const T* how) {
+  const T l1 = how[0], value = how[1], norm = how[2];
+  T total = T(0);
+  for (int64_t k = 0; k < n_parts; ++k) {
+    const T* from = p + offsets[k];
+    T* to = g + offsets[k];
+    const int64_t n = sizes[k];
+    if (l1 != T(0))
+      for (int64_t i = 0; i < n; ++i) to[i] += l1 * T((T(0) < from[i]) - (from[i] < T(0)));
+    if (!std::isinf(value))
+      for (int64_t i = 0; i < n; ++i) to[i] = to[i] < -value ? -value : (to[i] > value ? value : to[i]);
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; ++i) total += to[i] * to[i];
+  }
+  if (std::isinf(norm)) return;
+  const T share = norm / (std::sqrt(total) + T(1e-6));
+  if (share >= T(1)) return;  // NaN goes on
+  for (int64_t k = 0; k < n_parts; ++k)
+    for (int64_t i = 0; i < sizes[k]; ++i) g[offsets[k] + i] *= share;
+}
+
+// N_STATE tensors of a lane and N_DATA of the data, then a tick's slots: samples, weights, keys.
+template <typename T, int N_STATE, int N_DATA, int N_PARTS>
+void epoch(const Job<T>& job, char* kept, char* scratch, Setup<T> setup, Tick<T> tick, Setup<T> tail_setup, Tick<T> tail_tick,
+           char* tail_kept) {
+  char* in[N_STATE + N_DATA + 3];
+  const T* parts[N_PARTS + 1];
+  for (int64_t l = 0; l < job.n_lanes; ++l) {
+    const int64_t lane = job.lanes[l];
+    for (int i = 0; i < N_STATE + N_DATA; ++i) in[i] = job.inputs[i] + lane * job.strides[i];
+    setup(job, in, kept);
+    if (job.tail >= 0) tail_setup(job, in, tail_kept);
+    const int64_t P = job.row_size;
+    T* row[5];
+    for (int i = 0; i < 5; ++i) row[i] = job.rows[i] + lane * P;
+    for (int64_t t = 0; t < job.ticks[l]; ++t) {
+      const int64_t at = t * job.width + lane;
+      in[N_STATE + N_DATA] = (char*)(job.index + at * job.slots);
+      in[N_STATE + N_DATA + 1] = (char*)(job.weights + at * job.slots);
+      in[N_STATE + N_DATA + 2] = (char*)(job.keys + at * job.slots);
+      if (t == job.tail)
+        tail_tick(job, in, tail_kept, scratch, job.losses + at, parts);
+      else
+        tick(job, in, kept, scratch, job.losses + at, parts);
+      const T* const* given = parts;
+      const uint8_t* goes_on = job.goes_on + at;
+      if (job.shaping != nullptr) {  // the parts are added up first; a batch that is whole is then shaped where it lies
+        job.kernels->advance(-1, 1, P, 1, 0, N_PARTS, job.offsets, job.sizes, nullptr, nullptr, nullptr, nullptr, row[4], nullptr,
+                             nullptr, parts, goes_on);
+        if (job.due[at]) shape(N_PARTS, job.offsets, job.sizes, row[0], row[4], job.shaping + l * 3);
+        given = nullptr;
+        goes_on = nullptr;
+      }
+      job.kernels->advance(job.family[l], 1, P, job.n_groups, 0, N_PARTS, job.offsets, job.sizes, row[0], row[1], row[2], row[3],
+                           row[4], job.table + (l * job.n_ticks + t) * job.n_coefficients, job.due + at, given, goes_on);
+    }
+  }
+}
+
+}  // namespace shoal

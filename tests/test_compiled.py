@@ -1,0 +1,288 @@
+"""Compiled epochs against the plain loop and against the fleet's own ticks, and when a signature is compiled at all."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn, optim
+from torch.nn import functional as F
+
+from lanes_helpers import (
+    COMPILED,
+    KERNELS,
+    assert_same_trail,
+    class_data,
+    datasets,
+    labels,
+    made,
+    open_fleet,
+    ready,
+    rebuild,
+    sign,
+    specs_of,
+    train_fused,
+    train_solo,
+    work_of,
+)
+from optimizer_tables import OPTIMIZERS
+from shoal.lanes import native, pool
+from shoal.lanes.compiled import Compilation, Unsupported, _pointwise
+from shoal.lanes.compiled._lower import Lowering
+from shoal.lanes.compiled._runner import agrees, suits
+from shoal.lanes.fleet import Fleet, Work
+from shoal.lanes.native._build import compiler
+from shoal.lanes.pool import Candidate, Pool
+from shoal.recipe import Recipe
+from shoal.records import TrialSpec
+from shoal.signature import lane_trial
+from test_bit_identity import CASES, check_neighbours
+from test_clipping import SHAPES
+from test_clipping import define as clipped
+from test_equality import KINDS, definition, mixed
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+NATIVE = [
+    name for name in OPTIMIZERS if name in ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "centered")
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of this module's own, so that every library here is built here, and once."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHOAL_CACHE", str(folder))
+        patch.delenv("SHOAL_NATIVE", raising=False)
+        build = native.library()
+        build.start()
+        path = build.wait()
+        assert path is not None
+        KERNELS.append(native.NativeKernels(path))
+        COMPILED.append(True)
+        yield folder
+        COMPILED.pop()
+        KERNELS.pop()
+
+
+# --- lanes do what the plain loop does -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mlp dropout", "mlp batchnorm", "layernorm", "regression"])
+def test_lanes_take_the_path_of_the_plain_loop(name: str) -> None:
+    """The last batch is smaller; batches of several micro-batches, refills and early ends are among it."""
+    kind = KINDS[name]
+    define, work = definition(kind, torch.float64), work_of(kind.data(torch.float64), kind.metric)
+    params = [p for p in mixed(len(OPTIMIZERS)) if p["opt"] in NATIVE]
+    specs = specs_of(params)
+    fleet = open_fleet(define, specs[0], 1, work)
+    assert fleet.tier == "compiled" and suits_all(fleet, define, specs, work)
+    trails = train_fused(define, specs, work, 3, width=3, stops={specs[1].number: 1})
+    for spec in specs:
+        epochs = 1 if spec is specs[1] else 3
+        assert_same_trail(trails[spec.number], train_solo(define, spec, work, epochs), 1e-9, loose=kind.loose)
+
+
+def suits_all(fleet: Fleet, define: Callable[[Any], Recipe], specs: list[TrialSpec], work: Work) -> bool:
+    """Whether each of the trials would run compiled in the fleet."""
+    for spec in specs:
+        fleet.admit(ready(define, spec, work))
+        fleet.arrange()
+        assert fleet.compiled is not None
+        if not suits(fleet.compiled, fleet):
+            return False
+        fleet.leave(0)
+    return True
+
+
+class Everything(nn.Module):
+    """One operator after the other, with shapes that fill no vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 6)
+        self.query, self.key, self.value = (nn.Linear(6, 6) for _ in range(3))
+        self.norm = nn.LayerNorm([5, 6])
+        self.slope = nn.PReLU(5)
+        self.scale = nn.Parameter(torch.tensor(0.7))
+        self.out = nn.Linear(30, 4)
+        self.side = nn.Linear(11, 9, bias=False)
+
+    def forward(self, words: Tensor, x: Tensor) -> Tensor:
+        h = self.table(words)  # (q, 5, 6)
+        q, k, v = self.query(h), self.key(h), self.value(h)
+        h = h + torch.softmax(q @ k.transpose(-1, -2) / 6**0.5, -1) @ v
+        h = self.norm(self.slope(h))
+        y = self.side(x)
+        a, b, c = y.split(3, 1)
+        y = torch.cat([torch.sigmoid(a) * b.tanh(), (c.abs() + 1).log(), torch.exp(-b.square()), a.clamp(-0.5, 0.5)], 1)
+        y = torch.stack([y, F.log_softmax(y, 1), y.softmax(1)], 1).mean(1)
+        y = torch.where(y > 0, y.pow(3), y.sin()) - (y**2 + 1).rsqrt()
+        h = h * self.scale + F.pad(y.sum(1, keepdim=True)[:, :, None], (0, 5))
+        out: Tensor = self.out(h.flatten(1)) + y[:, 2:6].amax(1, keepdim=True) - (1 + y[:, None, 0].square()).sqrt()
+        return out
+
+
+def everything(trial: Any) -> Recipe:
+    model = Everything().double()
+    return Recipe(
+        model, optim.Adam(model.parameters(), lr=trial.params["lr"]), nn.CrossEntropyLoss(label_smoothing=0.1), 8
+    )
+
+
+def test_operators() -> None:
+    words = torch.randint(0, 7, (29, 5), generator=torch.Generator().manual_seed(3))
+    x, y = made(29, 11), labels(29, 4)
+    work = work_of(datasets((words[:20], x[:20], y[:20]), (words[20:], x[20:], y[20:])))
+    specs = specs_of([{"lr": 0.003 * (i + 1)} for i in range(3)])
+    trails = train_fused(everything, specs, work, 2)
+    for spec in specs:
+        assert_same_trail(trails[spec.number], train_solo(everything, spec, work, 2), 1e-9)
+
+
+@pytest.mark.parametrize(("name", "width"), [("mlp", 7), ("mlp, several micro-batches", 2), ("batchnorm", 7)])
+def test_neighbours_change_no_bit(name: str, width: int) -> None:
+    check_neighbours(name, width)
+
+
+def test_the_width_changes_no_bit() -> None:
+    """Lanes train one after the other: no kernel knows how many there are."""
+    case = CASES["mlp"]
+    work = work_of(class_data(50, case.features, dtype=torch.float32))
+    specs = specs_of([{"act": "gelu", "p": 0.2, "opt": "adamw", "lr": 0.003, "batch": 32}] * 9)
+    wide, narrow = (train_fused(case.define, s, work, 2, width=len(s)) for s in (specs, specs[:1]))
+    for name, tensor in wide[0].states[-1].items():
+        assert torch.equal(tensor, narrow[0].states[-1][name]), name
+
+
+# --- when a signature is compiled ------------------------------------------------------------------------------------
+
+
+def pool_of(define: Callable[[Any], Recipe], specs: list[TrialSpec], work: Work) -> Pool:
+    """A pool in which the trials train, on native kernels from the start."""
+    out = Pool(work, lambda spec: rebuild(define, spec, work), measure=False, native=True)
+    out._wants_native, out._kernels = False, KERNELS[-1]
+    out.admit([candidate(define, spec, work) for spec in specs])
+    return out
+
+
+def candidate(define: Callable[[Any], Recipe], spec: TrialSpec, work: Work) -> Candidate:
+    signature, recipe = sign(define, spec, work), rebuild(define, spec, work)
+    lane = lane_trial(spec, recipe, work.data.train.tensors[-1])
+    return Candidate(spec, recipe, lane, signature.key, signature.quantum, signature.exact)
+
+
+def epochs_until_compiled(p: Pool) -> int:
+    """How many epochs a pool trains before its only fleet is compiled; 0 if it never is."""
+    for epoch in range(1, 200):
+        p.run_epoch()
+        (group,) = p._groups.values()
+        if group.compilation is not None:
+            group.compilation.wait()
+        if any(e.kind == "tier" and e.data["tier"] == "compiled" for e in p.drain_events()):
+            return epoch
+        if not group.compiles:
+            return 0
+    raise AssertionError("neither compiled nor refused")
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_COMPILE_AFTER_S", 0.0)
+
+
+def mlp_pool(**params: Any) -> Pool:
+    kind = KINDS["mlp dropout"]
+    define, work = definition(kind, torch.float64), work_of(kind.data(torch.float64))
+    return pool_of(define, specs_of([{"p": 0.2, "opt": "adam", **params}]), work)
+
+
+def test_a_signature_is_compiled_once_it_has_trained_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_COMPILE_AFTER_S", 0.02)
+    p = mlp_pool()
+    assert epochs_until_compiled(p) > 1
+    (fleet,) = p._open()
+    assert fleet.tier == "compiled" and p._fleet(next(iter(p._groups.values())), 2).tier == "compiled"
+
+
+@pytest.mark.usefixtures("eager")
+def test_what_has_no_compiled_form_trains_on() -> None:
+    case = CASES["cnn"]
+    work = work_of(class_data(50, case.features, dtype=torch.float32))
+    specs = specs_of([{"act": "relu", "p": 0.0, "opt": "sgd", "lr": 0.01, "batch": 16}])
+    p = pool_of(case.define, specs, work)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert epochs_until_compiled(p) == 0
+    assert p.run_epoch()[0].finite and next(p._open()).tier == "native"
+    with pytest.raises(Unsupported, match="convolution"):
+        Compilation(next(p._open()).program, work.data.train.tensors, 16, 2)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_library_that_does_not_agree_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_pointwise.EXPRESSIONS, torch.ops.aten.mul.Tensor, "({0} * {1} * T(1.001))")
+    p = mlp_pool()
+    with pytest.warns(RuntimeWarning, match="does not give what its lanes give"):
+        assert epochs_until_compiled(p) == 0
+    assert next(p._open()).tier == "native"
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_compiler_that_fails_is_named_and_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Lowering.run
+
+    def broken(self: Lowering) -> Any:
+        lowered = whole(self)
+        lowered.tick.append("this is no C++;")
+        return lowered
+
+    monkeypatch.setattr(Lowering, "run", broken)
+    p = mlp_pool()
+    with pytest.warns(RuntimeWarning, match="a signature is not compiled, training is slower: .*error"):
+        p.run_epoch()
+        (group,) = p._groups.values()
+        while group.compilation is None or group.compilation._build._process is not None:
+            p.run_epoch()
+            if group.compilation is not None:
+                group.compilation.wait()
+    assert p.run_epoch()[0].finite and next(p._open()).tier == "native"
+
+
+def test_lanes_that_clip_take_the_path_of_the_plain_loop() -> None:
+    work = work_of(class_data(50, (10,)))
+    params = [{"opt": "momentum", "batch": 40, **how} for how in SHAPES] + [{"opt": "adamw", "batch": 16, "l1": 0.02}]
+    specs = specs_of(params)
+    fleet = open_fleet(clipped, specs[0], 1, work)
+    assert suits_all(fleet, clipped, specs, work)
+    trails = train_fused(clipped, specs, work, 3)
+    for spec in specs:
+        assert_same_trail(trails[spec.number], train_solo(clipped, spec, work, 3), 1e-9)
+
+
+def test_lanes_that_need_more_run_as_they_did() -> None:
+    """Updates without a native form: the fleet's own ticks train such lanes, with the same result."""
+    kind = KINDS["mlp dropout"]
+    define, work = definition(kind, torch.float64), work_of(kind.data(torch.float64))
+    specs = specs_of([{"opt": "adam", "p": 0.2}, {"opt": next(o for o in OPTIMIZERS if o not in NATIVE), "p": 0.2}])
+    trails = train_fused(define, specs, work, 2)
+    for spec in specs:
+        assert_same_trail(trails[spec.number], train_solo(define, spec, work, 2), 1e-9)
+
+
+def test_a_check_leaves_the_lanes_as_they_were() -> None:
+    kind = KINDS["mlp batchnorm"]
+    define, work = definition(kind, torch.float64), work_of(kind.data(torch.float64))
+    spec = specs_of([{"opt": "adam", "batch": 16}])[0]
+    fleet = open_fleet(define, spec, 2, work)
+    fleet.admit(ready(define, spec, work))
+    fleet.arrange()
+    before = fleet.state.take(0)
+    assert fleet.compiled is not None and agrees(fleet.compiled, fleet)
+    after = fleet.state.take(0)
+    assert torch.equal(before.flat, after.flat)
+    assert all(torch.equal(t, after.extra[name]) for name, t in before.extra.items())
