@@ -205,8 +205,8 @@ def test_a_gzip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_damaged_library_is_built_again_and_not_loaded(tmp_path: Path) -> None:
     code = """
-from shoal.lanes.native._build import Build
-build = Build()
+from shoal.lanes.native import library
+build = library()
 build.start()
 path = build.wait()
 print(path)
