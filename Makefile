@@ -4,13 +4,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: demo test lint bench bench-search fuzz audit clean
+.PHONY: demo test lint docs recipes bench bench-search fuzz audit clean
 
 # hatchling comes first and builds without isolation, so that it too is the pinned one.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt hatchling
-	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[test,dev]"
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e ".[test,dev,docs]"
 	touch $@
 
 demo: $(STAMP)
@@ -18,8 +18,17 @@ demo: $(STAMP)
 	mkdir demo
 	$(BIN)/shoal tune examples/digits.py --n-trials 200 --max-epochs 30 --storage demo/digits.db --report demo/report.html
 
+# A process per core, with one thread each (tests/conftest.py).
 test: $(STAMP)
-	$(BIN)/python -m pytest -q --timeout=300 --durations=10 -m "not gpu and not ray"
+	$(BIN)/python -m pytest -q -n auto --dist worksteal --timeout=300 --durations=10 -m "not gpu and not ray"
+
+# Warnings are errors: a link that leads nowhere fails.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+# Runs the tutorial and the recipes, and puts what they print and draw into their pages.
+recipes: $(STAMP)
+	cd tests && ../$(BIN)/python -m recipes
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -130,9 +130,17 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-# One thread, as in worker processes, for all; two for a few, since kernels that split their work are slow beside other tests.
-ROUNDS = [(name, width, 1) for name in CASES for width in (2, 7, 8, 32)]
-ROUNDS += [(name, width, 2) for name in ("mlp", "mlp, small batches", "cnn") for width in (4, 7)]
+# Every case at a narrow width and at one that fills vectors; one thread, as in worker processes, and two for a few.
+WIDTHS = {
+    "mlp": (2, 7, 8, 32),
+    "mlp, small batches": (7, 32),
+    "mlp, several micro-batches": (2, 8),
+    "mlp, one at a time": (7,),
+    "batchnorm": (2, 32),
+    "cnn": (7, 8),
+}
+ROUNDS = [(name, width, 1) for name, widths in WIDTHS.items() for width in widths]
+ROUNDS += [("mlp", 4, 2), ("cnn", 7, 2)]
 
 
 @pytest.mark.parametrize(("name", "width", "threads"), ROUNDS, indirect=["threads"])

@@ -431,7 +431,7 @@ def test_lanes_take_the_same_path(name: str, kernels: NativeKernels) -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("in_fleets")
-@pytest.mark.parametrize(("name", "width"), [(n, w) for n in CASES for w in (2, 7, 32)])
+@pytest.mark.parametrize(("name", "width"), list(zip(CASES, (32, 7, 2, 7, 32, 7), strict=True)))
 def test_neighbours_change_no_bit(name: str, width: int) -> None:
     check_neighbours(name, width)
 
