@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from shoal import loggers as loggers
     from shoal import nn as nn
     from shoal.errors import DataError, RecipeError, ReplayError, ShoalError, StorageError, StudyError, UsageError
     from shoal.explaining import Explanation, explain
@@ -79,6 +80,7 @@ __all__ = [
     "explain",
     "load_folder_model",
     "load_table_model",
+    "loggers",
     "nested",
     "nn",
     "predict_folder",
@@ -96,8 +98,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name == "nn":
-        return importlib.import_module("shoal.nn")
+    if name in ("loggers", "nn"):
+        return importlib.import_module(f"shoal.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'shoal' has no attribute {name!r}")
     module = importlib.import_module(f"shoal.{_HOME[name]}")

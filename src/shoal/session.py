@@ -21,6 +21,7 @@ from shoal.history import History
 from shoal.lanes.parts import Parts
 from shoal.lanes.pool import Candidate
 from shoal.lanes.workers import Trainer
+from shoal.loggers import Logging
 from shoal.progress import ProgressMode, make_progress
 from shoal.recipe import Recipe
 from shoal.records import EpochRow, Event, Progress, TrialResult, TrialSpec, TrialState
@@ -57,11 +58,13 @@ class Session:
         pending: Sequence[TrialSpec],
         best_epoch: bool,
         limits: Limits,
+        logging: Logging,
         parts: Parts | None = None,
     ) -> None:
         self.history, self.n_trials, self.pending = history, n_trials, list(pending)
         self._define, self._data, self._asker, self._signer = define, data, asker, signer
         self._store, self._weights, self._best_epoch = store, weights, best_epoch
+        self._logging = logging
         self._parts = parts or Parts()
         self._n_train = self._parts.n_train(0, data.train.n)  # what ``define`` is told when a trial is asked
         self._bystander = Bystander()
@@ -226,6 +229,7 @@ class Session:
                 self._points.pop(point_key(spec.params, spec.distributions), None)
         history.events.extend(events)
         self._tally.count(rows, results, events)
+        self._logging.record(history.specs, rows, results)
         if self._store is not None:
             self._store.recorded(rows)
             self._store.ended(results)

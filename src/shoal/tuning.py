@@ -24,6 +24,8 @@ from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate, Pool
 from shoal.lanes.together import Together
 from shoal.lanes.workers import n_workers, pools
+from shoal.loggers import Logger, Logging
+from shoal.loggers import check as check_loggers
 from shoal.metrics import Metric, further, resolve, standard_metrics
 from shoal.planner import total_lanes
 from shoal.progress import ProgressMode, stages_shown
@@ -79,6 +81,7 @@ def tune(
     max_total_epochs: int | None = None,
     target_value: float | None = None,
     patience_trials: int | None = None,
+    loggers: Sequence[Logger] = (),
     progress: ProgressMode = True,
 ) -> Study:
     """Search for the best hyperparameters of ``define``, training many trials at once.
@@ -116,6 +119,7 @@ def tune(
         max_total_epochs: Start no further round once all trials together have trained so many epochs.
         target_value: Stop once a finished trial is as good as this value, or better.
         patience_trials: Stop once so many trials in a row have ended, or been paused, without the best getting better.
+        loggers: Where else to record the trials, such as ``shoal.loggers.TensorBoard("runs")``.
         progress: True for a live table (plain lines where there is no terminal), False for silence, "json", or a callable.
 
     Returns:
@@ -127,6 +131,7 @@ def tune(
         StudyError: If the first five trials all fail.
     """
     _check_numbers(n_trials, max_epochs, timeout_s, seed)
+    check_loggers(loggers)
     for what, given in (("metric", metric), ("direction", direction)):
         if isinstance(given, list | tuple):
             raise UsageError(
@@ -209,7 +214,11 @@ def tune(
 
     count = n_workers(lanes * n_parts, device=where, reproducible=reproducible)
     # Workers are forked before the study file is opened: its writer is a thread, and a fork is simplest without.
-    with pools(make_pool, admission, count) as pool, opened(storage, way, study_name) as (store, previous):
+    with (
+        pools(make_pool, admission, count) as pool,
+        opened(storage, way, study_name) as (store, previous),
+        Logging(loggers, metric_name) as logging,
+    ):
         if previous is not None:
             check_same(previous, facts)
             check_space(define, [t.spec for t in previous.trials if t.state is not TrialState.FAILED][:1], data.train.n)
@@ -239,6 +248,7 @@ def tune(
             best_epoch=value == "best",
             limits=limits,
             parts=parts,
+            logging=logging,
         )
         rules = Rules(max_epochs, history.sign, _value_of(chosen), value == "best")
         trainer = pool if parts is None else Together(pool, parts, rules.value_of, admission)
@@ -274,6 +284,7 @@ def resume(
     max_total_epochs: int | None = None,
     target_value: float | None = None,
     patience_trials: int | None = None,
+    loggers: Sequence[Logger] = (),
     progress: ProgressMode = True,
 ) -> Study:
     """Continue a study from its file, with the options it was started with.
@@ -288,7 +299,7 @@ def resume(
         study_name: Which study of ``storage``; None is the only one.
         n_trials, max_epochs: Larger numbers than before, or None to complete what was asked for.
         max_total_epochs, target_value, patience_trials: Limits to go on to, or None for those that the study was started with.
-        timeout_s, progress: As for ``tune``.
+        timeout_s, loggers, progress: As for ``tune``.
 
     Raises:
         StorageError: If the file is missing, is no study, or belongs to other code or data.
@@ -336,6 +347,7 @@ def resume(
         storage=storage,
         study_name=record.name,
         timeout_s=timeout_s,
+        loggers=loggers,
         progress=progress,
         **cast("dict[str, Any]", kept),
     )

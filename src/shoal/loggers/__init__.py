@@ -1,0 +1,13 @@
+"""Loggers: what a study records, also in TensorBoard or MLflow, while it runs.
+
+``shoal.tune(..., loggers=[shoal.loggers.TensorBoard("runs")])``. Each trial is a run with its parameters and a point per
+epoch. A logger sees frozen rows and never a model, on a thread of its own, so that no server can hold a study up.
+"""
+
+from __future__ import annotations
+
+from shoal.loggers._base import Logger, Logging, check
+from shoal.loggers._mlflow import MLflow
+from shoal.loggers._tensorboard import TensorBoard
+
+__all__ = ["Logger", "Logging", "MLflow", "TensorBoard", "check"]
