@@ -72,10 +72,10 @@ def initialise(
 
     Args:
         model: Any module.
-        name: "default" (leave torch's own), "xavier_uniform" or "xavier_normal" (also "glorot_..."), "kaiming_uniform" or
-            "kaiming_normal" (also "he_..."), "lecun_uniform" or "lecun_normal", "orthogonal", "trunc_normal" (standard
+        name: "default" (leave torch's own), "xavier_uniform" or "xavier_normal" (also "glorot"), "kaiming_uniform" or
+            "kaiming_normal" (also "he"), "lecun_uniform" or "lecun_normal", "orthogonal", "trunc_normal" (standard
             deviation 0.02, cut at two of them), or "lsuv".
-        activation: Whose gain "xavier_..." and "orthogonal" use; "gelu" and its like count as "relu".
+        activation: Whose gain the xavier schemes and "orthogonal" use; "gelu" and its like count as "relu".
         data: Inputs for "lsuv", some tens of samples; a tuple for a model that takes several.
 
     Raises:
