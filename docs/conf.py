@@ -52,6 +52,10 @@ def read(app: Any, docname: str, source: list[str]) -> None:
     here = ELSEWHERE.get(docname)
     if here is not None:
         source[0] = here.read_text(encoding="utf-8")
+    if docname == "index":  # a page that is not placed yet is a how-to
+        listed = set(source[0].split())
+        others = sorted({file.stem for file in Path(app.srcdir).glob("*.md")} - listed - {"index"})
+        source[0] = source[0].replace("recipes/index\n", "\n".join(["recipes/index", *others]) + "\n")
     if docname == "reference/cli":
         source[0] += "\n" + commands()
     page = Path(app.srcdir) / f"{docname}.md"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_reference_has_every_public_name(site: Path) -> None:
     page = (site / "reference" / "api.html").read_text(encoding="utf-8")
-    names = [f"shoal.{name}" for name in shoal.__all__ if name not in ("__version__", "loggers", "nn")]
+    found = {name: getattr(shoal, name) for name in shoal.__all__}
+    names = [f"shoal.{name}" for name, one in found.items() if callable(one)]
+    assert all(f'id="module-shoal.{name}"' in page for name, one in found.items() if inspect.ismodule(one))
     names += [f"shoal.nn.{name}" for name in shoal.nn.__all__ if not name.isupper()]
     names += [f"shoal.loggers.{name}" for name in ("Logger", "MLflow", "TensorBoard")]
     assert [name for name in names if f'id="{name}"' not in page] == []
