@@ -77,6 +77,9 @@ def test_wheel_has_the_package_and_its_metadata_only(wheel: zipfile.Path) -> Non
     assert (wheel / info / "licenses" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
+NOT_INSTALLED = {"mlflow"}  # by the Makefile: it brings forty packages; its logger is tested where it is at hand
+
+
 def test_constraints_pin_everything_that_gets_installed(project: dict[str, Any]) -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
@@ -85,7 +88,8 @@ def test_constraints_pin_everything_that_gets_installed(project: dict[str, Any])
 
     seen: set[str] = set()
     waiting = [Requirement(line) for line in project["dependencies"]]
-    waiting += [Requirement(line) for extra in project["optional-dependencies"].values() for line in extra]
+    extras_of = project["optional-dependencies"]
+    waiting += [Requirement(line) for extra in set(extras_of) - NOT_INSTALLED for line in extras_of[extra]]
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)

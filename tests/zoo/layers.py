@@ -279,9 +279,9 @@ LAYERS: tuple[Entry, ...] = (
         lambda t: _Recurrent(nn.GRU(2, 4, num_layers=2, bidirectional=True, batch_first=True), 8),
         series(),
     ),
-    Entry("RNNCell", lambda t: _Cells(nn.RNNCell), series()),
-    Entry("LSTMCell", lambda t: _Cells(nn.LSTMCell), series()),
-    Entry("GRUCell", lambda t: _Cells(nn.GRUCell), series()),
+    Entry("RNNCell", lambda t: _Cells(nn.RNNCell), series(length=4)),
+    Entry("LSTMCell", lambda t: _Cells(nn.LSTMCell), series(length=4)),
+    Entry("GRUCell", lambda t: _Cells(nn.GRUCell), series(length=4)),
     Entry("MultiheadAttention", lambda t: _Attention(), tokens()),
     Entry("MultiheadAttention with dropout", lambda t: _Attention(0.2), tokens()),
     Entry(
