@@ -65,7 +65,9 @@ const curveChart = new Chart($("curves"), {
     const keep = study.best < 0 ? [] : Array.from(series.points.subarray(study.start[study.best], study.start[study.best + 1]));
     const span = view.zoom ? { ...range(zoomed(series), [], log), cut: 0 } : range(sampled(series.points), keep, log);
     const last = lastEpoch();
-    const box = { left: 58, right: w - 34, top: 26, bottom: h - 44 };
+    // The best trial's number stands behind its curve's end.
+    const digits = study.best < 0 ? 0 : String(study.number[study.best]).length;
+    const box = { left: 58, right: w - Math.max(34, 14 + 7 * digits), top: 26, bottom: h - 44 };
     const x = wholeEpochs(scale(Math.min(1, last - 1), last, box.left, box.right, false));
     const y = scale(span.lo, span.hi, box.bottom, box.top, log, 0.03);
     view.plot = { x, y, box };

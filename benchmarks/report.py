@@ -1,0 +1,91 @@
+"""The report of a study with many trials, in a headless Chromium: its size, the time to open it, and to sort its table.
+
+Run ``python benchmarks/report.py --n 10000 --epochs 30``. The study is made up, with six hyperparameters; what is measured
+does not depend on what was trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from shoal.records import EpochRow, Event, ParamValue, StudyRecord, TrialRecord, TrialSpec, TrialState
+from shoal.report import write_report
+
+
+def study(n_trials: int, n_epochs: int) -> StudyRecord:
+    """Trials with six hyperparameters, two thirds of them stopped after a fifth of their epochs."""
+    draw = random.Random(0)
+    number = {"name": "FloatDistribution", "attributes": {"step": None, "low": 1e-4, "high": 0.1, "log": True}}
+    choices: dict[str, list[ParamValue]] = {
+        "optimizer": ["sgd", "adam", "rmsprop"],
+        "activation": ["relu", "tanh", "gelu"],
+        "width": [32, 64],
+    }
+    space = {name: json.dumps(number) for name in ("lr", "weight_decay", "dropout")}
+    space |= {name: json.dumps({"attributes": {"choices": values}}) for name, values in choices.items()}
+    trials, events = [], []
+    for i in range(n_trials):
+        params: dict[str, ParamValue] = {name: draw.uniform(1e-4, 0.1) for name in ("lr", "weight_decay", "dropout")}
+        params |= {name: draw.choice(values) for name, values in choices.items()}
+        state = TrialState.STOPPED if i % 3 else TrialState.FINISHED
+        length = max(1, n_epochs // 5) if i % 3 else n_epochs
+        top = draw.uniform(0.5, 0.99)
+        rows = tuple(
+            EpochRow(i, e, 2 / e, top * (1 - 0.7**e), {"loss": 2.3 / e, "accuracy": top * (1 - 0.7**e)}, 0.1 * e)
+            for e in range(1, length + 1)
+        )
+        spec = TrialSpec(i, i, params, space)
+        trials.append(TrialRecord(spec, state, rows[-1].value, length, "", rows, 0.01 * i + 1))
+        events.append(Event(i, "admitted", i, 0, i % 64, time_s=0.01 * i))
+        events.append(Event(i, "left", i, 0, i % 64, time_s=0.01 * i + 0.3))
+    return StudyRecord("many", "maximize", tuple(trials), tuple(events), {"metric": "accuracy"})
+
+
+SORT = """(name) => {
+    const began = performance.now();
+    [...document.querySelectorAll("#trials th button")].find((one) => one.title === name).click();
+    document.body.getBoundingClientRect();  // lays the rows out
+    return performance.now() - began;
+}"""
+
+
+def main() -> int:
+    """Measure, and print a row per time that the page is opened."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=10_000, help="trials")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    browser = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
+    if browser is None:
+        print("needs Chromium", file=sys.stderr)
+        return 1
+    from playwright.sync_api import sync_playwright
+
+    record = study(arguments.n, arguments.epochs)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        began = time.process_time()
+        path = write_report(record, Path(folder) / "report.html", {"lr": 0.6, "optimizer": 0.4})
+        took_s, size_mb = time.process_time() - began, path.stat().st_size / 1e6
+        print(f"{arguments.n} trials, written in {took_s:.1f} s of CPU: {size_mb:.1f} MB")
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        for _ in range(arguments.repeats):
+            page = chromium.new_page(viewport={"width": 1280, "height": 900})
+            page.goto(path.as_uri())
+            opened_ms = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+            sorts = ", ".join(f"{name} {page.evaluate(SORT, name):.0f}" for name in ("accuracy", "lr", "optimizer"))
+            print(f"opened in {opened_ms:.0f} ms; sorted in ms: {sorts}")
+            page.close()
+        chromium.close()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
