@@ -45,7 +45,7 @@ def _limited(found: Iterable[str]) -> list[str]:
 
 def _models(a: nn.Module, b: nn.Module) -> Iterator[str]:
     mine, theirs = dict(a.named_modules()), dict(b.named_modules())
-    for name in mine.keys() - theirs.keys() | theirs.keys() - mine.keys():
+    for name in sorted(mine.keys() ^ theirs.keys()):
         if name.rpartition(".")[0] in mine and name.rpartition(".")[0] in theirs:
             yield f"layer {name!r} ({type(mine.get(name) or theirs[name]).__name__}) is in one of them only"
     for name in (n for n in mine if n in theirs):
