@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: demo test lint docs recipes bench bench-search fuzz audit clean
+.PHONY: demo test lint docs recipes bench bench-search fuzz audit bench-storage clean
 
 # hatchling comes first and builds without isolation, so that it too is the pinned one.
 $(STAMP): pyproject.toml constraints.txt
@@ -47,6 +47,11 @@ AUDIT := .venv-audit
 audit:
 	test -x $(AUDIT)/bin/pip-audit || ($(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet pip-audit)
 	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+# Stored studies: 100,000 trials opened, read and gone on with; and what storing 1,000 lanes every epoch costs.
+bench-storage: $(STAMP)
+	$(BIN)/python benchmarks/large_study.py
+	$(BIN)/python benchmarks/storage_load.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/import_time.py

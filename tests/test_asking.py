@@ -6,8 +6,9 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution, distribution_to_json
 
-from shoal.asking import Asker
+from shoal.asking import Asker, _frozen
 from shoal.errors import UsageError
 from shoal.records import TrialRecord, TrialResult, TrialSpec, TrialState
 
@@ -93,3 +94,23 @@ def test_which_samplers_learn() -> None:
     assert Asker(None, "minimize", 0).learns and not Asker("random", "minimize", 0).learns
     assert not Asker(optuna.samplers.RandomSampler(), "minimize", 0).learns
     assert Asker(optuna.samplers.TPESampler(), "minimize", 0).name == "TPESampler"
+
+
+def test_restored_trials_are_those_that_optuna_would_have_added() -> None:
+    space = {"lr": distribution_to_json(FloatDistribution(1e-4, 1e-1, log=True))}
+    states = [TrialState.FINISHED, TrialState.STOPPED, TrialState.FAILED, TrialState.RUNNING, TrialState.FINISHED]
+    trials = [
+        TrialRecord(
+            TrialSpec(n, n, {"lr": 0.01 / (n + 1)}, space), s, None if s.value == "failed" else n / 10, 2, "", ()
+        )
+        for n, s in enumerate(states)
+    ]
+    asker = Asker("random", "minimize", 0)
+    asker.restore(trials[::-1])
+    other = optuna.create_study(direction="minimize")
+    other.add_trials([_frozen(t) for t in trials])
+    for mine, theirs in zip(asker.study.trials, other.trials, strict=True):
+        for name in ("number", "state", "values", "params", "distributions", "intermediate_values"):
+            assert getattr(mine, name) == getattr(theirs, name)
+    assert asker.study.best_trial.number == other.best_trial.number == 0
+    assert asker.ask().number == len(trials)

@@ -7,11 +7,12 @@ done to this private study only; the study file sees none of it.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import final
 
 import optuna
 from optuna.storages import InMemoryStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 
 @final
@@ -31,6 +32,20 @@ class PrivateStorage(InMemoryStorage):
             trial = copy.copy(self._get_trial(trial_id))
             trial.params, trial.distributions, trial.system_attrs = {}, {}, {}
             self._set_trial(trial_id, trial)
+
+    def put_back(self, study_id: int, trials: Iterable[FrozenTrial]) -> None:
+        """Add trials of an earlier session, which are this storage's from now on.
+
+        Optuna's own way copies each to its last float: half a minute for 100,000 trials.
+        """
+        with self._lock:
+            kept = self._studies[study_id].trials
+            for trial in trials:
+                self._max_trial_id += 1
+                trial.number, trial._trial_id = len(kept), self._max_trial_id
+                self._trial_id_to_study_id_and_number[trial._trial_id] = (study_id, trial.number)
+                kept.append(trial)
+                self._update_cache(trial._trial_id, study_id)
 
     def take_back(self, trial_id: int) -> None:
         """Remove the trial that was asked for last."""

@@ -6,6 +6,7 @@ Each ask gets a fresh sampler seeded by (study seed, trial number): a study that
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from shoal.spaces import Grid, probe
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
     from shoal.spaces import Space
@@ -206,9 +208,8 @@ class Asker:
 
     def restore(self, trials: Sequence[TrialRecord]) -> None:
         """Put an earlier session's trials back, in the order of their numbers; unfinished ones are running again."""
-        for t in sorted(trials, key=lambda t: t.spec.number):
-            with quiet():
-                self.study.add_trial(_frozen(t))
+        with quiet():
+            self._storage.put_back(self.study._study_id, map(_frozen, sorted(trials, key=lambda t: t.spec.number)))
 
     def plain_study(self) -> optuna.Study:
         """The study without the trials of earlier ones."""
@@ -222,9 +223,15 @@ class Asker:
         return study
 
 
+@functools.lru_cache(maxsize=1024)
+def _distribution(text: str) -> BaseDistribution:
+    from optuna.distributions import json_to_distribution
+
+    return json_to_distribution(text)
+
+
 def _frozen(t: TrialRecord) -> FrozenTrial:
     import optuna
-    from optuna.distributions import json_to_distribution
 
     stopped = t.state is TrialState.STOPPED and t.value is not None
     return optuna.trial.create_trial(
@@ -232,7 +239,7 @@ def _frozen(t: TrialRecord) -> FrozenTrial:
         value=t.value if t.state is TrialState.FINISHED else None,
         params=dict(t.spec.params),
         user_attrs=_lanes(t),
-        distributions={name: json_to_distribution(d) for name, d in t.spec.distributions.items()},
+        distributions={name: _distribution(d) for name, d in t.spec.distributions.items()},
         intermediate_values={t.epoch: t.value} if stopped and t.value is not None else {},
     )
 

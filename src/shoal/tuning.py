@@ -306,10 +306,10 @@ def resume(
         UsageError: If the study was started with an object (a metric, sampler or scheduler of your own) that no file can hold;
             call ``tune`` again with the same arguments instead.
     """
-    from shoal.storage import load_study, shown
+    from shoal.storage import load_meta, shown
 
-    record = load_study(storage, study_name)
-    options = record.meta.get("options")
+    study_name, meta = load_meta(storage, study_name)
+    options = meta.get("options")
     if not isinstance(options, dict):
         raise StorageError(f"{shown(storage)} holds no options to resume with; call tune() with this storage instead.")
     objects = any(options.get(key) is None for key in ("metric", "sampler")) or options.get("metrics", []) is None
@@ -345,7 +345,7 @@ def resume(
         n_trials=cast(int, options["n_trials"]) if n_trials is None else n_trials,
         max_epochs=cast(int, options["max_epochs"]) if max_epochs is None else max_epochs,
         storage=storage,
-        study_name=record.name,
+        study_name=study_name,
         timeout_s=timeout_s,
         loggers=loggers,
         progress=progress,

@@ -30,7 +30,7 @@ from shoal.storage._place import (
     shown,
     title_of,
 )
-from shoal.storage._store import StudyStore, load_study, study_stamp
+from shoal.storage._store import StudyStore, load_meta, load_study, study_stamp
 
 __all__ = [
     "DEFAULT_NAME",
@@ -39,6 +39,7 @@ __all__ = [
     "StudyStore",
     "file_beside",
     "has_password",
+    "load_meta",
     "load_study",
     "place_of",
     "shown",

@@ -38,20 +38,32 @@ _VALUES = (str, int, float, bool, type(None))
 
 def load(place: Place, name: str | None) -> StudyRecord:
     """Read one study of a file or database; see `shoal.storage.load_study`."""
+    with _study(place, name) as (connection, study_id, found):
+        return StudyRecord(
+            name=found,
+            direction=direction_of(connection, study_id),
+            trials=_trials(connection, place, study_id),
+            events=_events(connection, place, study_id),
+            meta=_meta(connection, place, study_id),
+        )
+
+
+def load_meta(place: Place, name: str | None) -> tuple[str, dict[str, Any]]:
+    """A study's name and facts, without its trials; otherwise as `load`."""
+    with _study(place, name) as (connection, study_id, found):
+        return found, _meta(connection, place, study_id)
+
+
+@contextlib.contextmanager
+def _study(place: Place, name: str | None) -> Iterator[tuple[sa.Connection, int, str]]:
+    """A connection that sees one moment, and the study's key and name."""
     database = database_of(place)
     with database.explained("reading"), database.reading() as connection:
         if not has_tables(connection, database):
             raise StorageError(f"{place} is empty and holds no study: check the path.")
         with sound(place, "its list of studies"):
-            study_id, name = _find(connection, place, name)
-            direction = direction_of(connection, study_id)
-        return StudyRecord(
-            name=name,
-            direction=direction,
-            trials=_trials(connection, place, study_id),
-            events=_events(connection, place, study_id),
-            meta=_meta(connection, place, study_id),
-        )
+            study_id, found = _find(connection, place, name)
+        yield connection, study_id, found
 
 
 @contextlib.contextmanager

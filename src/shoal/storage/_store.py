@@ -59,6 +59,13 @@ def load_study(url: str | Path, name: str | None = None) -> StudyRecord:
     return load(place_of(url), name)
 
 
+def load_meta(url: str | Path, name: str | None = None) -> tuple[str, dict[str, Json]]:
+    """A study's name and ``StudyRecord.meta``, without reading its trials; otherwise as `load_study`."""
+    from shoal.storage import _load
+
+    return _load.load_meta(place_of(url), name)
+
+
 def study_stamp(url: str | Path) -> object:
     """Something that differs when what is stored may differ: cheaper to get than the study."""
     from shoal.storage._database import database_of

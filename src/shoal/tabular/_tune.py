@@ -286,9 +286,9 @@ def seed_of(storage: str | Path, study_name: str | None = None) -> int:
     Raises:
         StorageError: If the file is missing or no study.
     """
-    from shoal.storage import load_study
+    from shoal.storage import load_meta
 
-    kept = load_study(storage, study_name).meta.get("options")
+    kept = load_meta(storage, study_name)[1].get("options")
     seed = kept.get("seed") if isinstance(kept, dict) else None
     return seed if isinstance(seed, int) else 0
 
