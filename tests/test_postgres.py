@@ -27,6 +27,7 @@ from postgres_server import server as shared_server
 from shoal.errors import StorageError, StudyLockedError, UsageError
 from shoal.records import EpochRow, StudyRecord, TrialResult, TrialSpec, TrialState
 from shoal.storage import StudyStore, _postgres_owner, has_password, load_study, place_of, study_stamp
+from shoal.study_file import _summary
 from test_storage_faults import OWNER, SRC
 
 SECRET = quote(PASSWORD, safe="")
@@ -381,6 +382,7 @@ def test_a_place_shows_no_password() -> None:
     assert str(place_of(place.optuna_url)) == str(place) and f":{SECRET}@" in place.optuna_url
     assert str(place_of("postgresql://[::1]:5432/a?password=hidden")) == "postgresql://[::1]:5432/a"
     assert has_password("postgresql:///a?password=hidden")
+    assert _summary._storage(url) == str(place)  # `shoal check` prints where a study will lie
 
 
 def test_without_psycopg_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,5 +76,7 @@ def _storage(storage: Any) -> str:
     text = str(storage)
     path = Path(text.removeprefix("sqlite:///"))
     if "://" in text and not text.startswith("sqlite:///"):
-        return text
+        from shoal.storage import shown
+
+        return shown(text)  # a password is not printed
     return f"{text} ({'exists: the study in it goes on' if path.exists() else 'new'})"
