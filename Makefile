@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: demo test lint docs recipes bench bench-search fuzz audit bench-storage clean
+.PHONY: demo test lint docs recipes bench bench-search fuzz audit bench-storage torture soak clean
 
 # hatchling comes first and builds without isolation, so that it too is the pinned one.
 $(STAMP): pyproject.toml constraints.txt
@@ -65,6 +65,13 @@ bench-search: $(STAMP)
 	$(BIN)/python benchmarks/search.py replay curves/digits.npz --metric loss
 	$(BIN)/python benchmarks/search.py replay curves/digits.npz --metric accuracy
 	$(BIN)/python benchmarks/search.py run none asha hyperband top_k
+
+# Kills studies at random moments and compares what they end with (half an hour on two cores); many trials in one process.
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/torture.py
+
+soak: $(STAMP)
+	$(BIN)/python benchmarks/soak.py --trials 20000
 
 clean:
 	rm -rf $(VENV) $(AUDIT) demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

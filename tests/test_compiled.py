@@ -165,7 +165,7 @@ def test_the_width_changes_no_bit() -> None:
 def pool_of(define: Callable[[Any], Recipe], specs: list[TrialSpec], work: Work) -> Pool:
     """A pool in which the trials train, on native kernels from the start."""
     out = Pool(work, lambda spec: rebuild(define, spec, work), measure=False, native=True)
-    out._wants_native, out._kernels = False, KERNELS[-1]
+    out.may_upgrade, out._kernels = False, KERNELS[-1]
     out.admit([candidate(define, spec, work) for spec in specs])
     return out
 

@@ -26,7 +26,7 @@ from shoal.lanes.pool import Candidate
 from shoal.lanes.solo import Solo
 from shoal.lanes.together import Together
 from shoal.metrics import standard_metrics
-from shoal.records import EpochRow, Event, TrialRecord, TrialSpec, TrialState, part_key, part_of
+from shoal.records import EpochRow, Event, Json, TrialRecord, TrialSpec, TrialState, part_key, part_of
 from shoal.replay import replay
 from shoal.storage import load_study
 
@@ -420,6 +420,10 @@ class Forgetful:
     def remove(self, trial: int) -> None:
         (self.epochs if trial in self.epochs else self.paused).pop(trial)
 
+    def snapshot(self, folder: Path, stem: str) -> dict[str, Json]:
+        return {}
+
+    def restore(self, folder: Path, facts: Mapping[str, Any], specs: Mapping[int, TrialSpec], rounds: int) -> None: ...
     def drain_events(self) -> list[Event]:
         return [Event(0, "left", part_key(3, 1), 0, 2)]
 

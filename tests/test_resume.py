@@ -140,24 +140,22 @@ def test_what_a_killed_study_ends_with_is_what_it_would_have_been(folder: Path) 
     assert shoal(folder, "tune", "killed.py", *words, "--storage", "whole.db", "--quiet").returncode == 0
     killed, whole = (load_study(str(folder / name)).trials for name in ("killed.db", "whole.db"))
     assert [t.spec for t in killed] == [t.spec for t in whole]
-    assert [t.rows[-1].epoch for t in killed] == [4] * 40
-    # Trials that ran when it was killed start over, together with fewer others: at another width, so not to the last bit.
-    for ours, theirs in zip(killed, whole, strict=True):
-        assert [r.value for r in ours.rows] == pytest.approx([r.value for r in theirs.rows], rel=1e-2)
+    for ours, theirs in zip(killed, whole, strict=True):  # to the last bit
+        assert [(r.epoch, r.train_loss, r.value) for r in ours.rows] == [
+            (r.epoch, r.train_loss, r.value) for r in theirs.rows
+        ]
 
 
 def test_a_worker_that_is_killed(folder: Path) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core has no workers")
-    process = start(folder, "--n-trials", "128", "--max-epochs", "30", "--storage", "killed.db")
+    process = start(folder, "--n-trials", "64", "--max-epochs", "12", "--storage", "killed.db")
     wait_for(folder / "killed.db", 1, process)
     workers = children(process.pid)
     assert workers
     os.kill(workers[0], signal.SIGKILL)
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "shoal: error: a worker process died (exit code -9" in error and "resume the study" in error
-    assert "Traceback" not in error
-    again = shoal(folder, "resume", "killed.db", "killed.py", "--timeout", "1", "--quiet")
-    assert again.returncode == 0, again.stderr
-    assert len(load_study(str(folder / "killed.db")).trials) == 128
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert "a worker process died (exit code -9" in error and "It goes on by itself now" in error
+    trials = load_study(str(folder / "killed.db")).trials
+    assert [(t.state, len(t.rows)) for t in trials] == [(TrialState.FINISHED, 12)] * 64

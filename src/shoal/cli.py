@@ -1,7 +1,7 @@
 """The command line: the library's functions under the same names, for people who start studies from a shell.
 
 It parses, calls, prints and turns errors into exit codes: 0 done, 1 the study or its file failed, 2 wrong usage, 130
-stopped by Ctrl-C. Progress goes to standard error and results to standard output, so that both can be redirected.
+stopped by Ctrl-C, 143 by SIGTERM. Progress goes to standard error and results to standard output, so that both can be redirected.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from shoal.records import Json, StudyRecord
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
+EXIT_TERMINATED: Final = 143
 
 # Destinations of command-line options that are keywords of shoal.tune under the same name.
 _TUNE_KEYWORDS: Final = (
@@ -44,6 +45,7 @@ _TUNE_KEYWORDS: Final = (
     "seed",
     "device",
     "timeout_s",
+    "trial_timeout_s",
     "max_total_epochs",
     "target_value",
     "patience_trials",
@@ -247,6 +249,15 @@ def _add_budget(parser: argparse.ArgumentParser, *, resume: bool) -> None:
         default=absent,
         help="stop after so long",
     )
+    if not resume:
+        parser.add_argument(
+            "--trial-timeout",
+            metavar="SECONDS",
+            type=_positive_float,
+            dest="trial_timeout_s",
+            default=absent,
+            help="cut a trial off whose define, or one epoch, takes longer",
+        )
     parser.add_argument(
         "--max-total-epochs",
         metavar="N",
@@ -517,7 +528,9 @@ def _finish(study: Any, storage: object, arguments: argparse.Namespace, tuned: A
         command = shlex.join(["shoal", "resume", str(_where(storage)), *data_files.again(arguments), *named])
         print(f"shoal: {stopped}; go on with: {command}", file=sys.stderr)
     # A limit is what the user asked for: running into it is no failure.
-    return EXIT_INTERRUPTED if stopped == "interrupted" else 0
+    if stopped != "interrupted":
+        return 0
+    return EXIT_TERMINATED if getattr(study, "terminated", False) else EXIT_INTERRUPTED
 
 
 def _where(storage: object) -> str | None:

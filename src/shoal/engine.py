@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -49,6 +49,27 @@ class Ledger(Protocol):
 
     def progress(self, pool: Trainer, epochs_per_s: float, elapsed_s: float) -> Progress: ...
 
+    def snapshot(self, standing: Standing, pool: Trainer, *, last: bool) -> None:
+        """Called between two rounds, when everything that happened was recorded; ``last`` if none follows for now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the engine stands between two rounds.
+
+    Attributes:
+        tick: Rounds that have been run.
+        running, paused: Trial -> its last recorded epoch.
+        bare: Paused trials of which nothing but rows is kept: when promoted, they train again from the start, unseen until they are
+            past their last row.
+    """
+
+    tick: int = 0
+    running: Mapping[int, int] = field(default_factory=dict)
+    paused: Mapping[int, int] = field(default_factory=dict)
+    bare: frozenset[int] = frozenset()
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -64,8 +85,8 @@ class Engine:
     """Runs a study's trials on one device until there are none left, time is up, or someone says stop.
 
     Args:
-        paused: Trials that an earlier session left paused, with their rows. Their state is not kept: when promoted, they
-            train again from the start, unseen until they are past their last row.
+        standing: Where an earlier session left off. The pool has whoever is running then, and whoever is paused and not bare.
+        rows: Of those trials.
     """
 
     def __init__(
@@ -75,23 +96,25 @@ class Engine:
         scheduler: Scheduler,
         rules: Rules,
         lanes: int,
-        tick: int = 0,
-        paused: Mapping[int, Sequence[EpochRow]] | None = None,
+        standing: Standing | None = None,
+        rows: Mapping[int, Sequence[EpochRow]] | None = None,
     ) -> None:
+        standing = standing or Standing()
         self.ledger, self.pool, self.scheduler, self.rules = ledger, pool, scheduler, rules
-        self.lanes, self.tick = lanes, tick
+        self.lanes, self.tick = lanes, standing.tick
         self.epochs_done = 0
-        self._running: set[int] = set()
-        self._paused: dict[int, int] = {}  # trial -> the epoch it was paused at
-        self._bare: set[int] = set(paused or ())  # paused trials of which the pool has nothing
+        self._running = set(standing.running)
+        self._paused = dict(standing.paused)  # trial -> the epoch it was paused at
+        self._bare = set(standing.bare)  # paused trials of which the pool has nothing
         self._reached: dict[int, int] = {}  # trial -> its last recorded epoch
         self._best: dict[int, tuple[float, int]] = {}  # trial -> (value, epoch) of its best epoch
         self._last_finite: dict[int, tuple[float, int]] = {}
         self._events: list[Event] = []
-        for trial, rows in (paused or {}).items():
-            for row in rows:
+        for trial, epoch in {**standing.running, **standing.paused}.items():
+            if epoch:
+                self._reached[trial] = epoch
+            for row in (rows or {}).get(trial, ()):
                 self._note_value(trial, row.value, row.epoch)
-            self._paused[trial] = self._reached[trial] = rows[-1].epoch
 
     def run(
         self,
@@ -103,9 +126,11 @@ class Engine:
     ) -> None:
         """The loop. Trials that still run when it is told to stop stay unfinished in the study, for ``resume``."""
         started = time.perf_counter()
-        while not stop():
+        while True:
             elapsed = time.perf_counter() - started
-            if timeout_s is not None and elapsed >= timeout_s:
+            over = stop() or (timeout_s is not None and elapsed >= timeout_s)
+            self.ledger.snapshot(self._standing(), self.pool, last=over)
+            if over:
                 break
             self._fill(clock())
             if self.pool.n_running == 0:
@@ -119,6 +144,12 @@ class Engine:
             self.epochs_done += len(measured)
             elapsed = time.perf_counter() - started
             report(self.ledger.progress(self.pool, self.epochs_done / max(elapsed, 1e-9), elapsed))
+
+    def _standing(self) -> Standing:
+        reached = self._reached
+        return Standing(
+            self.tick, {n: reached.get(n, 0) for n in sorted(self._running)}, dict(self._paused), frozenset(self._bare)
+        )
 
     # -- filling lanes ----------------------------------------------------------------------------------------------------
 

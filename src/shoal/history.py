@@ -58,6 +58,16 @@ class History:
         return max((e.tick for e in self.events), default=0)
 
     @property
+    def elapsed_s(self) -> float:
+        """Seconds of work on the study so far; time goes on from here, so that it never goes back."""
+        spent = self.meta.get("elapsed_s")
+        known = float(spent) if isinstance(spent, int | float) else 0.0
+        last = (rows[-1] for rows in self.rows.values())
+        return max(
+            known, *(max((x.time_s for x in xs), default=0.0) for xs in (last, self.results.values(), self.events))
+        )
+
+    @property
     def record(self) -> StudyRecord:
         """All of it, frozen."""
         trials = []

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from shoal.asking import Asker
+from shoal.engine import Standing
 from shoal.errors import StorageError, UsageError
 from shoal.history import History
-from shoal.records import Direction, EpochRow, Json, StudyRecord, TrialRecord, TrialSpec, TrialState
+from shoal.records import Direction, Event, Json, StudyRecord, TrialRecord, TrialResult, TrialSpec, TrialState
 from shoal.schedulers import Observation, Scheduler
+from shoal.snapshots import Snapshot, Snapshots, of_meta, whole
 from shoal.weights import WeightStore, weights_file
 
 if TYPE_CHECKING:
@@ -41,14 +44,38 @@ class Restored:
     Attributes:
         history: Of the study so far.
         weights: Those kept of it.
+        standing: Where the engine goes on.
         pending: Trials to run again from their first epoch.
-        paused: Trials that are paused, with their rows.
+        asked_before: Trials that were asked after the snapshot, which are asked again, in this order and with the same parameters.
+        ended_before: How trials ended after the snapshot. They will end so again.
+        events_before, rounds_before: The journal after the snapshot, and the last round that is known of.
+        snapshot: What the pool goes on from, if anybody trained.
+        snapshots: Takes those to come; None without a study file.
     """
 
     history: History
     weights: WeightStore
-    pending: list[TrialSpec]
-    paused: dict[int, list[EpochRow]]
+    standing: Standing
+    pending: Sequence[TrialSpec] = ()
+    asked_before: Sequence[TrialSpec] = ()
+    ended_before: Mapping[int, TrialResult] = field(default_factory=dict)
+    events_before: Sequence[Event] = ()
+    rounds_before: int = 0
+    snapshot: Snapshot | None = None
+    snapshots: Snapshots | None = None
+
+
+def recorded_pools(storage: str | Path | None, name: str | None) -> int | None:
+    """How many processes trained when a study was interrupted; None when it does not matter."""
+    if storage is None:
+        return None
+    from shoal.storage import DEFAULT_NAME, load_meta
+
+    try:
+        found = of_meta(load_meta(storage, DEFAULT_NAME if name is None else name)[1])
+    except StorageError:  # no file yet, or one that will be refused when it is opened
+        return None
+    return (found[0].n_pools or None) if found else None
 
 
 def restore(
@@ -60,8 +87,10 @@ def restore(
     direction: Direction,
     max_epochs: int,
     pauses: bool,
+    best_epoch: bool,
+    weights: WeightStore | None = None,
 ) -> Restored:
-    """Take a study up where its file left it.
+    """Take a study up where its file left it: at its last snapshot, or else with what its rows alone allow.
 
     Args:
         previous: What the study file holds, or None for a new study.
@@ -70,32 +99,146 @@ def restore(
         store: The study file, if any. Trials that run again are reopened in it.
         max_epochs: Epochs of a full trial; more than before means that finished trials run again.
         pauses: Whether the scheduler pauses trials. If not, or if it is another one than before, paused trials run again.
+        best_epoch: Whether trials are judged by their best epoch.
+        weights: Those kept so far, when they are at hand.
     """
     folder = None if store is None else store.beside(".weights")
+    sign = 1.0 if direction == "minimize" else -1.0
     name = "shoal" if store is None else store.name
-    again: list[int] = []
-    paused: dict[int, list[EpochRow]] = {}
     if previous is None:
-        history = History(name, direction, dict(facts))
+        start = Restored(History(name, direction, dict(facts)), weights or WeightStore(folder, sign), Standing())
     else:
-        longer = max_epochs > _max_epochs(previous, max_epochs)
-        if pauses and not longer and previous.meta.get("scheduler") == facts["scheduler"]:
-            paused = _paused(previous)
-        states = {TrialState.RUNNING, TrialState.FINISHED} if longer else {TrialState.RUNNING}
-        again = [t.spec.number for t in previous.trials if t.state in states and t.spec.number not in paused]
-        trials = tuple(_reopened(t) if t.spec.number in again else t for t in previous.trials)
-        record = StudyRecord(name, direction, trials, previous.events, previous.meta)
-        # A winner that trains again is another one: what was measured on it no longer holds.
-        stale = ("winner", "test", "test_trial") if longer else ()
-        history = History.of(record, {**{k: v for k, v in previous.meta.items() if k not in stale}, **facts})
-        asker.restore([_as_seen(t) if t.spec.number in paused else t for t in trials])
-        if store is not None and again:
-            store.restart(again)
-    kept = {} if previous is None or folder is None else _weights_kept(previous, folder, again)
-    if store is not None:
-        store.set_meta(history.meta)
-    weights = WeightStore(folder, history.sign, kept)
-    return Restored(history, weights, [history.specs[n] for n in sorted(again)], paused)
+        start = _exactly(previous, facts, store, max_epochs, folder, sign) or _roughly(
+            previous, facts, store, max_epochs, pauses, folder, sign
+        )
+        if weights is not None:
+            start = replace(start, weights=weights)
+        asker.restore(_as_seen(start, best_epoch))
+    history, standing = start.history, start.standing
+    if store is None:
+        return start
+    if start.snapshots is None:
+        now = Snapshot(
+            standing.tick,
+            history.elapsed_s,
+            len(history.specs),
+            len(history.events),
+            {**standing.running, **standing.paused},
+            standing.paused,
+            sorted(standing.bare),
+            [spec.number for spec in start.pending],
+        )
+        start = replace(start, snapshots=Snapshots(_folder(store), [now]))
+        assert start.snapshots is not None
+    history.meta["snapshots"] = start.snapshots.as_json() if start.snapshots is not None else []
+    store.set_meta(history.meta)
+    return start
+
+
+def _folder(store: StudyStore) -> Path:
+    return store.beside(".snapshots")
+
+
+def _exactly(
+    previous: StudyRecord,
+    facts: Mapping[str, Json],
+    store: StudyStore | None,
+    max_epochs: int,
+    folder: Path | None,
+    sign: float,
+) -> Restored | None:
+    """Go back to the last snapshot, from where all that came after it will come again; None where that cannot be promised.
+
+    Nothing is taken out of the study file: what came after the snapshot stays in it until the same comes again.
+    """
+    known = of_meta(previous.meta)
+    if store is None or not known or max_epochs > _max_epochs(previous, max_epochs):
+        return None
+    at = whole(known, _folder(store))
+    if at is None:
+        return None
+    trials: list[TrialRecord] = []
+    asked_before: list[TrialSpec] = []
+    ended_before: dict[int, TrialResult] = {}
+    later: set[float] = set()
+    for t in previous.trials:
+        number = t.spec.number
+        kept = None
+        if number >= at.n_asked:
+            asked_before.append(t.spec)
+            kept = 0
+        elif number in at.pending:
+            kept = 0
+        elif number in at.open:
+            kept = at.open[number]
+        elif t.state is TrialState.RUNNING:
+            return None  # rows and snapshot do not belong together
+        if kept is None:
+            trials.append(t)
+            continue
+        if t.state is not TrialState.RUNNING:
+            ended_before[number] = TrialResult(number, t.state, t.value, t.epoch, t.reason, t.time_s)
+        later |= {row.time_s for row in t.rows if row.epoch > kept}
+        if number < at.n_asked:
+            rows = tuple(row for row in t.rows if row.epoch <= kept)
+            trials.append(TrialRecord(t.spec, TrialState.RUNNING, None, kept, "", rows))
+    events = previous.events[at.n_events :]
+    anything = bool(asked_before or ended_before or later or events)
+    same = all(previous.meta.get(key) == facts[key] for key in ("options", "hardware", "sampler", "scheduler"))
+    if (anything and not same) or len(previous.events) < at.n_events:
+        return None
+    record = StudyRecord(
+        previous.name, previous.direction, tuple(trials), previous.events[: at.n_events], previous.meta
+    )
+    history = History.of(record, {**previous.meta, **facts, "elapsed_s": at.time_s})
+    store.rewind(at.n_events)
+    until = max([at.tick + len(later), *(e.tick for e in events)])
+    running = {n: epoch for n, epoch in at.open.items() if n not in at.paused}
+    return Restored(
+        history,
+        WeightStore(folder, sign, _weights_kept(trials, folder)),
+        Standing(at.tick, running, at.paused, frozenset(at.bare)),
+        [history.specs[n] for n in at.pending],
+        asked_before,
+        ended_before,
+        events,
+        until,
+        at if at.pool is not None else None,
+        Snapshots(_folder(store), [at]),
+    )
+
+
+def _roughly(
+    previous: StudyRecord,
+    facts: Mapping[str, Json],
+    store: StudyStore | None,
+    max_epochs: int,
+    pauses: bool,
+    folder: Path | None,
+    sign: float,
+) -> Restored:
+    """Go on with what the rows allow: trials that were running start again from their first epoch, paused ones if promoted."""
+    longer = max_epochs > _max_epochs(previous, max_epochs)
+    paused = _paused(previous) if pauses and not longer and previous.meta.get("scheduler") == facts["scheduler"] else {}
+    states = {TrialState.RUNNING, TrialState.FINISHED} if longer else {TrialState.RUNNING}
+    again = [t.spec.number for t in previous.trials if t.state in states and t.spec.number not in paused]
+    trials = tuple(_reopened(t) if t.spec.number in again else t for t in previous.trials)
+    record = StudyRecord(previous.name, previous.direction, trials, previous.events, previous.meta)
+    # A winner that trains again is another one: what was measured on it no longer holds.
+    stale = ("winner", "test", "test_trial") if longer else ()
+    meta = {**{k: v for k, v in previous.meta.items() if k not in stale}, **facts}
+    history = History.of(record, meta)
+    if store is not None and again:
+        store.restart(again)
+    for number in again:
+        if folder is not None:
+            weights_file(folder, number).unlink(missing_ok=True)
+    return Restored(
+        history,
+        WeightStore(folder, sign, _weights_kept(trials, folder)),
+        Standing(history.tick, paused=paused, bare=frozenset(paused)),
+        [history.specs[n] for n in sorted(again)],
+    )
 
 
 def _max_epochs(previous: StudyRecord, default: int) -> int:
@@ -103,44 +246,55 @@ def _max_epochs(previous: StudyRecord, default: int) -> int:
     return cast(int, before.get("max_epochs", default)) if isinstance(before, dict) else default
 
 
-def _paused(previous: StudyRecord) -> dict[int, list[EpochRow]]:
-    """Trials whose last event of the kind is a pause and that have not ended, with their rows."""
+def _paused(previous: StudyRecord) -> dict[int, int]:
+    """Trials whose last event of the kind is a pause and that have not ended -> their last epoch."""
     last = {e.trial: e.kind for e in previous.events if e.kind in ("paused", "promoted")}
     return {
-        t.spec.number: list(t.rows)
+        t.spec.number: t.rows[-1].epoch
         for t in previous.trials
         if t.state is TrialState.RUNNING and last.get(t.spec.number) == "paused" and t.rows
     }
 
 
-def _as_seen(trial: TrialRecord) -> TrialRecord:
-    """A paused trial as samplers see it: stopped where it was paused."""
-    row = trial.rows[-1]
-    return replace(trial, state=TrialState.STOPPED, value=row.value, epoch=row.epoch)
+def _as_seen(start: Restored, best_epoch: bool) -> list[TrialRecord]:
+    """Trials as samplers saw them: one that was paused counts as stopped there, also when it has been promoted since."""
+    history = start.history
+    pending = {spec.number for spec in start.pending}
+    paused = {e.trial: cast(int, e.data["epoch"]) for e in history.events if e.kind == "paused"}
+    out = []
+    for t in history.record.trials:
+        at = paused.get(t.spec.number)
+        rows = [row for row in t.rows if at is not None and row.epoch <= at and row.value == row.value]
+        if t.state is TrialState.RUNNING and rows and t.spec.number not in pending:
+            row = min(rows, key=lambda r: (history.sign * r.value, r.epoch)) if best_epoch else rows[-1]
+            t = replace(t, state=TrialState.STOPPED, value=row.value, epoch=row.epoch)
+        out.append(t)
+    return out
 
 
 def _reopened(trial: TrialRecord) -> TrialRecord:
     return TrialRecord(trial.spec, TrialState.RUNNING, None, 0, "", ())
 
 
-def _weights_kept(previous: StudyRecord, folder: Path, again: Sequence[int]) -> dict[int, tuple[float, str]]:
+def _weights_kept(trials: Sequence[TrialRecord], folder: Path | None) -> dict[int, tuple[float, str]]:
     """Trial number -> (value, file). The folder and not the list in the study file: a study that was killed had no time to
     bring that up to date."""
-    kept: dict[int, tuple[float, str]] = {}
-    for t in previous.trials:
-        path = weights_file(folder, t.spec.number)
-        if t.spec.number in again:
-            path.unlink(missing_ok=True)
-        elif t.state is TrialState.FINISHED and t.value is not None and path.exists():
-            kept[t.spec.number] = (t.value, str(path))
-    return kept
+    if folder is None:
+        return {}
+    finished = {t.spec.number: t.value for t in trials if t.state is TrialState.FINISHED and t.value is not None}
+    paths = {number: weights_file(folder, number) for number in finished}
+    return {number: (finished[number], str(path)) for number, path in paths.items() if path.exists()}
 
 
 def show(scheduler: Scheduler, history: History) -> None:
     """Show a scheduler what earlier sessions saw, round by round."""
     rounds: dict[float, list[Observation]] = {}
     for row in (row for rows in history.rows.values() for row in rows):
-        if row.value == row.value:  # all rows of a round bear the same time
+        loss = row.metrics.get("loss", 0.0)
+        if (
+            row.value == row.value and math.isfinite(row.train_loss) and math.isfinite(loss)
+        ):  # else it ended there, unseen
+            # All rows of a round bear the same time.
             rounds.setdefault(row.time_s, []).append(Observation(row.trial, row.epoch, history.sign * row.value))
     for _, seen in sorted(rounds.items()):
         scheduler.observe(seen)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,24 +18,25 @@ import torch
 from shoal.asking import Asker
 from shoal.bystander import Bystander
 from shoal.data import Datasets
-from shoal.engine import Engine
+from shoal.engine import Engine, Standing
 from shoal.errors import FuseError, RecipeError, ReplayError, StudyError, blame
-from shoal.history import History
+from shoal.lanes.limits import SETUP_S, at_most
 from shoal.lanes.parts import Parts
 from shoal.lanes.pool import Candidate
 from shoal.lanes.workers import Trainer
 from shoal.loggers import Logging
 from shoal.progress import ProgressMode, make_progress
 from shoal.recipe import Recipe
-from shoal.records import EpochRow, Event, Progress, TrialResult, TrialSpec, TrialState
+from shoal.records import EpochRow, Event, Progress, TrialRecord, TrialResult, TrialSpec, TrialState
 from shoal.replay import Define, replay, run_define
 from shoal.signature import Signer, lane_trial
+from shoal.snapshots import Snapshot
 from shoal.spaces import PointKey, point_key
 from shoal.stages import Stage
 from shoal.stopping import Limits, Tally
-from shoal.weights import WeightStore
 
 if TYPE_CHECKING:
+    from shoal.restoring import Restored
     from shoal.storage import StudyStore
 
 # After this many trials in a row without one that trained, the fault is in ``define`` or the data, not in the trials.
@@ -46,44 +50,51 @@ class Session:
 
     def __init__(
         self,
-        history: History,
         *,
         define: Define,
         data: Datasets,
         asker: Asker,
         store: StudyStore | None,
-        weights: WeightStore,
         signer: Signer,
         n_trials: int,
-        pending: Sequence[TrialSpec],
+        start: Restored,
         best_epoch: bool,
         limits: Limits,
         logging: Logging,
         parts: Parts | None = None,
+        trial_timeout_s: float | None = None,
     ) -> None:
-        self.history, self.n_trials, self.pending = history, n_trials, list(pending)
+        self._limit_s = trial_timeout_s
+        history, weights = start.history, start.weights
+        self.history, self.n_trials, self.pending = history, n_trials, list(start.pending)
+        self._asked_before = deque(start.asked_before)
+        self._ended_before = dict(start.ended_before)
+        self._snapshots = start.snapshots
         self._define, self._data, self._asker, self._signer = define, data, asker, signer
         self._store, self._weights, self._best_epoch = store, weights, best_epoch
         self._logging = logging
         self._parts = parts or Parts()
         self._n_train = self._parts.n_train(0, data.train.n)  # what ``define`` is told when a trial is asked
         self._bystander = Bystander()
-        self.interrupted = self.timed_out = False
+        self.interrupted = self.timed_out = self.terminated = False
         self.stop_reason = ""
         self._tally = Tally.of(limits, history.sign, history.rows, history.results, history.events)
-        spent = history.meta.get("elapsed_s")
-        self._started = time.time() - (float(spent) if isinstance(spent, int | float) else 0.0)
+        self._started = time.monotonic() - history.elapsed_s
         self._failures: list[str] = []
         # Configurations that are in training, if discrete; for a sampler that tries each once, those that were as well.
-        self._points: dict[PointKey | None, int] = {
-            point_key(spec.params, spec.distributions): number
-            for number, spec in history.specs.items()
-            if asker.exhaustive or number not in history.results
-        }
+        self._points: dict[PointKey, set[int]] = {}
+        for number, spec in history.specs.items():
+            if asker.exhaustive or number not in history.results:
+                self._occupy(spec)
+
+    def _occupy(self, spec: TrialSpec) -> None:
+        key = point_key(spec.params, spec.distributions)
+        if key is not None:
+            self._points.setdefault(key, set()).add(spec.number)
 
     def clock(self) -> float:
         """Seconds of work on this study, earlier sessions included."""
-        return time.time() - self._started
+        return time.monotonic() - self._started
 
     def run(self, engine: Engine, timeout_s: float | None, progress: ProgressMode, opening: str = "") -> None:
         """Run the engine until it has no more to do, a limit is reached, time is up, or someone presses Ctrl-C.
@@ -92,10 +103,11 @@ class Session:
             opening: Said first.
         """
         sink = make_progress(progress)
+        sent: list[int] = []
         try:
             if opening:
                 sink.message(opening)
-            with _interruptible() as asked_to_stop:
+            with _interruptible(sent) as asked_to_stop:
 
                 def stop() -> bool:
                     return asked_to_stop() or bool(self._tally.reason)
@@ -107,6 +119,7 @@ class Session:
                     self.stop_reason = self._tally.reason
                 self.interrupted = unfinished and not self.stop_reason
                 self.timed_out = self.interrupted and not asked_to_stop()
+                self.terminated = signal.SIGTERM in sent
                 if self.stop_reason:
                     sink.message(f"stopped: {self.stop_reason}")
         finally:
@@ -119,7 +132,8 @@ class Session:
 
     @property
     def more(self) -> bool:
-        return bool(self.pending) or (self.n_asked < self.n_trials and not self._asker.exhausted)
+        waiting = bool(self.pending or self._asked_before)
+        return waiting or (self.n_asked < self.n_trials and not self._asker.exhausted)
 
     def again(self, number: int) -> list[Candidate]:
         spec = self.history.specs[number]
@@ -141,11 +155,12 @@ class Session:
         while len(out) < n and self.pending:
             out += self.again(self.pending.pop(0).number)
         while len(out) < n and not self.pending and self.more:
-            got = self._next()
+            got = self._next_again() if self._asked_before else self._next()
             if got is None:
                 break
             spec, recipe, error = got
             history.specs[spec.number] = spec
+            self._occupy(spec)
             asked.append(spec)
             if recipe is not None:
                 try:
@@ -157,8 +172,9 @@ class Session:
             self._failures.append(error)
             if len(self._failures) >= _HOPELESS and all(s.number < _HOPELESS for s in asked):
                 break
-        if asked and self._store is not None:
-            self._store.asked(asked)
+        if self._store is not None:
+            first = self._store.n_trials
+            self._store.asked([spec for spec in asked if spec.number >= first])
         if failed:
             self.record([], failed, [])
         return out
@@ -189,9 +205,18 @@ class Session:
                     return None
                 break
             trial = self._asker.ask_again(trial, attempt)
-        if key is not None:
-            self._points[key] = spec.number
         return spec, recipe, error
+
+    def _next_again(self) -> tuple[TrialSpec, Recipe | None, str]:
+        """A trial that was asked for in a round that is run again, with the parameters that it was given then."""
+        spec = self._asked_before.popleft()
+        self._asker.restore([TrialRecord(spec, TrialState.RUNNING, None, 0, "", ())])
+        try:
+            return spec, replay(self._define, spec, self._n_train, self._data.train.form), ""
+        except ReplayError:
+            raise
+        except Exception as e:
+            return spec, None, _said(spec.number, e)
 
     def _check_hopeless(self) -> None:
         results = self.history.results
@@ -208,11 +233,11 @@ class Session:
         """A trial's parts, ready to start; ``recipe`` is that of the first."""
         target, parts = self._data.train.tensors[-1], self._parts
         first, *others = parts.split(spec)
-        out = [candidate(first, recipe, self._signer, target, parts)]
+        out = [candidate(first, recipe, self._signer, target, parts, self._limit_s)]
         for other in others:
             train = self._data.train
             again = replay(self._define, other, parts.n_train(other.part, train.n), train.form)
-            out.append(candidate(other, again, self._signer, target, parts))
+            out.append(candidate(other, again, self._signer, target, parts, self._limit_s))
         return out
 
     def record(self, rows: Sequence[EpochRow], results: Sequence[TrialResult], events: Sequence[Event]) -> None:
@@ -225,15 +250,17 @@ class Session:
             history.results[result.number] = result
             self._asker.tell(result)
             if not self._asker.exhaustive:
-                spec = history.specs[result.number]
-                self._points.pop(point_key(spec.params, spec.distributions), None)
+                self._leave(history.specs[result.number])
+            self._compare(result)
         history.events.extend(events)
         self._tally.count(rows, results, events)
         self._logging.record(history.specs, rows, results)
+        if self._snapshots is not None and any(e.kind in ("narrowed", "cut off") for e in events):
+            self._snapshots.hurry()
         if self._store is not None:
+            self._store.happened(events)  # first: whatever depends on what was decided is stored after it
             self._store.recorded(rows)
             self._store.ended(results)
-            self._store.happened(events)
         if any(r.number < _HOPELESS for r in results):
             self._check_hopeless()
 
@@ -243,6 +270,47 @@ class Session:
         if row is None or result.value is None:
             return result
         return replace(result, lanes=row.lanes, standard_error=row.standard_error)
+
+    def _leave(self, spec: TrialSpec) -> None:
+        key = point_key(spec.params, spec.distributions)
+        if key in self._points:
+            self._points[key].discard(spec.number)
+            if not self._points[key]:
+                del self._points[key]
+
+    def _compare(self, result: TrialResult) -> None:
+        """A round that is run again must give what it gave."""
+        before = self._ended_before.pop(result.number, None)
+        if before is None or (before.state, before.value, before.epoch) == (result.state, result.value, result.epoch):
+            return
+        warnings.warn(
+            f"trial {result.number} was {before.state} with {before.value} at epoch {before.epoch} before the interruption, "
+            f"and is {result.state} with {result.value} at epoch {result.epoch} now: something that it uses does not repeat "
+            "(code, a library, this machine). What holds is what it gave now.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+    def snapshot(self, standing: Standing, pool: Trainer, *, last: bool) -> None:
+        """Take a snapshot if it is time for one, or if no round follows for now."""
+        taking, store = self._snapshots, self._store
+        if taking is None or store is None or not (last or taking.due()):
+            return
+        now = Snapshot(
+            standing.tick,
+            self.clock(),
+            self.n_asked,
+            len(self.history.events),
+            {**standing.running, **standing.paused},
+            standing.paused,
+            sorted(standing.bare),
+            [spec.number for spec in self.pending],
+        )
+        if taking.take(now, pool.snapshot):
+            self.history.meta["snapshots"] = taking.as_json()
+            store.set_meta({"snapshots": taking.as_json()})
+            store.flush()
+            taking.tidy()
 
     def pause(self, provisional: TrialResult) -> None:
         self._asker.tell(provisional)
@@ -289,12 +357,21 @@ def _said(number: int, error: Exception) -> str:
 
 
 def candidate(
-    spec: TrialSpec, recipe: Recipe, signer: Signer, target: torch.Tensor, parts: Parts | None = None
+    spec: TrialSpec,
+    recipe: Recipe,
+    signer: Signer,
+    target: torch.Tensor,
+    parts: Parts | None = None,
+    limit_s: float | None = None,
 ) -> Candidate:
-    """A trial, or a part of one, that is ready to start, in a lane or, when it has no lane form, solo."""
+    """A trial, or a part of one, that is ready to start, in a lane or, when it has no lane form, solo.
+
+    Solo too if finding out takes too long.
+    """
     try:
-        signature = signer.sign(recipe)
-        trial = lane_trial(spec, recipe, target)
+        with at_most(limit_s and limit_s + SETUP_S):
+            signature = signer.sign(recipe)
+            trial = lane_trial(spec, recipe, target)
     except FuseError as error:
         return Candidate(spec, recipe, None, reason=str(error))
     except Exception as error:  # alone, the trial either trains or fails with the user's own error
@@ -307,22 +384,44 @@ def candidate(
     return Candidate(spec, recipe, trial, key, signature.quantum, signature.exact)
 
 
+# A system that sends SIGTERM sends SIGKILL some time later (30 s in Kubernetes and Slurm, 10 s in Docker). An epoch that
+# takes longer than this is not waited for; what was queued is still committed.
+GRACE_S = 8.0
+
+
+class Terminated(SystemExit):
+    """SIGTERM came, and the epoch in progress did not end in time."""
+
+
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the engine to stop after the epoch it is in; a second one interrupts at once."""
+def _interruptible(sent: list[int]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask the engine to stop after the epoch it is in. A second Ctrl-C interrupts at once; so does the end of
+    the time that SIGTERM leaves.
+
+    Args:
+        sent: The signal that came is added.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = signal.getsignal(signal.SIGINT)
+    timers: list[threading.Timer] = []
 
     def handler(number: int, frame: Any) -> None:
         if asked.is_set():
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated(128 + number)
         asked.set()
+        sent.append(number)
+        if number == signal.SIGTERM:
+            timers.append(threading.Timer(GRACE_S, os.kill, [os.getpid(), number]))
+            timers[-1].daemon = True
+            timers[-1].start()
 
-    signal.signal(signal.SIGINT, handler)
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, old in before.items():
+            signal.signal(number, old)
+        for timer in timers:
+            timer.cancel()

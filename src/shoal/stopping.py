@@ -65,12 +65,14 @@ class Tally:
         """A tally of what happened in earlier sessions, in the order of its times."""
         tally = cls(limits, sign)
         tally._epochs = sum(len(r) for r in rows.values())
-        left: list[TrialResult | Event] = [*results.values(), *(e for e in events if e.kind == "paused")]
-        for item in sorted(left, key=lambda x: x.time_s):
-            if isinstance(item, Event):
-                tally.count([], [], [item])
-            else:
-                tally.count([], [item], [])
+        rounds: dict[float, tuple[list[TrialResult], list[Event]]] = {}  # all of a round bears the same time
+        for number in sorted(results):
+            rounds.setdefault(results[number].time_s, ([], []))[0].append(results[number])
+        for event in events:
+            if event.kind == "paused":
+                rounds.setdefault(event.time_s, ([], []))[1].append(event)
+        for _, (ended, paused) in sorted(rounds.items()):
+            tally.count([], ended, paused)
         return tally
 
     def count(self, rows: Sequence[EpochRow], results: Sequence[TrialResult], events: Sequence[Event]) -> None:

@@ -33,6 +33,7 @@ class Study:
         record: Everything as plain data (see ``shoal.records``).
         interrupted: Whether the last run was stopped by Ctrl-C or its time limit before all trials had ended.
         timed_out: Whether it was its time limit.
+        terminated: Whether it was SIGTERM.
         stop_reason: Which of its limits (total epochs, target, patience) the last run stopped at; "" for none. The study can be
             continued.
     """
@@ -49,9 +50,10 @@ class Study:
         refit: Callable[[TrialRecord], None] | None = None,
     ) -> None:
         self._history, self._define, self._data = history, define, data
-        self._asker, self._store, self._weights, self._refit = asker, store, weights, refit
-        self.interrupted = self.timed_out = False
+        self._asker, self._store, self.weights, self._refit = asker, store, weights, refit
+        self.interrupted = self.timed_out = self.terminated = False
         self.stop_reason = ""
+        self.died: StudyError | None = None  # of a session that goes on in another one
 
     @property
     def record(self) -> StudyRecord:
@@ -118,7 +120,7 @@ class Study:
         if self._refit is not None:  # of an interrupted study, whose end would have done so
             self._refit(best)
         train = self._data.train
-        return trained(best.spec, lambda spec: replay(self._define, spec, train.n, train.form), self._weights).model
+        return trained(best.spec, lambda spec: replay(self._define, spec, train.n, train.form), self.weights).model
 
     def trials_dataframe(self) -> pd.DataFrame:
         """All trials as a pandas data frame, with Optuna's column names.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -19,11 +21,13 @@ from shoal.errors import RecipeError, StorageError, UsageError
 from shoal.folds import FoldsArgument, facts_of, make_parts
 from shoal.history import History
 from shoal.lanes import native
+from shoal.lanes.decisions import Decisions
 from shoal.lanes.fleet import Work
 from shoal.lanes.lane import Measured
+from shoal.lanes.limits import at_most
 from shoal.lanes.pool import Candidate, Pool
 from shoal.lanes.together import Together
-from shoal.lanes.workers import n_workers, pools
+from shoal.lanes.workers import WorkerDied, n_workers, pools
 from shoal.loggers import Logger, Logging
 from shoal.loggers import check as check_loggers
 from shoal.metrics import Metric, further, resolve, standard_metrics
@@ -33,7 +37,7 @@ from shoal.recipe import Recipe
 from shoal.records import Direction, Json, ParamValue, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.refit import Refitter
 from shoal.replay import Define, check_space, fingerprint, replay, run_define
-from shoal.restoring import check_same, opened, restore, show, warm_trials
+from shoal.restoring import check_same, opened, recorded_pools, restore, show, warm_trials
 from shoal.samplers import SamplerArgument
 from shoal.schedulers import Asha, Promoter, Scheduler
 from shoal.schedulers import resolve as resolve_scheduler
@@ -78,6 +82,7 @@ def tune(
     device: str = "auto",
     reproducible: bool = False,
     timeout_s: float | None = None,
+    trial_timeout_s: float | None = None,
     max_total_epochs: int | None = None,
     target_value: float | None = None,
     patience_trials: int | None = None,
@@ -116,6 +121,8 @@ def tune(
         device: "auto", "cpu", "cuda", ...
         reproducible: Never choose by measured time: what can be fused is, at widths that follow from counts alone.
         timeout_s: Start no further epoch after this many seconds. The study can be continued.
+        trial_timeout_s: How long one call of ``define``, or one epoch of a trial, may take. What takes longer is cut off, and its
+            trial fails; a fleet has that long for each of its lanes. Python code only: a single call into compiled code ends first.
         max_total_epochs: Start no further round once all trials together have trained so many epochs.
         target_value: Stop once a finished trial is as good as this value, or better.
         patience_trials: Stop once so many trials in a row have ended, or been paused, without the best getting better.
@@ -132,6 +139,7 @@ def tune(
     """
     _check_numbers(n_trials, max_epochs, timeout_s, seed)
     check_loggers(loggers)
+    _check_seconds("trial_timeout_s", trial_timeout_s)
     for what, given in (("metric", metric), ("direction", direction)):
         if isinstance(given, list | tuple):
             raise UsageError(
@@ -160,8 +168,14 @@ def tune(
     way: Direction = chosen.direction if chosen is not None else (direction or "minimize")
     metric_name = chosen.name if chosen is not None else "loss"
     limits = Limits(max_total_epochs, target_value, patience_trials)
-    scheme = _scheduler(scheduler, max_epochs, n_trials, way)
-    asker = _asker(sampler, way, seed, enqueue, warm_start, metric_name, define, data.train.n)
+
+    def make_scheme() -> Scheduler:
+        return _scheduler(scheduler, max_epochs, n_trials, way)
+
+    def make_asker() -> Asker:
+        return _asker(sampler, way, seed, enqueue, warm_start, metric_name, define, data.train.n)
+
+    scheme, asker = make_scheme(), make_asker()
     options: dict[str, Json] = {
         "metric": metric_name if not callable(metric) else None,
         "direction": way,
@@ -181,6 +195,7 @@ def tune(
         "seed": seed,
         "device": device,
         "reproducible": reproducible,
+        "trial_timeout_s": trial_timeout_s,
     }
     facts: dict[str, Json] = {
         "metric": metric_name,
@@ -199,75 +214,140 @@ def tune(
     sizes = () if parts is None else [parts.n_train(part, data.train.n) for part in range(n_parts)]
     signer = Signer(data.train.tensors, sizes)  # where `define` makes its models, whatever device they train on
 
+    limited = _limited(define, trial_timeout_s)
+
     def rebuild(spec: TrialSpec) -> Recipe:
         n = data.train.n if parts is None else parts.n_train(spec.part, data.train.n)
-        return replay(define, spec, n, data.train.form)
+        return replay(limited, spec, n, data.train.form)
 
     def rebuild_whole(spec: TrialSpec) -> Recipe:
         return replay(define, spec, data.train.n, data.train.form)
 
     def admission(spec: TrialSpec) -> Candidate:
-        return candidate(spec, rebuild(spec), signer, data.train.tensors[-1], parts)
+        return candidate(spec, rebuild(spec), signer, data.train.tensors[-1], parts, trial_timeout_s)
 
     def make_pool() -> Pool:
-        return Pool(work, rebuild, measure=not reproducible, native=not reproducible)
+        return Pool(work, rebuild, measure=not reproducible, native=not reproducible, limit_s=trial_timeout_s)
 
-    count = n_workers(lanes * n_parts, device=where, reproducible=reproducible)
-    # Workers are forked before the study file is opened: its writer is a thread, and a fork is simplest without.
-    with (
-        pools(make_pool, admission, count) as pool,
-        opened(storage, way, study_name) as (store, previous),
-        Logging(loggers, metric_name) as logging,
-    ):
-        if previous is not None:
-            check_same(previous, facts)
-            check_space(define, [t.spec for t in previous.trials if t.state is not TrialState.FAILED][:1], data.train.n)
-        start = restore(
-            previous,
-            facts,
-            asker=asker,
-            store=store,
-            direction=way,
-            max_epochs=max_epochs,
-            pauses=isinstance(scheme, Promoter),
+    def run(earlier: Study | None, left_s: float | None) -> Study:
+        """One session. ``earlier`` is the last one of a study without a file, if a worker of it died."""
+        scheme, asker = make_scheme(), make_asker()
+        count = recorded_pools(storage, study_name) or n_workers(
+            lanes * n_parts, device=where, reproducible=reproducible
         )
-        history, weights = start.history, start.weights
-        show(scheme, history)
-        refit = Refitter(rebuild_whole, work, weights) if parts is not None and parts.folds else None
-        study = Study(history, define=define, data=data, asker=asker, store=store, weights=weights, refit=refit)
-        session = Session(
-            history,
-            define=define,
-            data=data,
-            asker=asker,
-            store=store,
-            weights=weights,
-            signer=signer,
-            n_trials=n_trials,
-            pending=start.pending,
-            best_epoch=value == "best",
-            limits=limits,
-            parts=parts,
-            logging=logging,
-        )
-        rules = Rules(max_epochs, history.sign, _value_of(chosen), value == "best")
-        trainer = pool if parts is None else Together(pool, parts, rules.value_of, admission)
-        engine = Engine(session, trainer, scheme, rules, lanes, history.tick, start.paused)
-        picked = (
-            _said_first(asker, scheme, lanes, n_trials, max_epochs) if sampler is None and scheduler is None else ""
-        )
-        session.run(engine, timeout_s, progress, picked)
-        study.interrupted, study.timed_out = session.interrupted, session.timed_out
-        study.stop_reason = session.stop_reason
-        if not study.interrupted:
-            best = history.record.best()
-            if refit is not None and best is not None:
-                with stages_shown(progress, "training the winner on all folds"):
-                    refit(best)
-            with stages_shown(progress, "scoring the winner"):
-                score_winner(history, work, lambda spec: trained(spec, rebuild_whole, weights))
-        _write_down(history, weights, store)
-    return study
+        # Workers are forked before the study file is opened: its writer is a thread, and a fork is simplest without.
+        with (
+            pools(make_pool, admission, count) as pool,
+            opened(storage, way, study_name) as (store, previous),
+            Logging(loggers, metric_name) as logging,
+        ):
+            if previous is not None:
+                check_same(previous, facts)
+                asked = [t.spec for t in previous.trials if t.state is not TrialState.FAILED]
+                check_space(define, asked[:1], data.train.n)
+            start = restore(
+                previous if earlier is None else earlier.record,
+                facts,
+                asker=asker,
+                store=store,
+                direction=way,
+                max_epochs=max_epochs,
+                pauses=isinstance(scheme, Promoter),
+                best_epoch=value == "best",
+                weights=None if earlier is None else earlier.weights,
+            )
+            history, weights = start.history, start.weights
+            show(scheme, history)
+            rules = Rules(max_epochs, history.sign, _value_of(chosen), value == "best")
+            trainer = pool if parts is None else Together(pool, parts, rules.value_of, admission)
+            if start.snapshot is not None and start.snapshots is not None and start.snapshot.pool is not None:
+                trainer.restore(start.snapshots.folder, start.snapshot.pool, history.specs, start.standing.tick)
+            pool.recall(Decisions.of(start.events_before, start.rounds_before, pool.n_pools))
+            refit = Refitter(rebuild_whole, work, weights) if parts is not None and parts.folds else None
+            study = Study(history, define=define, data=data, asker=asker, store=store, weights=weights, refit=refit)
+            session = Session(
+                define=limited,
+                data=data,
+                asker=asker,
+                store=store,
+                signer=signer,
+                n_trials=n_trials,
+                start=start,
+                best_epoch=value == "best",
+                limits=limits,
+                parts=parts,
+                trial_timeout_s=trial_timeout_s,
+                logging=logging,
+            )
+            engine = Engine(session, trainer, scheme, rules, lanes, start.standing, history.rows)
+            nobody_chose = sampler is None and scheduler is None
+            picked = _said_first(asker, scheme, lanes, n_trials, max_epochs) if nobody_chose else ""
+            try:
+                session.run(engine, left_s, progress, picked)
+            except WorkerDied as error:
+                study.died = error
+                return study
+            study.interrupted, study.timed_out = session.interrupted, session.timed_out
+            study.terminated, study.stop_reason = session.terminated, session.stop_reason
+            if not study.interrupted:
+                if start.snapshots is not None and not study.stop_reason:
+                    start.snapshots.end()
+                best = history.record.best()
+                if refit is not None and best is not None:
+                    with stages_shown(progress, "training the winner on all folds"):
+                        refit(best)
+                with stages_shown(progress, "scoring the winner"):
+                    score_winner(history, work, lambda spec: trained(spec, rebuild_whole, weights))
+            if start.snapshots is not None:
+                history.meta["snapshots"] = start.snapshots.as_json()
+            _write_down(history, weights, store)
+            if start.snapshots is not None:
+                start.snapshots.tidy()
+        return study
+
+    return _outliving_workers(run, timeout_s, in_memory=storage is None)
+
+
+# So often may workers die, with nothing getting further between, before it is not for want of luck.
+_DEATHS = 3
+
+
+def _outliving_workers(
+    run: Callable[[Study | None, float | None], Study], timeout_s: float | None, *, in_memory: bool
+) -> Study:
+    """Run a study, again from its last snapshot whenever one of its worker processes dies.
+
+    Raises:
+        WorkerDied: Workers die again and again without getting any further.
+    """
+    started = time.monotonic()
+    earlier: Study | None = None
+    furthest, deaths = -1, 0
+    while True:
+        left_s = None if timeout_s is None else max(1e-3, timeout_s - (time.monotonic() - started))
+        study = run(earlier, left_s)
+        if study.died is None:
+            return study
+        record = study.record
+        reached = sum(len(t.rows) for t in record.trials)
+        deaths = 1 if reached > furthest else deaths + 1
+        furthest = max(furthest, reached)
+        if deaths >= _DEATHS:
+            raise study.died
+        warnings.warn(f"{study.died} It goes on by itself now.", RuntimeWarning, stacklevel=3)
+        earlier = study if in_memory else None
+
+
+def _limited(define: Define, limit_s: float | None) -> Define:
+    """``define``, cut off when it takes too long."""
+    if limit_s is None:
+        return define
+
+    def limited(trial: Any) -> Recipe:
+        with at_most(limit_s):
+            return define(trial)
+
+    return limited
 
 
 def resume(
@@ -289,8 +369,8 @@ def resume(
 ) -> Study:
     """Continue a study from its file, with the options it was started with.
 
-    Trials that had ended stay as they are. Trials that were running when the study was interrupted start again under their number
-    and seed, so they give what they would have given.
+    Trials that had ended stay as they are. Trials that were running when the study was interrupted go on from its last
+    snapshot, and give what they would have given.
 
     Args:
         storage: The study file or database.
@@ -488,8 +568,12 @@ def _check_numbers(n_trials: int, max_epochs: int, timeout_s: float | None, seed
             raise UsageError(f"{name} must be a whole number of at least 1, not {number!r}.")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UsageError(f"seed must be a whole number of at least 0, not {seed!r}.")
-    if timeout_s is not None and not timeout_s > 0:
-        raise UsageError(f"timeout_s must be a positive number of seconds, not {timeout_s!r}.")
+    _check_seconds("timeout_s", timeout_s)
+
+
+def _check_seconds(name: str, limit_s: float | None) -> None:
+    if limit_s is not None and not limit_s > 0:
+        raise UsageError(f"{name} must be a positive number of seconds, not {limit_s!r}.")
 
 
 __all__ = ["Study", "resume", "tune"]

@@ -201,6 +201,10 @@ class Fleet:
         if wanted != list(range(self.width)):
             self.state.rearrange(wanted)
             self.lanes = [self.lanes[i] for i in wanted]
+        self.settle()
+
+    def settle(self) -> None:
+        """Make the program fit the trials that are in the lanes now."""
         for name in self._kind_names:
             self._runs[name] = runs_of(self.state.extra[name].tolist())
         active = [i for i, t in enumerate(self.lanes) if t is not None]

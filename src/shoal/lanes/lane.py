@@ -76,6 +76,17 @@ class LaneTrial:
         if d is not None and d.size and d[0] > 0 and bool((d == d[0]).all()):
             self.even = float(d[0])
 
+    def afresh(self, recipe: Recipe) -> LaneTrial:
+        """The same trial before its first epoch.
+
+        Args:
+            recipe: Its recipe, replayed.
+        """
+        made = LaneTrial(self.spec, recipe, self.family, self.denominators, self.kinds)
+        made.groups, made.group_of = self.groups, self.group_of
+        made.rows, made.valid_rows = self.rows, self.valid_rows
+        return made
+
     def tabulate(self, n_updates: int) -> None:
         """Make the coming epoch's coefficients. Call once per epoch: schedules that step per update advance here."""
         recipe = self.recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -35,6 +36,13 @@ class PausedTrials:
 
     def __contains__(self, trial: int) -> bool:
         return trial in self._held
+
+    def __iter__(self) -> Iterator[Paused]:
+        return iter(self._held.values())
+
+    def signatures(self) -> set[str]:
+        """Of those that trained in lanes and have their rows."""
+        return {p.signature for p in self if p.row is not None}
 
     def keep(self, paused: Paused) -> None:
         """Take a trial in; its row is let go when the others leave no room for it."""

@@ -24,6 +24,7 @@ from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Kernels, TorchKernels
 from shoal.lanes.lane import LaneTrial, Measured
+from shoal.lanes.limits import SETUP_S, OutOfTime, at_most, for_want_of_memory
 from shoal.lanes.paused import Paused, PausedTrials
 from shoal.lanes.solo import Solo
 from shoal.lanes.step import Layout, Program
@@ -53,10 +54,20 @@ class Candidate:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was once chosen for a signature: why it trains solo, or "" for fused; and what was measured."""
+
+    solo: str
+    timed: Mapping[str, Json]
+
+
 @dataclass(slots=True)
 class _Group:
     """One signature: its template, its fleet, and what is known of it."""
 
+    signature: str
+    spec: TrialSpec  # whose recipe the template is
     template: Recipe
     layout: Layout
     like: Mapping[str, Tensor]
@@ -80,18 +91,30 @@ class Pool:
         work: Data and metrics.
         rebuild: Replays a trial's recipe (for templates, and for trials that fall back to solo).
         measure: Whether to time fused against solo steps and choose; False always fuses what can be fused.
-        native: Whether to run on native kernels as soon as they are there (``shoal.lanes.native``).
+        native: Whether native kernels may be changed over to (``shoal.lanes.native``).
+        limit_s: How long an epoch of a trial may take.
     """
 
     def __init__(
-        self, work: Work, rebuild: Callable[[TrialSpec], Recipe], *, measure: bool, native: bool = False
+        self,
+        work: Work,
+        rebuild: Callable[[TrialSpec], Recipe],
+        *,
+        measure: bool,
+        native: bool = False,
+        limit_s: float | None = None,
     ) -> None:
-        self.work, self._rebuild, self._measure = work, rebuild, measure
-        self._wants_native = native and work.device.type == "cpu"
+        self.work, self._rebuild, self._measure, self._limit_s = work, rebuild, measure, limit_s
+        self.may_upgrade = native and work.device.type == "cpu"
         self._kernels: Kernels = TorchKernels()
         self._groups: dict[str, _Group] = {}
         self._solos: dict[int, Solo] = {}
-        self._fleets = 0
+        self._numbers: dict[tuple[str, int], int] = {}  # signature and width -> number of the fleet in the journal
+        self._shown: dict[int, list[tuple[float, float]]] = {}  # trial -> (loss, value) that its schedule was shown
+        self._choices: dict[str, list[Choice]] = {}
+        self._compiled_at: dict[str, int] = {}  # signature -> the round from which on it ran compiled, before
+        self.compiled_before: set[str] = set()  # signatures that ran compiled when a snapshot was taken
+        self._until = self._rounds = 0  # rounds that were run before; rounds that have been run
         self._remembered: dict[int, dict[str, Tensor]] = {}
         self._refused: dict[str, str] = {}  # signature -> why no fleet of it could be made
         self._measured: set[int] = set()  # running trials with an epoch behind them
@@ -117,6 +140,11 @@ class Pool:
     def _open(self) -> Iterator[Fleet]:
         return (g.fleet for g in self._groups.values() if g.fleet is not None)
 
+    @property
+    def tier(self) -> str:
+        """What its fleets run on."""
+        return self._kernels.tier
+
     def drain_events(self) -> list[Event]:
         """What happened since the last call (ticks and times are filled in by the engine)."""
         out, self._events = self._events, []
@@ -127,7 +155,6 @@ class Pool:
     def admit(self, candidates: Sequence[Candidate], promoted: Sequence[int] = ()) -> None:
         """Start trials and let paused ones go on: fleets are opened, widened or narrowed as the planner says, then lanes
         are filled, those of promoted trials first."""
-        self._upgrade()
         waiting = self._sorted_out(candidates)
         returning: dict[str, list[Paused]] = {}
         for held_key in promoted:
@@ -162,7 +189,8 @@ class Pool:
         for key, group in list(waiting.items()):
             if key not in self._groups and key not in self._refused:
                 try:
-                    self._groups[key] = self._open_group(group[0])
+                    with at_most(self._limit_s and self._limit_s + SETUP_S):
+                        self._groups[key] = self._open_group(group[0])
                 except Exception as error:  # alone, the trial either trains or fails with the user's own error
                     self._refused[key] = f"it cannot run over lanes ({blame(error)})"
             if key not in self._refused:
@@ -189,7 +217,8 @@ class Pool:
         for c in waiting[:room]:
             assert c.lane is not None
             try:
-                c.lane.expected = expected_loss(c.lane, self.work, fleet.quantum)
+                with at_most(self._limit_s):
+                    c.lane.expected = expected_loss(c.lane, self.work, fleet.quantum)
             except Exception as error:
                 self._restart_solo(c.spec, f"its own forward pass raised {blame(error)}")
                 continue
@@ -231,58 +260,79 @@ class Pool:
         per_lane = layout.size * torch.empty((), dtype=layout.dtype).element_size() * _STATE_COPIES
         per_lane += c.quantum * sum(t[0].numel() * t.element_size() for t in self.work.data.train.tensors) * 4
         limit = max(w for w in planner.WIDTHS if w <= max(1, _MEMORY_BYTES // max(1, per_lane)))
-        return _Group(Program.prepare(template), layout, like, c.quantum, c.exact, limit)
+        return _Group(c.signature, c.spec, Program.prepare(template), layout, like, c.quantum, c.exact, limit)
 
     def _fleet(self, g: _Group, width: int) -> Fleet:
         if width not in g.by_width:
+            number = self._numbers.setdefault((g.signature, width), len(self._numbers))
             g.by_width[width] = Fleet(
-                self._fleets, g.template, g.layout, width, g.quantum, g.exact, self.work, g.like, g.blueprints
+                number, g.template, g.layout, width, g.quantum, g.exact, self.work, g.like, g.blueprints
             )
-            self._fleets += 1
             g.by_width[width].kernels = self._kernels
             if g.compiled:
                 g.by_width[width].compiled = g.compilation
         return g.by_width[width]
 
-    def _upgrade(self) -> None:
-        """Change over to what has been built by now: an event, since it rounds differently from here on."""
-        found = native.kernels() if self._wants_native else None
-        if found is not None:
-            self._wants_native, self._kernels = False, found
-            for g in self._groups.values():
-                for fleet in g.by_width.values():
-                    fleet.kernels = found
-            self._events += [Event(0, "tier", None, f.number, None, {"tier": f.tier}) for f in self._open()]
-        for g in self._groups.values():
-            if self._kernels.tier == "native" and g.compiles and not g.compiled and g.trained_s > _COMPILE_AFTER_S:
-                self._compile(g)
-
-    def _compile(self, g: _Group) -> None:
-        """See to a signature's compiled epoch: start to build it, and take it up once it is there and has shown that it agrees."""
-        fleet, data = g.fleet, self.work.data.train
-        if fleet is None or fleet.n_active == 0:
+    def upgrade(self) -> None:
+        """Change over to native kernels, which must be there: it rounds differently from here on."""
+        found = native.kernels()
+        if found is None or not self.may_upgrade:
             return
+        self.may_upgrade, self._kernels = False, found
+        for g in self._groups.values():
+            for fleet in g.by_width.values():
+                fleet.kernels = found
+
+    def recall(
+        self, choices: Mapping[str, Sequence[Choice]], compiled: Mapping[str, int], until: int, done: int
+    ) -> None:
+        """Choose as was chosen before: between fused and solo by signature, in turn, then by measurement again; and from which
+        round on a signature runs compiled, in rounds up to ``until``, of which ``done`` are behind."""
+        self._choices = {key: list(made) for key, made in choices.items()}
+        self._compiled_at, self._until, self._rounds = dict(compiled), until, done
+
+    @property
+    def compiled(self) -> list[str]:
+        """Signatures that run compiled, or will when a trial of theirs comes."""
+        return sorted(self.compiled_before | {key for key, g in self._groups.items() if g.compiled})
+
+    def _see_to_compiling(self, g: _Group) -> None:
+        """Start to build a signature's compiled epoch when that pays, and take it up once it is there."""
+        if g.compiled or not g.compiles or g.fleet is None or g.fleet.n_active == 0 or self.tier != "native":
+            return
+        if g.signature in self.compiled_before:
+            self.compile(g, g.fleet, wait=True)
+            return
+        again = self._rounds <= self._until  # the round was run before: then or never
+        if again and self._compiled_at.get(g.signature) != self._rounds:
+            return
+        if (again or g.trained_s > _COMPILE_AFTER_S) and self.compile(g, g.fleet, wait=again):
+            data: dict[str, Json] = {"tier": g.fleet.tier, "signature": g.signature}
+            self._events.append(Event(0, "tier", None, g.fleet.number, None, data))
+
+    def compile(self, g: _Group, fleet: Fleet, *, wait: bool) -> bool:
+        """Run a signature's fleets compiled, if its library is there and agrees with what the lanes of ``fleet`` give.
+
+        It rounds differently from here on. Whatever is wrong with it, the fleets train on without it, after one warning.
+        """
         try:
             if g.compilation is None:
-                g.compilation = Compilation(fleet.program, data.tensors, g.quantum, fleet.tail)
+                g.compilation = Compilation(fleet.program, self.work.data.train.tensors, g.quantum, fleet.tail)
             g.compilation.start()
-            if g.compilation.ready() is None or not suits(g.compilation, fleet):
-                return
+            if (g.compilation.wait() if wait else g.compilation.ready()) is None or not suits(g.compilation, fleet):
+                return False
             if not agrees(g.compilation, fleet):
                 raise RuntimeError("its library does not give what its lanes give")
         except Unsupported:
             g.compiles = False
-        except Exception as error:  # whatever is wrong with it, the fleet trains on without it
+        except Exception as error:
             g.compiles = False
-            warnings.warn(
-                f"a signature is not compiled, training is slower: {blame(error)}", RuntimeWarning, stacklevel=2
-            )
-        if not g.compiles:
-            return
-        g.compiled = True
-        for each in g.by_width.values():
+            why = f"a signature is not compiled, training is slower: {blame(error)}"
+            warnings.warn(why, RuntimeWarning, stacklevel=2)
+        g.compiled = g.compiles
+        for each in g.by_width.values() if g.compiled else ():
             each.compiled = g.compilation
-        self._events.append(Event(0, "tier", None, fleet.number, None, {"tier": fleet.tier}))
+        return g.compiled
 
     def _resize(self, key: str, g: _Group, width: int) -> None:
         old = g.fleet
@@ -328,15 +378,23 @@ class Pool:
             return
         width = planner.snug(len(group), g.max_width)
         fleet = self._fleet(g, width)
-        timed: dict[str, Json] = {}
+        made = self._choices.get(g.signature)
+        known = made.pop(0) if made else None
+        timed: dict[str, Json] = {} if known is None else dict(known.timed)
+        measure = self._measure and known is None
         try:
+            if known is not None and known.solo:
+                raise FuseError(known.solo)
             for c in group[:width]:
                 assert c.lane is not None
                 fleet.admit(c.lane)
             fleet.arrange()
-            fused_s = time_tick(fleet, 4 if self._measure else 1)
-            if self._measure:
-                solo_s = time_solo(group[0].spec, self._rebuild(group[0].spec), self.work, group[0].quantum)
+            with at_most(self._limit_s and self._limit_s + SETUP_S):
+                fused_s = time_tick(fleet, 4 if measure else 1)
+                solo_s = 0.0
+                if measure:
+                    solo_s = time_solo(group[0].spec, self._rebuild(group[0].spec), self.work, group[0].quantum)
+            if measure:
                 busy = min(len(group), width)
                 # For the report: what the lanes gain, on this machine.
                 timed = {"tick_s": fused_s, "tick_lanes": busy, "solo_step_s": solo_s}
@@ -365,6 +423,8 @@ class Pool:
         self._events.append(Event(0, "solo", spec.key, None, None, {"reason": reason}))
 
     def _restart_solo(self, spec: TrialSpec, reason: str) -> None:
+        self._shown.pop(spec.key, None)
+        self._measured.discard(spec.key)
         try:
             recipe = self._rebuild(spec)
         except Exception as error:
@@ -380,15 +440,17 @@ class Pool:
 
     def run_epoch(self) -> list[Measured]:
         """One epoch of every running trial, in the order of their numbers."""
-        self._upgrade()
+        self._rounds += 1
         out: list[Measured] = []
         for g in self._groups.values():
             fleet = g.fleet
             if fleet is None:
                 continue
+            self._see_to_compiling(g)
             start = time.perf_counter()
             try:
-                measured = fleet.run_epoch()
+                with at_most(self._limit_s and self._limit_s * fleet.n_active):
+                    measured = fleet.run_epoch()
             except Exception as error:
                 self._abandon(g, fleet, error)
                 continue
@@ -410,8 +472,12 @@ class Pool:
                 out.append(m)
         for key, solo in list(self._solos.items()):
             try:
-                out.append(solo.run_epoch())
+                with at_most(self._limit_s):
+                    out.append(solo.run_epoch())
             except Exception as error:
+                cut = isinstance(error, OutOfTime) or for_want_of_memory(error)
+                if cut:
+                    self._events.append(Event(0, "cut off", key, None, None, {"reason": blame(error)}))
                 self.fail(key, f"trial {solo.spec.number}: training raised {blame(error)}")
         out = [m for m in out if m.trial not in self._broken]
         nan = float("nan")
@@ -419,18 +485,62 @@ class Pool:
         return sorted(out, key=lambda m: m.trial)
 
     def _abandon(self, g: _Group, fleet: Fleet, error: Exception) -> None:
-        """A fleet that raised: whose fault it is shows alone, so its lanes start over solo, or fail if they are past that."""
+        """A fleet that raised: whose fault it is shows alone, so its lanes start over solo, or fail if they are past that.
+
+        Those of a fleet that was cut off start over in any case: at most one of them can be to blame. One that found no memory
+        gets narrower, and its lanes start over in what it is then.
+        """
+        if for_want_of_memory(error) and fleet.width > 1:
+            self._narrow(g, fleet, error)
+            return
         g.fleet, g.solo_reason = None, f"its fleet raised {blame(error)}"
         g.by_width.clear()
-        for lane, trial in enumerate(list(fleet.lanes)):
-            if trial is None:
-                continue
-            spec = fleet.leave(lane).spec
-            self._events.append(Event(0, "left", spec.key, fleet.number, lane, {"reason": g.solo_reason}))
-            if spec.key in self._measured:
+        again = for_want_of_memory(error) or isinstance(error, OutOfTime)
+        if again:
+            self._events.append(Event(0, "cut off", None, fleet.number, None, {"reason": g.solo_reason}))
+        for trial in self._vacate(fleet, g.solo_reason):
+            spec = trial.spec
+            if spec.key in self._measured and not again:
                 self.fail(spec.key, f"trial {spec.number}: training raised {blame(error)}")
             else:
                 self._restart_solo(spec, g.solo_reason)
+
+    def _vacate(self, fleet: Fleet, reason: str) -> list[LaneTrial]:
+        """Free every lane of a fleet; the trials that were in them."""
+        out = []
+        for lane, trial in enumerate(list(fleet.lanes)):
+            if trial is not None:
+                out.append(fleet.leave(lane))
+                data: dict[str, Json] = {"reason": reason}
+                self._events.append(Event(0, "left", trial.spec.key, fleet.number, lane, data))
+        return out
+
+    def _narrow(self, g: _Group, fleet: Fleet, error: Exception) -> None:
+        """Memory ran out in the middle of an epoch: half the width from now on, and everyone from the start.
+
+        Who finds no lane trains solo.
+        """
+        g.fleet, g.max_width = None, planner.snug(fleet.width // 2, fleet.width // 2)
+        reason = f"there was no memory for {fleet.width} lanes ({blame(error)}), now there are at most {g.max_width}"
+        narrowed: dict[str, Json] = {"signature": g.signature, "width": g.max_width, "reason": reason}
+        self._events.append(Event(0, "narrowed", None, fleet.number, None, narrowed))
+        left = self._vacate(fleet, reason)
+        g.by_width.clear()
+        again: list[Candidate] = []
+        for t in left:
+            self._shown.pop(t.spec.key, None)
+            self._measured.discard(t.spec.key)
+            try:
+                recipe = self._rebuild(t.spec)
+            except Exception as e:
+                self.fail(t.spec.key, f"trial {t.spec.number}: define raised {blame(e)}")
+                continue
+            object.__setattr__(recipe, "lifts", t.recipe.lifts)
+            again.append(Candidate(t.spec, recipe, t.afresh(recipe), g.signature, g.quantum, g.exact))
+        if again:
+            self._resize(g.signature, g, planner.snug(len(again), g.max_width))
+            assert g.fleet is not None
+            self._fill(g.fleet, again, [])
 
     def _fall_back(self, fleet: Fleet, m: Measured, expected: float) -> None:
         """A lane that does not do what its recipe does alone: its epoch is dropped, and it starts over solo."""
@@ -452,7 +562,8 @@ class Pool:
     def epoch_done(self, trial: int, loss: float, value: float) -> None:
         """Step the schedules that step per epoch."""
         recipe = self.recipe(trial)
-        if recipe.schedule_every == "epoch":
+        if recipe.schedule is not None and recipe.schedule_every == "epoch":
+            self._shown.setdefault(trial, []).append((loss, value))
             try:
                 recipe.step_schedule(loss=loss, value=value)
             except Exception as error:
@@ -483,6 +594,7 @@ class Pool:
     def remove(self, trial: int) -> None:
         """Take a trial out, running or paused; its lane is free for the next one."""
         self._remembered.pop(trial, None)
+        self._shown.pop(trial, None)
         self._measured.discard(trial)
         broken = self._broken.pop(trial, None) is not None
         if trial in self._paused:

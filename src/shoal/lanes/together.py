@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import final
+from pathlib import Path
+from typing import Any, final
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from shoal.lanes.lane import Measured
 from shoal.lanes.parts import Parts
 from shoal.lanes.pool import Candidate
 from shoal.lanes.workers import Admission, Trainer
-from shoal.records import Event, TrialSpec, part_key, part_of
+from shoal.records import Event, Json, TrialSpec, part_key, part_of
 
 
 @final
@@ -166,6 +167,36 @@ class Together:
         if not self._forget(trial):
             for key in self._keys(trial):
                 self._inner.remove(key)
+
+    def snapshot(self, folder: Path, stem: str) -> dict[str, Json]:
+        """Write what every part holds into the folder; JSON facts that ``restore`` takes."""
+        waiting = sorted({c.spec.number for c in self._again})
+        broken: dict[str, Json] = {str(trial): message for trial, message in self._broken.items()}
+        together: dict[str, Json] = {
+            "running": list[Json](sorted(self._running)),
+            "again": list[Json](waiting),
+            "bare": list[Json](sorted(self._bare)),
+            "broken": broken,
+        }
+        return {**self._inner.snapshot(folder, stem), "together": together}
+
+    def restore(self, folder: Path, facts: Mapping[str, Any], specs: Mapping[int, TrialSpec], rounds: int) -> None:
+        """Go on from a snapshot. Call before anything else.
+
+        Args:
+            folder: Where its files lie, which have been checked.
+            facts: What ``snapshot`` returned.
+            specs: Of the study's trials.
+            rounds: Epochs that had been run by then.
+        """
+        of_parts = {part.key: part for spec in specs.values() for part in self._parts.split(spec)}
+        self._inner.restore(folder, facts, of_parts, rounds)
+        mine = facts["together"]
+        self._specs = dict(specs)
+        self._running, self._bare = set(mine["running"]), set(mine["bare"])
+        self._broken = {int(trial): message for trial, message in mine["broken"].items()}
+        for trial in mine["again"]:
+            self._enqueue(trial)
 
     def drain_events(self) -> list[Event]:
         """What happened since the last call, by trial; ``data["part"]`` says to which part."""

@@ -17,19 +17,24 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from shoal import planner
-from shoal.errors import StudyError, blame
+from shoal.errors import StorageError, StudyError, blame
+from shoal.lanes import native
+from shoal.lanes.decisions import Decisions
 from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate, Pool
-from shoal.records import Event, TrialSpec, part_of
+from shoal.lanes.snapshot import freeze, thaw
+from shoal.records import Event, Json, TrialSpec, part_of
+from shoal.sealed_file import Seal, reading, write
 
 Admission = Callable[[TrialSpec], Candidate]
 
@@ -51,6 +56,12 @@ class Trainer(Protocol):
     def state_dict(self, trial: int, *, remembered: bool = False) -> dict[str, Tensor]: ...
     def remove(self, trial: int) -> None: ...
     def drain_events(self) -> list[Event]: ...
+    def snapshot(self, folder: Path, stem: str) -> dict[str, Json]: ...
+    def restore(self, folder: Path, facts: Mapping[str, Any], specs: Mapping[int, TrialSpec], rounds: int) -> None: ...
+
+
+class WorkerDied(StudyError):
+    """A worker process is gone; what it trained has to be trained again."""
 
 
 class _Remote:
@@ -81,9 +92,9 @@ class _Remote:
             raise value
         return value
 
-    def _died(self) -> StudyError:
+    def _died(self) -> WorkerDied:
         self.process.join(1.0)
-        return StudyError(
+        return WorkerDied(
             f"a worker process died (exit code {self.process.exitcode}; -9 means killed, often for want of memory). Finished "
             "trials are safe; resume the study to go on."
         )
@@ -95,19 +106,27 @@ class PoolSet:
     Args:
         local: The pool of this process.
         remotes: The others.
+        admission: Replays and signs a trial.
     """
 
-    def __init__(self, local: Pool, remotes: Sequence[_Remote]) -> None:
-        self._local, self._remotes = local, list(remotes)
+    def __init__(self, local: Pool, remotes: Sequence[_Remote], admission: Admission) -> None:
+        self._local, self._remotes, self._admission = local, list(remotes), admission
         self._where: dict[int, int] = {}  # running trial -> pool; 0 is the local one
         self._paused: dict[int, int] = {}  # paused trial -> the pool that keeps it
         self._signature: dict[int, tuple[str, float]] = {}
         self._warned: set[str] = set()
         self._events: list[Event] = []
+        self._rounds = 0
+        self._decisions = Decisions()
 
     @property
     def n_running(self) -> int:
         return len(self._where)
+
+    @property
+    def n_pools(self) -> int:
+        """This process's own and those of its workers."""
+        return 1 + len(self._remotes)
 
     @property
     def n_lanes(self) -> int:
@@ -119,6 +138,7 @@ class PoolSet:
 
     def admit(self, candidates: Sequence[Candidate], promoted: Sequence[int] = ()) -> None:
         """Start trials, each in the pool where it delays the epoch least; promoted ones go on in the pool that keeps them."""
+        self._upgrade()
         parts: list[list[Candidate]] = [[] for _ in range(1 + len(self._remotes))]
         back: list[list[int]] = [[] for _ in parts]
         for trial in promoted:
@@ -144,8 +164,25 @@ class PoolSet:
         self._tell(trial, "pause")
         self._paused[trial] = self._where.pop(trial)
 
+    def _upgrade(self) -> None:
+        """Change all pools over to native kernels once they are built; in a round that was run before, when it was done then."""
+        if not self._local.may_upgrade:
+            return
+        coming = self._rounds + 1
+        if coming == self._decisions.native_at:
+            native.wait()
+        elif coming <= self._decisions.until:
+            return
+        if native.kernels() is None:
+            return
+        for remote in self._remotes:
+            remote.later("upgrade")
+        self._local.upgrade()
+        self._events.append(Event(0, "tier", data={"tier": self._local.tier}))
+
     def run_epoch(self) -> list[Measured]:
         """One epoch of every running trial, all pools at once, in the order of their keys."""
+        self._rounds += 1
         for remote in self._remotes:
             remote.send("run_epoch")
         out = self._local.run_epoch()
@@ -164,6 +201,8 @@ class PoolSet:
                 k: (v * (1 + len(self._remotes)) + pool if k == "to" and isinstance(v, int) else v)
                 for k, v in e.data.items()
             }
+            if e.kind == "signature solo":
+                data["pool"] = pool
             self._events.append(Event(e.tick, e.kind, e.trial, fleet, e.lane, data, e.time_s))
             reason = str(e.data.get("reason", ""))
             if e.kind == "solo" and reason and not reason.startswith("faster") and reason not in self._warned:
@@ -201,11 +240,93 @@ class PoolSet:
         self._paused.pop(trial, None)
         del self._signature[trial]
 
+    # -- snapshots --------------------------------------------------------------------------------------------------------
+
+    def snapshot(self, folder: Path, stem: str) -> dict[str, Json]:
+        """Write what every trial holds into the folder, a file per pool, all pools at once.
+
+        Returns:
+            JSON facts that ``restore`` takes.
+
+        Raises:
+            StorageError: A file could not be written.
+        """
+        names = [f"{stem}.{k}.safetensors" for k in range(self.n_pools)]
+        for remote, name in zip(self._remotes, names[1:], strict=True):
+            remote.send("snapshot", folder / name)
+        seals: list[Json] = []
+        failure: StorageError | None = None
+        try:
+            seals.append(write(folder / names[0], *freeze(self._local)).as_json())
+        except StorageError as error:  # but first all others are heard
+            failure = error
+        for remote in self._remotes:
+            try:
+                seals.append(remote.receive())
+            except StorageError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        kept = {**self._where, **self._paused}
+        return {
+            "files": seals,
+            "running": {str(trial): k for trial, k in self._where.items()},
+            "paused": {str(trial): k for trial, k in self._paused.items()},
+            "costs": {str(trial): list(self._signature[trial]) for trial in kept},
+        }
+
+    def restore(self, folder: Path, facts: Mapping[str, Any], specs: Mapping[int, TrialSpec], rounds: int) -> None:
+        """Go on from a snapshot. Call before anything else.
+
+        Args:
+            folder: Where its files lie, which have been checked.
+            facts: What ``snapshot`` returned.
+            specs: Of the study's trials.
+            rounds: Epochs that had been run by then.
+
+        Raises:
+            StorageError: It does not fit: another number of pools, or other code.
+        """
+        names = [Seal.of(seal).name for seal in facts["files"]]
+        if len(names) != self.n_pools:
+            raise StorageError(f"a snapshot of {len(names)} processes cannot be taken up by {self.n_pools}.")
+        self._where = {int(trial): int(k) for trial, k in facts["running"].items()}
+        self._paused = {int(trial): int(k) for trial, k in facts["paused"].items()}
+        self._signature = {int(trial): (str(key), float(cost)) for trial, (key, cost) in facts["costs"].items()}
+        self._rounds = rounds
+        for remote, name in zip(self._remotes, names[1:], strict=True):
+            remote.send("restore", folder / name, _named(folder / name, specs))
+        _restore(self._local, folder / names[0], specs, self._admission)
+        for remote in self._remotes:
+            remote.receive()
+
+    def recall(self, decisions: Decisions) -> None:
+        """Repeat what was decided by the clock in rounds that will be run again."""
+        self._decisions = decisions
+        for k, pool in enumerate([None, *self._remotes]):
+            known = (decisions.of_pool(k), decisions.compiled_in(k), decisions.until, self._rounds)
+            if pool is None:
+                self._local.recall(*known)
+            else:
+                pool.later("recall", *known)
+
     def drain_events(self) -> list[Event]:
         """What happened since the last call."""
         self._note(self._local.drain_events(), 0)
         out, self._events = self._events, []
         return out
+
+
+def _named(path: Path, specs: Mapping[int, TrialSpec]) -> dict[int, TrialSpec]:
+    """The specs of the trials that a file names."""
+    with reading(path) as file:
+        numbers = {int(number) for number in file.facts["trials"]} | {g["template"] for g in file.facts["groups"]}
+    return {number: specs[number] for number in numbers}
+
+
+def _restore(pool: Pool, path: Path, specs: Mapping[int, TrialSpec], admission: Admission) -> None:
+    with reading(path) as file:
+        thaw(pool, file, specs, admission)
 
 
 def n_workers(lanes: int, *, device: torch.device, reproducible: bool) -> int:
@@ -249,7 +370,7 @@ def pools(make_pool: Callable[[], Pool], admission: Admission, count: int) -> It
                 process.start()
             theirs.close()
             remotes.append(_Remote(ours, process))
-        yield PoolSet(make_pool(), remotes)
+        yield PoolSet(make_pool(), remotes, admission)
     finally:
         for remote in remotes:
             with contextlib.suppress(OSError):
@@ -290,7 +411,7 @@ def _serve(
     for other in others:
         other.close()  # or this process would keep its own pipe open, and never see the parent go
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # likewise, when it is sent to all of a job's processes
     torch.set_num_threads(1)
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     pool = make_pool()
@@ -314,6 +435,10 @@ def _serve(
 
     commands: dict[str, Callable[..., Any]] = {
         "admit": admit,
+        "upgrade": pool.upgrade,
+        "recall": pool.recall,
+        "snapshot": lambda path: write(path, *freeze(pool)).as_json(),
+        "restore": lambda path, specs: _restore(pool, path, specs, admission),
         "pause": pool.pause,
         "run_epoch": run_epoch,
         "epoch_done": pool.epoch_done,

@@ -77,6 +77,7 @@ class RowWriter:
         self._put_attr = self._upsert(_ATTRS, ("trial_id", "key"))
         self._put_epoch = self._upsert(EPOCH, ("study_id", "trial", "epoch"))
         self._put_meta = self._upsert(META, ("study_id", "key"))
+        self._put_event = self._upsert(EVENT, ("study_id", "seq"))
 
     def _upsert(self, table: Any, keys: Sequence[str]) -> Any:
         statement = self._owner.insert(table)
@@ -160,8 +161,8 @@ class RowWriter:
         self._close([TrialResult(number, TrialState.RUNNING, None, 0) for number in numbers], {})
 
     def happened(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Events, as rows of shoal_event without the study."""
-        self._many(sa.insert(EVENT), [{"study_id": self._study_id, **row} for row in rows])
+        """Events, as rows of shoal_event without the study; those of rounds that are run again replace what they were."""
+        self._many(self._put_event, [{"study_id": self._study_id, **row} for row in rows])
 
     def set_meta(self, rows: Sequence[dict[str, str]]) -> None:
         """Facts about the study, as rows of shoal_meta without the study."""

@@ -225,6 +225,18 @@ class StudyStore:
         self._put("happened", data)
         self._n_events += len(data)
 
+    @property
+    def n_trials(self) -> int:
+        """Trials that were asked so far, also before this store was opened."""
+        return self._n_trials
+
+    def rewind(self, n_events: int) -> None:
+        """Go back in the journal: the next event replaces the one after the first ``n_events``. Until then that stays."""
+        self._check_usable()
+        if not 0 <= n_events <= self._n_events:
+            raise StorageError(f"the journal of {self.name!r} has {self._n_events} events, not {n_events}.")
+        self._n_events = n_events
+
     def set_meta(self, values: Mapping[str, Json]) -> None:
         """Set facts about the study; others stay. A key must not begin with an underscore."""
         self._check_usable()

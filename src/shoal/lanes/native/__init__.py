@@ -263,6 +263,11 @@ def prepare() -> None:
     _build.start()
 
 
+def wait() -> None:
+    """Let a compiler that is at work come to its end."""
+    _build.wait()
+
+
 def kernels() -> NativeKernels | None:
     """The library, or None while it is being built and where it cannot be."""
     global _loaded

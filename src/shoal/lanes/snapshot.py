@@ -1,0 +1,300 @@
+"""What the trials of a pool hold, as tensors and plain facts, and a pool that goes on from them.
+
+A recipe is not stored but replayed: ``define`` makes the model, the optimizer and the schedule again, and the schedule is stepped
+as often as it was, with the losses it was shown. What training has changed (parameters, optimizer state, buffers) is copied in.
+Order of samples and random keys follow from seed and epoch.
+
+Names of tensors: ``N/flat`` and ``N/extra/NAME`` are the lane of trial ``N``; ``N/model/NAME``, ``N/loss/NAME`` and
+``N/optimizer/K`` a trial that trains solo; ``N/best/NAME`` its weights when it was best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.errors import StorageError
+from shoal.lanes.lane import LaneTrial
+from shoal.lanes.paused import Paused
+from shoal.lanes.plain import pack, unpack
+from shoal.lanes.pool import Candidate, Pool
+from shoal.lanes.solo import Solo
+from shoal.lanes.state import LaneRow
+from shoal.recipe import Recipe
+from shoal.records import Event, Json, TrialSpec
+from shoal.sealed_file import SealedFile
+
+# -- out ------------------------------------------------------------------------------------------------------------------------
+
+
+def freeze(pool: Pool) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    """All that a pool needs to go on elsewhere, as it stands between two epochs: copies on the host, and facts."""
+    tensors: dict[str, Tensor] = {}
+    trials: dict[str, Json] = {}
+    groups: list[Json] = []
+    refused = dict(pool._refused)
+    for key, g in pool._groups.items():
+        if g.solo_reason:
+            refused[key] = g.solo_reason
+            continue
+        lanes = [] if g.fleet is None else g.fleet.lanes
+        if g.fleet is not None:
+            for i, t in enumerate(lanes):
+                if t is not None:
+                    trials[str(t.spec.key)] = _lane_out(pool, key, t, g.fleet.state.take(i).to_host(), tensors)
+        if lanes or key in pool._paused.signatures():
+            numbers: list[Json] = [None if t is None else t.spec.key for t in lanes]
+            groups.append({"signature": key, "template": g.spec.key, "lanes": numbers, "max_width": g.max_width})
+    for number, solo in pool._solos.items():
+        trials[str(number)] = _solo_out(pool, solo, tensors)
+    for held in pool._paused:
+        number = held.spec.key
+        if held.solo is not None:
+            facts = _solo_out(pool, held.solo, tensors)
+        elif held.row is not None and held.trial is not None and held.signature not in refused:
+            facts = _lane_out(pool, held.signature, held.trial, held.row, tensors)
+        else:
+            facts = {"form": "bare"}
+        trials[str(number)] = facts | {"paused": True}
+    for number, state in pool._remembered.items():
+        tensors |= {f"{number}/best/{name}": t for name, t in state.items()}
+    return tensors, {
+        "tier": pool.tier,
+        "compiled": list[Json](pool.compiled),
+        "groups": groups,
+        "refused": dict(refused),
+        "trials": trials,
+        "numbers": [[key, width, number] for (key, width), number in pool._numbers.items()],
+        "measured": list[Json](sorted(pool._measured)),
+        "broken": {str(number): message for number, message in pool._broken.items()},
+        # A worker's are fetched with its next epoch.
+        "events": [[e.kind, e.trial, e.fleet, e.lane, dict(e.data)] for e in pool._events],
+    }
+
+
+def _lane_out(pool: Pool, signature: str, t: LaneTrial, row: LaneRow, tensors: dict[str, Tensor]) -> dict[str, Json]:
+    number = t.spec.key
+    tensors[f"{number}/flat"] = row.flat
+    tensors |= {f"{number}/extra/{name}": value for name, value in row.extra.items()}
+    carried: list[Json] = [dict(c) for c in t.carried]
+    return {
+        "form": "lane",
+        "signature": signature,
+        "epoch": t.epoch,
+        "updates": t.updates,
+        "carried": carried,
+        "shown": _shown_out(pool, number),
+    }
+
+
+def _solo_out(pool: Pool, solo: Solo, tensors: dict[str, Tensor]) -> dict[str, Json]:
+    number, recipe = solo.spec.key, solo.recipe
+    facts: dict[str, Json] = {"form": "solo", "epoch": solo.epoch, "shown": _shown_out(pool, number), "optimizer": None}
+    if solo.epoch and _repeats(recipe):
+        try:
+            facts["optimizer"] = pack(recipe.optimizer.state_dict(), f"{number}/optimizer", tensors)
+        except TypeError:  # state that is no plain data: the trial trains again up to where it was
+            return facts
+        for name, t in _tensors_of(recipe).items():
+            tensors[f"{number}/{name}"] = t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return facts
+
+
+def _shown_out(pool: Pool, number: int) -> list[Json]:
+    return [[loss, value] for loss, value in pool._shown.get(number, ())]
+
+
+def _tensors_of(recipe: Recipe) -> dict[str, Tensor]:
+    """What training changes, by the name that it is stored under."""
+    parts = {"model": recipe.model, "loss": recipe.loss}
+    return {
+        f"{part}/{name}": t
+        for part, module in parts.items()
+        if isinstance(module, nn.Module)
+        for name, t in (*module.named_parameters(), *module.named_buffers())
+    }
+
+
+def _repeats(recipe: Recipe) -> bool:
+    """Whether all that a solo trial's future depends on is in torch's own state: not so of a schedule or an optimizer of the
+    user's, which may keep anything anywhere."""
+    known = "torch.optim"
+    schedule = recipe.schedule
+    if recipe.extensions:
+        return False
+    if schedule is not None:
+        inner = getattr(schedule, "_schedulers", ())
+        if any(not type(s).__module__.startswith(known) or hasattr(s, "lr_lambdas") for s in (schedule, *inner)):
+            return False
+    return type(recipe.optimizer).__module__.startswith(known)
+
+
+# -- in -------------------------------------------------------------------------------------------------------------------------
+
+
+def thaw(
+    pool: Pool, file: SealedFile, specs: Mapping[int, TrialSpec], admission: Callable[[TrialSpec], Candidate]
+) -> None:
+    """Let a pool that is still empty go on from what ``freeze`` gave.
+
+    Args:
+        pool: An empty pool.
+        file: Tensors and facts.
+        specs: Of every trial that the facts name.
+        admission: Replays and signs a trial.
+
+    Raises:
+        StorageError: ``define`` makes other models than it did, or the file is not what ``freeze`` gave.
+    """
+    facts = file.facts
+    try:
+        if facts["tier"] == "native":
+            pool.upgrade()
+        pool.compiled_before = set(facts["compiled"])
+        pool._refused = dict(facts["refused"])
+        pool._numbers = {(key, width): number for key, width, number in facts["numbers"]}
+        pool._measured = set(facts["measured"])
+        pool._broken = {int(number): message for number, message in facts["broken"].items()}
+        events = [Event(0, kind, trial, fleet, lane, data) for kind, trial, fleet, lane, data in facts["events"]]
+        trials = {int(number): trial for number, trial in facts["trials"].items()}
+        pool._shown = {
+            number: [(float(loss), float(value)) for loss, value in trial["shown"]]
+            for number, trial in trials.items()
+            if trial.get("shown")
+        }
+        for entry in facts["groups"]:
+            _group_in(pool, file, entry, trials, specs, admission)
+        for number, trial in trials.items():
+            if trial.get("paused"):
+                pool._paused.keep(_paused_in(pool, file, specs[number], trial, admission))
+            elif trial["form"] == "solo":
+                pool._solos[number] = _solo_in(pool, file, specs[number], trial)
+            if names := file.names(f"{number}/best/"):
+                pool._remembered[number] = {name: file.take(f"{number}/best/{name}") for name in names}
+        pool._events = events
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"the facts in a snapshot are not what they should be ({error!r}): it is damaged."
+        ) from error
+
+
+def _group_in(
+    pool: Pool,
+    file: SealedFile,
+    entry: Mapping[str, Any],
+    trials: Mapping[int, Any],
+    specs: Mapping[int, TrialSpec],
+    admission: Callable[[TrialSpec], Candidate],
+) -> None:
+    key = entry["signature"]
+    group = pool._open_group(_signed(specs[entry["template"]], key, admission))
+    group.max_width = entry["max_width"]
+    pool._groups[key] = group
+    if not entry["lanes"]:
+        return
+    fleet = group.fleet = pool._fleet(group, len(entry["lanes"]))
+    for i, number in enumerate(entry["lanes"]):
+        if number is not None:
+            row, lane = _lane_in(pool, file, key, specs[number], trials[number], admission)
+            fleet.state.restore(i, row)
+            fleet.lanes[i] = lane
+    fleet.settle()
+
+
+def _signed(spec: TrialSpec, signature: str, admission: Callable[[TrialSpec], Candidate]) -> Candidate:
+    found = admission(spec)
+    if found.lane is None or found.signature != signature:
+        raise StorageError(
+            f"trial {spec.number} has another model, loss or optimizer than when the study was interrupted"
+            f"{f' ({found.reason})' if found.reason else ''}. Use the code that made the study."
+        )
+    return found
+
+
+def _lane_in(
+    pool: Pool,
+    file: SealedFile,
+    signature: str,
+    spec: TrialSpec,
+    facts: Mapping[str, Any],
+    admission: Callable[[TrialSpec], Candidate],
+) -> tuple[LaneRow, LaneTrial]:
+    found = _signed(spec, signature, admission)
+    t, group = found.lane, pool._groups[signature]
+    assert t is not None
+    t.epoch, t.updates = int(facts["epoch"]), int(facts["updates"])
+    t.carried = [{str(name): float(value) for name, value in c.items()} for c in facts["carried"]]
+    n_updates = t.shape(pool.work.data.train.n, found.quantum).n_updates
+    _step_again(pool, t.recipe, spec.key, t.epoch, n_updates)
+    layout = group.layout
+    flat = file.take(f"{spec.key}/flat", torch.empty(4, layout.size, dtype=layout.dtype, device="meta"))
+    known = (*layout.frozen, *layout.lifted, *layout.buffers, *layout.values)
+    names = {
+        *known,
+        *file.names(f"{spec.key}/extra/"),
+    }  # there may be more, which the lane has asked for while it trained
+    like = {name: group.like[name] for name in known}
+    return LaneRow(flat, {n: file.take(f"{spec.key}/extra/{n}", like.get(n)) for n in sorted(names)}), t
+
+
+def _paused_in(
+    pool: Pool,
+    file: SealedFile,
+    spec: TrialSpec,
+    facts: Mapping[str, Any],
+    admission: Callable[[TrialSpec], Candidate],
+) -> Paused:
+    if facts["form"] == "solo":
+        return Paused(spec, solo=_solo_in(pool, file, spec, facts))
+    if facts["form"] == "lane":
+        row, t = _lane_in(pool, file, facts["signature"], spec, facts, admission)
+        return Paused(spec, facts["signature"], t, row)
+    return Paused(spec)
+
+
+def _solo_in(pool: Pool, file: SealedFile, spec: TrialSpec, facts: Mapping[str, Any]) -> Solo:
+    solo, number = Solo(spec, pool._rebuild(spec), pool.work), spec.key
+    epochs, recipe = int(facts["epoch"]), solo.recipe
+    if facts["optimizer"] is None:
+        for epoch in range(epochs):  # alone, a trial that trains again gives what it gave
+            solo.train_epoch()
+            _step_again_after(pool, recipe, number, epoch)
+        return solo
+    rows, _ = pool.work.rows(spec.part)
+    n_updates = -(-(pool.work.data.train.n if rows is None else len(rows)) // recipe.batch_size)
+    _step_again(pool, recipe, number, epochs, n_updates)
+    with torch.no_grad():
+        for name, t in _tensors_of(recipe).items():
+            t.copy_(file.take(f"{number}/{name}", t))
+    recipe.optimizer.load_state_dict(unpack(facts["optimizer"], file.take))
+    solo.epoch = epochs
+    return solo
+
+
+def _step_again(pool: Pool, recipe: Recipe, number: int, epochs: int, n_updates: int) -> None:
+    """Bring a schedule to where it was."""
+    if recipe.schedule is None:
+        return
+    for epoch in range(epochs):
+        if recipe.schedule_every == "epoch":
+            _step_again_after(pool, recipe, number, epoch)
+        else:
+            for i in range(n_updates):
+                recipe.step_schedule(progress=epoch + i / n_updates)
+
+
+def _step_again_after(pool: Pool, recipe: Recipe, number: int, epoch: int) -> None:
+    shown = pool._shown.get(number, [])
+    if (
+        recipe.schedule is not None
+        and recipe.schedule_every == "epoch"
+        and epoch < len(shown)
+        and number not in pool._broken
+    ):
+        loss, value = shown[epoch]
+        recipe.step_schedule(loss=loss, value=value)
