@@ -188,6 +188,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("budget", "n_trials", COUNT, "trials in all", "100"),
     Key("budget", "max_epochs", COUNT, "epochs of a trial that is not stopped early", "30"),
     Key("budget", "timeout_s", SECONDS, "start no further epoch after so many seconds", "60"),
+    Key("budget", "trial_timeout_s", SECONDS, "cut off a define, or an epoch of a trial, that takes longer", "30"),
     Key("budget", "max_total_epochs", COUNT, "stop once all trials together have trained so many epochs", "1000"),
     Key("budget", "target_value", NUMBER, "stop once a finished trial is as good as this", "0.99"),
     Key("budget", "patience_trials", COUNT, "stop after so many trials in a row without a better one", "50"),
