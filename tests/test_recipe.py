@@ -65,7 +65,7 @@ TABLE: list[tuple[Callable[[], dict[str, Any]], str]] = [
     (lambda: parts(clip_value=True), r"Recipe\(clip_value=...\) must be a finite number .*, not True"),
     (lambda: parts(l1=math.nan), r"Recipe\(l1=...\) must be a finite number of at least 0 \(0 for off\), not nan"),
     (lambda: parts(l1=None), r"Recipe\(l1=...\) must be a finite number of at least 0 \(0 for off\), not None"),
-    (lambda: parts(extensions=[1]), r"Recipe\(extensions=...\) is not available in this version"),
+    (lambda: parts(extensions=[1]), r"Recipe\(extensions=...\) holds int, which is no extension of shoal.extend"),
     (
         lambda: {**parts(), "model": frozen()},
         "the model has no parameter that requires a gradient: there is nothing to train",

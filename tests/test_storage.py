@@ -44,7 +44,7 @@ SPECS = (
 ROWS = (
     EpochRow(0, 1, 0.7, 0.1 + 0.2, {"loss": 0.5, "accuracy": 0.3}, 1.5),
     EpochRow(1, 1, 0.6, 0.25, {"loss": 0.6}, 1.6),
-    EpochRow(0, 2, 0.4, 0.75, {"loss": 5e-324}, 2.0),
+    EpochRow(0, 2, 0.4, 0.75, {"loss": 5e-324}, 2.0, (), None, {"lr": (0.1, INF), "lr/1": ()}),
     EpochRow(1, 2, INF, -INF, {"loss": INF, "$float": -INF}, 2.1),
     EpochRow(1, 3, NAN, NAN, {"loss": NAN}, 2.2),
     EpochRow(5, 1, 0.1, 0.5, {}, 2.3),
@@ -263,6 +263,31 @@ def test_a_study_is_reopened_extended_and_restarted(url: Url) -> None:
         ["RUNNING", None, {}, {}],
         ["PRUNED", 0.5, {}, {"epoch": 2}],
     ]
+
+
+def test_what_extensions_moved_goes_with_its_epoch(url: Url) -> None:
+    moved = EpochRow(0, 1, 0.1, 0.5, {}, 0.0, (), None, {"lr": (0.1, 0.30000000000000004), "batch_size": (32.0,)})
+    with store_at(url) as store:
+        store.asked([spec(0)])
+        store.recorded([moved])
+        assert store.load().trials[0].rows == (moved,)
+        store.restart([0])
+        store.recorded([row(0, 1)])
+        assert store.load().trials[0].rows == (row(0, 1),)
+
+
+def test_a_file_of_before_there_were_extensions_is_read_and_continued(tmp_path: Path) -> None:
+    url, moved = f"sqlite:///{tmp_path}/old.db", EpochRow(0, 2, 0.1, 0.5, {}, 0.0, (), None, {"lr": (0.1, 0.2)})
+    with store_at(url) as store:
+        store.asked([spec(0)])
+        store.recorded([row(0, 1)])
+    with sqlite3.connect(tmp_path / "old.db") as connection:
+        connection.execute("DROP TABLE shoal_trajectory")
+    connection.close()
+    assert load_study(url).trials[0].rows == (row(0, 1),)
+    with store_at(url) as store:
+        store.recorded([moved])
+        assert store.load().trials[0].rows[1].trajectories == moved.trajectories
 
 
 WRONG_CALLS: list[tuple[str, Callable[[StudyStore], None]]] = [

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from shoal import extend as extend
     from shoal import loggers as loggers
     from shoal import nn as nn
+    from shoal import optim as optim
     from shoal.errors import DataError, RecipeError, ReplayError, ShoalError, StorageError, StudyError, UsageError
     from shoal.explaining import Explanation, explain
     from shoal.folders import FolderModel, FolderStudy, load_folder_model, predict_folder, resume_folder, tune_folder
@@ -78,11 +80,13 @@ __all__ = [
     "UsageError",
     "__version__",
     "explain",
+    "extend",
     "load_folder_model",
     "load_table_model",
     "loggers",
     "nested",
     "nn",
+    "optim",
     "predict_folder",
     "predict_table",
     "resume",
@@ -98,7 +102,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name in ("loggers", "nn"):
+    if name in ("extend", "loggers", "nn", "optim"):
         return importlib.import_module(f"shoal.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'shoal' has no attribute {name!r}")

@@ -214,7 +214,8 @@ class Engine:
             if new:
                 self._reached[m.trial] = m.epoch
                 metrics = {"loss": m.valid_loss, **m.metrics}
-                rows.append(EpochRow(m.trial, m.epoch, m.train_loss, value, metrics, now, m.lanes, m.standard_error))
+                lanes = (m.lanes, m.standard_error)
+                rows.append(EpochRow(m.trial, m.epoch, m.train_loss, value, metrics, now, *lanes, m.trajectories))
             if not m.finite or value != value:
                 results.append(self._diverged(m, now))
                 continue
@@ -281,9 +282,11 @@ class Engine:
     def _diverged(self, m: Measured, now: float) -> TrialResult:
         if m.trial in self._last_finite:
             value, epoch = self._judged_by(m.trial)
-            reason = f"its {'value' if m.finite else 'loss'} was not finite{m.where} in epoch {m.epoch}"
+            reason = m.why or f"its {'value' if m.finite else 'loss'} was not finite{m.where} in epoch {m.epoch}"
             return TrialResult(m.trial, TrialState.STOPPED, value, epoch, reason, now)
-        if m.finite:
+        if m.why:
+            reason = f"trial {m.trial}: {m.why}"
+        elif m.finite:
             reason = (
                 f"trial {m.trial}: its value was not a number{m.where} though its loss was finite: check the metric"
             )

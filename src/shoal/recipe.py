@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, R
 
 from shoal.batches import TARGETS, Form
 from shoal.errors import RecipeError
+from shoal.extend import Extension
 
 Batch: TypeAlias = tuple[Tensor, ...]
 Loss: TypeAlias = nn.Module | Callable[..., Tensor]
@@ -38,9 +39,6 @@ FUNCTIONAL_CRITERIA: dict[Callable[..., Any], Callable[..., nn.Module]] = {
     F.multilabel_soft_margin_loss: nn.MultiLabelSoftMarginLoss,
     F.multi_margin_loss: nn.MultiMarginLoss,
 }
-
-# Fields of the full recipe whose work has not been done yet: refused by name, so that none is silently ignored.
-_LATER = ("extensions",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ class Recipe:
         sample_weights: How often each training sample is drawn, relative to the others: an epoch is then as many draws with
             replacement as there are samples, as ``torch.utils.data.WeightedRandomSampler`` makes them. Weights (n,) of 0 or more,
             or a callable that gives them for ``batch``, all training data at once. None: every sample once, shuffled.
-        extensions: Reserved for later versions; anything but the default is refused.
+        extensions: Hyperparameters that move while the model trains (``shoal.extend``), at most one of each kind.
 
     Raises:
         RecipeError: If the parts do not fit each other; the message says which and what to do.
@@ -97,7 +95,7 @@ class Recipe:
     transform: Callable[..., Any] | None = None
     predict: Callable[[nn.Module, Any], Tensor] | None = None
     sample_weights: Any = None
-    extensions: Sequence[Any] = ()
+    extensions: Sequence[Extension] = ()
     # Per-submodule train/eval flags as ``define`` left them: a BatchNorm that the user froze stays frozen.
     training: dict[str, bool] = field(init=False, repr=False, compare=False)
     # Numbers of the user's own modules and loss that a lane may have for itself; found when the recipe is signed.
@@ -126,10 +124,6 @@ class Recipe:
             object.__setattr__(self, name, self._strength(name))
         if self.transform is not None and not callable(self.transform):
             raise RecipeError(f"Recipe(transform=...) must be a callable on a batch, not {_kind(self.transform)}.")
-        for name in _LATER:
-            default = type(self).__dataclass_fields__[name].default
-            if getattr(self, name) != default:
-                raise RecipeError(f"Recipe({name}=...) is not available in this version; leave it out.")
         self._check_optimizer()
         if self.schedule is not None:
             owner = getattr(self.schedule, "optimizer", None)
@@ -145,6 +139,7 @@ class Recipe:
                     "schedule_every='fraction' is for CosineAnnealingWarmRestarts, the only scheduler that takes fractions of an "
                     f"epoch, not for {_kind(self.schedule)}; use 'epoch' or 'step'."
                 )
+        self._check_extensions()
         object.__setattr__(self, "loss", _as_module(self.loss))
         object.__setattr__(self, "training", {name: m.training for name, m in self.model.named_modules()})
 
@@ -179,6 +174,24 @@ class Recipe:
                 f"the optimizer misses {len(missing)} parameter(s) of the model ({shown}); pass model.parameters(), or set "
                 "requires_grad=False on what should stay fixed."
             )
+
+    def _check_extensions(self) -> None:
+        if not isinstance(self.extensions, Sequence) or isinstance(self.extensions, str):
+            raise RecipeError(
+                f"Recipe(extensions=...) must be a list of extensions out of shoal.extend, not {_kind(self.extensions)}."
+            )
+        object.__setattr__(self, "extensions", tuple(self.extensions))
+        kinds: set[type] = set()
+        for e in self.extensions:
+            if not isinstance(e, Extension):
+                hint = f"; pass an instance: {e.__name__}()" if isinstance(e, type) else ""
+                raise RecipeError(
+                    f"Recipe(extensions=...) holds {_kind(e)}, which is no extension of shoal.extend{hint}."
+                )
+            if type(e) in kinds:
+                raise RecipeError(f"Recipe(extensions=...) holds {type(e).__name__} twice; keep one of them.")
+            kinds.add(type(e))
+            e.check(self)
 
     @property
     def is_criterion(self) -> bool:

@@ -67,7 +67,8 @@ def part_of(key: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class EpochRow:
-    """One trial, one epoch. ``metrics`` are measured on the validation split and include ``loss``.
+    """One trial, one epoch. ``metrics`` are measured on the validation split and include ``loss``; ``trajectories`` are the values
+    that extensions gave to hyperparameters in this epoch, by name: one per update, or a single one.
 
     With folds or seeds, all are means over the trial's lanes; ``lanes`` has each lane's value, seed by seed and in each seed fold
     by fold, and ``standard_error`` is that of the mean (None where one lane is all there is).
@@ -81,6 +82,7 @@ class EpochRow:
     time_s: float = 0.0
     lanes: tuple[float, ...] = ()
     standard_error: float | None = None
+    trajectories: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

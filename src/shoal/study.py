@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
+    from shoal.extend import Trajectory
     from shoal.storage import StudyStore
 
 
@@ -121,6 +122,19 @@ class Study:
             self._refit(best)
         train = self._data.train
         return trained(best.spec, lambda spec: replay(self._define, spec, train.n, train.form), self.weights).model
+
+    def trajectories(self, number: int) -> dict[str, Trajectory]:
+        """What the extensions of a trial moved, by name: "lr", "batch_size", ...; empty for a trial without any.
+
+        Raises:
+            StudyError: If there is no such trial.
+        """
+        from shoal.extend import trajectories_of
+
+        if number not in self._history.specs:
+            n = len(self._history.specs)
+            raise StudyError(f"study {self._history.name!r} has no trial {number}: it has {n}, numbered from 0.")
+        return trajectories_of(self._history.rows.get(number, ()))
 
     def trials_dataframe(self) -> pd.DataFrame:
         """All trials as a pandas data frame, with Optuna's column names.

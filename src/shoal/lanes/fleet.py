@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shoal.data import Datasets
 from shoal.errors import blame
-from shoal.lanes import optim
+from shoal.lanes import averaging, distance, optim
 from shoal.lanes.activations import runs_of
 from shoal.lanes.by_fold import by_fold
 from shoal.lanes.clip import Shaping
@@ -26,7 +26,8 @@ from shoal.lanes.compiled import Compilation
 from shoal.lanes.compiled._runner import Runner, runner, suits
 from shoal.lanes.criteria import is_known, scale_of, used, wants_classes
 from shoal.lanes.graph import Blueprint
-from shoal.lanes.kernels import Advance, Gradients, Kernels, TorchKernels, Updates
+from shoal.lanes.hypergradient import LaneRates
+from shoal.lanes.kernels import Advance, Gradients, Kernels, Spans, TorchKernels, Updates
 from shoal.lanes.lane import LaneTrial, Measured, evaluation_chunk, evaluation_weight
 from shoal.lanes.lift import lift_values
 from shoal.lanes.parts import Parts, Rows
@@ -37,6 +38,9 @@ from shoal.lanes.tables import first_second
 from shoal.metrics import Meter, Metric
 from shoal.recipe import Recipe
 
+# By trial: what its extensions moved, by name, and what went wrong with it or "".
+Moved = dict[int, tuple[dict[str, tuple[float, ...]], str]]
+_RULES = 3  # ways in which a learning rate may move, none included; see ``LaneTrial.rule``
 # Only this many sample slots are tabulated at once, so that an epoch of a million samples needs no gigabyte of indices.
 _SEGMENT_SLOTS = 2_000_000
 
@@ -168,6 +172,10 @@ class Fleet:
         lane = self.lanes.index(None)
         recipe = trial.recipe
         self.state.put(lane, tensors_of(recipe), first_second(recipe.model, recipe.optimizer))
+        if trial.family is optim.Family.SCHEDULE_FREE:
+            averaging.begin(self.state, lane)
+        if trial.family in distance.FAMILIES:
+            distance.begin(self.state, lane, trial)
         self.lanes[lane] = trial
         return lane
 
@@ -195,7 +203,7 @@ class Fleet:
                 return (1, i)
             # Kinds run up in one family and down in the next, so that a run goes on across the border.
             turn = 1 if t.family % 2 == 0 else -1
-            return (0, int(t.family), tuple(turn * k for k in t.kinds), i)
+            return (0, int(t.family), t.rule, tuple(turn * k for k in t.kinds), i)
 
         wanted = sorted(range(self.width), key=rank)
         if wanted != list(range(self.width)):
@@ -230,18 +238,18 @@ class Fleet:
         if not active:
             return out
         with torch.no_grad(), self.program.kernels():
-            losses, train_loss = self._train(active)
+            averaging.swap(self.state, self.lanes, averaged=False)
+            losses, train_loss, moved = self._train(active)
+            averaging.swap(self.state, self.lanes, averaged=True)
             for _, t in active:
                 t.epoch += 1
             valid_loss, metrics = self._validate()
         for i, t in active:
             named = {name: float(values[i]) for name, values in metrics.items()}
-            finite = math.isfinite(float(train_loss[i])) and math.isfinite(float(valid_loss[i]))
-            out.append(
-                Measured(
-                    t.spec.key, t.epoch, float(train_loss[i]), float(valid_loss[i]), named, float(losses[i]), finite
-                )
-            )
+            paths, why = moved.get(t.spec.key, ({}, ""))
+            train, valid, first = float(train_loss[i]), float(valid_loss[i]), float(losses[i])
+            finite = math.isfinite(train) and math.isfinite(valid) and not why
+            out.append(Measured(t.spec.key, t.epoch, train, valid, named, first, finite, trajectories=paths, why=why))
         return out
 
     def _tabulate(self) -> tuple[list[tuple[int, LaneTrial]], list[Measured]]:
@@ -261,8 +269,8 @@ class Fleet:
                 active.append((i, t))
         return active, broken
 
-    def _train(self, active: Sequence[tuple[int, LaneTrial]]) -> tuple[Tensor, Tensor]:
-        """All ticks of an epoch: (first tick's loss (lanes,), mean loss over samples (lanes,)), on the host."""
+    def _train(self, active: Sequence[tuple[int, LaneTrial]]) -> tuple[Tensor, Tensor, Moved]:
+        """All ticks of an epoch: first tick's loss (lanes,), mean loss over samples (lanes,), both on the host; and what moved."""
         n, q, device, dtype = self.work.data.train.n, self.quantum, self.work.device, self.layout.dtype
         shapes = {i: t.shape(n, q) for i, t in active}
         ticks = max(s.n_ticks for s in shapes.values())
@@ -275,6 +283,12 @@ class Fleet:
         for i, trial in active:
             recipes[i] = trial.recipe
         shaping = Shaping.of(recipes, due, self.state)
+        spans = Spans(self._offsets, self._sizes, self._owner)
+        rates = {
+            i: LaneRates(self.state, i, [t for t in self.lanes[i:j] if t is not None], due[:, i:j], self.kernels, spans)
+            for code, i, j in runs_of(self._codes())
+            if code % _RULES
+        }
         advance: Advance | None = None
         tail = self.tail
         share = torch.zeros(ticks, self.width, dtype=torch.float64)  # of the epoch's samples, per tick
@@ -322,16 +336,21 @@ class Fleet:
                     slots = tuple(x[:, :tail].contiguous() for x in slots)  # type: ignore[assignment]
                 outputs = program.train(state.inputs, data, *slots)
                 if advance is None:  # only now is there a graph, which tells what the loss reaches
-                    advance = self._advance(active, due, goes_on, shaping)
+                    advance = self._advance(active, due, goes_on, shaping, rates)
                 if state.buffers:
                     torch._foreach_copy_(state.buffers, outputs[n_grads:-1])
                 loss_rows[t].copy_(outputs[-1])
                 advance(t, outputs[:n_grads])
         for i, trial in active:
             trial.updates += shapes[i].n_updates
+        moved = {trial: found for r in rates.values() for trial, found in r.finish().items()}
         host = losses.double().cpu()
         # Ticks after a lane's epoch is over hold whatever padding gave; their share is zero, and zero times NaN is not.
-        return host[0], torch.where(share > 0, host * share, 0.0).sum(0)
+        return host[0], torch.where(share > 0, host * share, 0.0).sum(0), moved
+
+    def _codes(self) -> list[int]:
+        """Family and rule of each lane, as one number."""
+        return [int(optim.Family.SGD) if t is None else int(t.family) * _RULES + t.rule for t in self.lanes]
 
     def _advance(
         self,
@@ -339,6 +358,7 @@ class Fleet:
         due: NDArray[np.bool_],
         goes_on: NDArray[np.bool_],
         shaping: Shaping | None,
+        rates: Mapping[int, LaneRates],
     ) -> Advance:
         """What follows the gradients of a tick: adding them up, and this epoch's updates, one per stretch of lanes of one family.
 
@@ -347,6 +367,7 @@ class Fleet:
             due: Whose batch is full at which tick, (T, lanes).
             goes_on: Whose batch an earlier tick has opened, (T, lanes).
             shaping: What happens to a batch's gradient before the optimizer sees it.
+            rates: Learning rates that move, by the first lane of each stretch.
         """
         families = [optim.Family.SGD if t is None else t.family for t in self.lanes]
         unused = list(self.program.unused)
@@ -364,26 +385,38 @@ class Fleet:
         state = self.state
         grads = state.grads if shaping is None else shaping.shaped
         updates = []
-        for f, i, j in runs_of([int(f) for f in families]):
+        for code, i, j in runs_of(self._codes()):
             part = table[:, :, i:j]
+            params = rates[i].update if i in rates else state.params[i:j]
+            family, full = optim.Family(code // _RULES), due[:, i:j]
+            coefficients = torch.from_numpy(np.ascontiguousarray(part)).to(self.work.device, self.layout.dtype)
+            own: distance.Distances | None = None
+            if family in distance.FAMILIES:
+                trials = [t for t in self.lanes[i:j] if t is not None]
+                own = distance.Distances(state, family, i, trials, full, coefficients, grads[i:j], self._owner)
             updates.append(
                 Updates(
-                    optim.Family(f),
+                    family,
                     i,
-                    (state.params[i:j], state.first[i:j], state.second[i:j], state.mean[i:j], grads[i:j]),
-                    torch.from_numpy(np.ascontiguousarray(part)).to(self.work.device, self.layout.dtype),
-                    torch.from_numpy(np.ascontiguousarray(due[:, i:j]).view(np.uint8)),
+                    (params, state.first[i:j], state.second[i:j], state.mean[i:j], grads[i:j]),
+                    coefficients,
+                    torch.from_numpy(np.ascontiguousarray(full).view(np.uint8)),
                     optim.uses(np.moveaxis(part, 1, -1)),
                     self._owner,
+                    own,
                 )
             )
+        before: list[Callable[[int], None]] = [r.before for r in rates.values()]  # of the raw gradients
+        if shaping is not None:
+            before.append(shaping.apply)
         gradients = Gradients(
             state.grads,
             state.grad_views,
             self.offsets,
             self.sizes,
             torch.from_numpy(goes_on.view(np.uint8)),
-            None if shaping is None else shaping.apply,
+            _one_after_another(before),
+            _one_after_another([r.after for r in rates.values()]),
         )
         return self.kernels.advance(gradients, updates)
 
@@ -420,3 +453,15 @@ class Fleet:
             if len(out) > 1:
                 meter.add(out[0], q)
         return total
+
+
+def _one_after_another(calls: Sequence[Callable[[int], None]]) -> Callable[[int], None] | None:
+    """All of the calls as one; None if there are none."""
+    if len(calls) < 2:
+        return calls[0] if calls else None
+
+    def all_of_them(t: int) -> None:
+        for call in calls:
+            call(t)
+
+    return all_of_them

@@ -25,13 +25,22 @@ Runs = Sequence[tuple[int, int, int]]  # (kind, first lane, one past the last)
 
 
 @dataclass(frozen=True, slots=True)
+class Spans:
+    """Where each of n parameters lies in a flat row: ``offsets`` and ``sizes`` (n,) int64 on the host, ``owner`` (P,)."""
+
+    offsets: Tensor
+    sizes: Tensor
+    owner: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Gradients:
     """Where a fleet's gradients are added up over an epoch.
 
     ``flat`` (lanes, P), of which ``views`` are the parameters' own, (lanes, *shape) each; parameter k has ``sizes[k]``
     elements from ``offsets[k]`` on. ``goes_on`` (T, lanes) uint8 says which lanes add to what earlier ticks of their batch have
     left; the others begin anew. ``shape(t)``, if anything is to be done to a whole batch's gradient, leaves it in the updates' own
-    buffer.
+    buffer. ``after(t)`` follows the updates.
     """
 
     flat: Tensor
@@ -40,6 +49,7 @@ class Gradients:
     sizes: Tensor
     goes_on: Tensor
     shape: Callable[[int], None] | None
+    after: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,7 @@ class Updates:
 
     ``buffers`` are parameters, first moment, second moment, mean gradient and gradients, (rows, P) each; ``table`` (T, K, rows, G)
     the coefficients; ``due`` (T, rows) uint8 says whose batch is full; ``uses`` which optional operations the table needs;
-    ``owner`` (P,) maps elements to their parameter.
+    ``owner`` (P,) maps elements to their parameter. ``own``, for a family that is more than coefficients, carries a tick out.
     """
 
     family: optim.Family
@@ -58,6 +68,7 @@ class Updates:
     due: Tensor
     uses: frozenset[int]
     owner: Tensor
+    own: Callable[[int], None] | None = None
 
 
 Advance = Callable[[int, Sequence[Tensor]], None]
@@ -75,6 +86,15 @@ class Kernels(Gates, Protocol):
 
     def backward(self, grad: Tensor, x: Tensor, y: Tensor, runs: Runs) -> Tensor:
         """Their gradient: grad, x, y (lanes, ...) -> (lanes, ...)."""
+        ...
+
+    def take_over(self, at: Spans, g: Tensor, u: Tensor, p: Tensor, due: Tensor, norms: bool) -> Tensor:
+        """g, u, p (rows, P), due (rows,) uint8: u becomes p in rows that are due. Returns what g and the old u add up to in each
+        parameter, (rows, n, 3) in float64: g u, and with ``norms`` also g g and u u. What it says of other rows means nothing."""
+        ...
+
+    def give_back(self, at: Spans, u: Tensor, p: Tensor, rate: Tensor, due: Tensor) -> None:
+        """u, p (rows, P), rate (rows, 1 or n): in rows that are due, u becomes u - p, and p moves by its rate times that."""
         ...
 
     def mask(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
@@ -115,6 +135,29 @@ class TorchKernels(TorchGates):
     def backward(self, grad: Tensor, x: Tensor, y: Tensor, runs: Runs) -> Tensor:
         return apply_runs_backward(grad, x, y, runs)
 
+    def take_over(self, at: Spans, g: Tensor, u: Tensor, p: Tensor, due: Tensor, norms: bool) -> Tensor:
+        places = list(zip(at.offsets.tolist(), at.sizes.tolist(), strict=True))
+        out = torch.zeros(len(p), len(places), 3, dtype=torch.float64, device=p.device)
+        for k, (a, b) in enumerate([(g, u), (g, g), (u, u)] if norms else [(g, u)]):
+            product = a * b
+            out[:, :, k] = torch.stack([product[:, o : o + n].sum(1) for o, n in places], 1)
+        if bool(due.all()):
+            u.copy_(p)
+        else:
+            torch.where(due.bool()[:, None].to(p.device), p, u, out=u)
+        return out
+
+    def give_back(self, at: Spans, u: Tensor, p: Tensor, rate: Tensor, due: Tensor) -> None:
+        rate = rate.to(p.dtype)
+        if rate.shape[1] > 1:
+            rate = rate.index_select(1, at.owner)  # (rows, P)
+        if bool(due.all()):
+            p.addcmul_(u.sub_(p), rate)
+        else:
+            on = due.bool()[:, None].to(p.device)
+            torch.where(on, u - p, u, out=u)
+            torch.where(on, torch.addcmul(p, u, rate), p, out=p)
+
     def mask(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
         return mask_of(keys, element, threshold, scale)
 
@@ -138,11 +181,15 @@ class TorchKernels(TorchGates):
             for due, update in steps:
                 if due[t]:
                     update(t)
+            if gradients.after is not None:
+                gradients.after(t)
 
         return advance
 
     def updater(self, u: Updates) -> Callable[[int], None]:
         """A function that carries out one stretch's updates of a tick."""
+        if u.own is not None:
+            return u.own
         rows = u.table.flatten(0, 1).unbind(0)  # T x K tensors (rows, G)
         step = optim.UPDATES[u.family]
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.data import Split
+from shoal.extend import LearningRate
 from shoal.lanes import optim, order, rng, tables
 from shoal.lanes.criteria import denominators, is_known
 from shoal.lanes.parts import Rows
@@ -38,6 +39,8 @@ class Measured:
     where: str = ""
     lanes: tuple[float, ...] = ()
     standard_error: float | None = None
+    trajectories: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of what extensions moved, by name
+    why: str = ""  # what was not finite, where it is not simply the loss
 
 
 @dataclass(slots=True)
@@ -64,6 +67,9 @@ class LaneTrial:
         None  # of a sample of the validation split; None until it is measured for the first time
     )
 
+    base_rate: NDArray[np.float64] = field(
+        default_factory=lambda: np.empty((0, 1)), repr=False
+    )  # (updates, groups): learning rates without what an extension adds, which then are 1 in the table
     numbers: list[tables.Numbers] = field(default_factory=list, repr=False)  # per group, once there is no schedule
     valid_keys: NDArray[np.int32] | None = field(default=None, repr=False)  # of the validation split, likewise
     even: float | None = None  # the denominator of every sample, if they are all the same
@@ -103,6 +109,9 @@ class LaneTrial:
                     taken.append(tables.numbers(g))
                 recipe.step_schedule(progress=self.epoch + i / n_updates)
             numbers = [tables.stacked(taken) for taken in snapshots]
+        if learning_rate(recipe) is not None:
+            self.base_rate = np.stack([np.broadcast_to(h["lr"], steps.shape) for h in numbers], axis=-1)
+            numbers = [{**h, "lr": 1.0} for h in numbers]
         while len(self.carried) < len(groups):
             self.carried.append({})
         per_group = [
@@ -114,6 +123,12 @@ class LaneTrial:
     def n_train(self, n: int) -> int:
         """How many of the training split's ``n`` samples it trains on."""
         return n if self.rows is None else len(self.rows)
+
+    @property
+    def rule(self) -> int:
+        """How its learning rate moves: lanes of one rule stand side by side."""
+        extension = learning_rate(self.recipe)
+        return 0 if extension is None else 1 if extension.rule == "additive" else 2
 
     def sample_order(self, split: Split) -> NDArray[np.int64]:
         """The samples that it trains on in this epoch's order, (n_train,), of a split that may have more."""
@@ -139,6 +154,11 @@ class LaneTrial:
 
     def shape(self, n: int, quantum: int) -> order.EpochShape:
         return order.epoch_shape(self.n_train(n), self.recipe.batch_size, quantum)
+
+
+def learning_rate(recipe: Recipe) -> LearningRate | None:
+    """A recipe's extension of the learning rate, unless it is off."""
+    return next((e for e in recipe.extensions if isinstance(e, LearningRate) and e.on), None)
 
 
 # Evaluation draws (a VAE that samples, say) come from an epoch that training never reaches.

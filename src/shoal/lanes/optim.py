@@ -25,6 +25,8 @@ ADAMAX          m -> d     v, kept     abs(d)       eps        step         adde
 ADAGRAD         -          d^2 into v  -            eps        step         -
 ADADELTA        v, a ->    eps         -            -          step         -
 RPROP           eta minus  eta plus    least step   largest    step         -
+SCHEDULE_FREE   p -> m     v -> d^2    sqrt(v)      eps        d into p     d into m
+PRODIGY, DADAPT m, kept    v, kept     eps          p, decay   step         -
 =============== ========== =========== ============ ========== ============ =============
 
 References: torch.optim of torch 2.13, whose single-tensor algorithms are followed step by step; Kingma and Ba 2015, algorithms 1
@@ -50,7 +52,9 @@ class Family(enum.IntEnum):
     """Which sequence of operations updates a lane; several of torch's classes may share one.
 
     SGD and ASGD are ``SGD``. Adam, AdamW, RAdam and RMSprop without momentum are ``ADAM``, unless some group has ``amsgrad``, which
-    makes them ``ADAM_MAX``. ``RMS_MIXED`` is RMSprop whose groups differ in ``centered``.
+    makes them ``ADAM_MAX``. ``RMS_MIXED`` is RMSprop whose groups differ in ``centered``. The two optimizers of
+    ``shoal.optim`` that are schedule-free are ``SCHEDULE_FREE``. ``PRODIGY`` and ``DADAPT`` make their own learning rate
+    (``lanes/distance.py``).
     """
 
     SGD = 0
@@ -64,6 +68,9 @@ class Family(enum.IntEnum):
     ADAGRAD = 8
     ADADELTA = 9
     RPROP = 10
+    SCHEDULE_FREE = 11
+    PRODIGY = 12
+    DADAPT = 13
 
 
 _INFINITE = float("inf")
@@ -80,6 +87,9 @@ _IDLE: dict[Family, tuple[float, ...]] = {
     Family.ADAGRAD: (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0),
     Family.ADADELTA: (1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
     Family.RPROP: (1.0, 0.0, 1.0, 1.0, -_INFINITE, _INFINITE, 0.0, 1.0, 0.0),
+    Family.SCHEDULE_FREE: (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0),
+    Family.PRODIGY: (1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0),
+    Family.DADAPT: (1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0),
 }
 
 
@@ -204,6 +214,16 @@ def _rprop(p: Tensor, m: Tensor, v: Tensor, a: Tensor, g: Tensor, c: Sequence[Te
     m.copy_(torch.where(c[C7] != 0, d, m))
 
 
+def _schedule_free(
+    p: Tensor, m: Tensor, v: Tensor, a: Tensor, g: Tensor, c: Sequence[Tensor], uses: frozenset[int]
+) -> None:
+    """m are the iterates, p the point at which gradients are taken; decay is added to the quotient."""
+    v.lerp_(g * g, c[C4])
+    d = (g / torch.addcmul(c[C6], v.sqrt(), c[C5])).addcmul_(p, c[L2])
+    p.lerp_(m, c[C3]).addcmul_(d, c[C7])
+    m.addcmul_(d, c[C8])
+
+
 UPDATES = {
     Family.SGD: _sgd,
     Family.ADAM: _adam,
@@ -216,4 +236,5 @@ UPDATES = {
     Family.ADAGRAD: _adagrad,
     Family.ADADELTA: _adadelta,
     Family.RPROP: _rprop,
+    Family.SCHEDULE_FREE: _schedule_free,
 }

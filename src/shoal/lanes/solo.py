@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from shoal.lanes import clip
 from shoal.lanes.criteria import denominators, is_known, scale_of
 from shoal.lanes.fleet import Work
-from shoal.lanes.lane import EVALUATION_EPOCH, Measured, evaluation_chunk
+from shoal.lanes.hypergradient import PlainRates
+from shoal.lanes.lane import EVALUATION_EPOCH, Measured, evaluation_chunk, learning_rate
 from shoal.lanes.rng import KeyedRandom, derive, sample_keys
 from shoal.lanes.sampling import Sampling
 from shoal.metrics import Meter
@@ -36,6 +38,8 @@ class Solo:
         if isinstance(recipe.loss, nn.Module):
             recipe.loss.to(work.device)
         follow(recipe.optimizer, work.device)
+        _mode(recipe.optimizer, "train")
+        self._rates = None if learning_rate(recipe) is None else PlainRates(recipe)
         # LBFGS, and whatever else says in the signature of its ``step`` that it evaluates the loss itself.
         closure = inspect.signature(recipe.optimizer.step).parameters.get("closure")
         self._takes_closure = closure is not None and closure.default is inspect.Parameter.empty
@@ -54,6 +58,8 @@ class Solo:
                 loss = self.loss(recipe.transformed(batch))
             recipe.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            if self._rates is not None:
+                self._rates.before()
             clip.plain(recipe)
             losses.append(loss.detach())
             return losses[-1] + clip.penalty(recipe)  # type: ignore[return-value]
@@ -62,7 +68,7 @@ class Solo:
             recipe.optimizer.step(closure)
         else:
             closure()
-            recipe.optimizer.step()
+            (recipe.optimizer if self._rates is None else self._rates).step()
         return losses[0]
 
     def train_epoch(self) -> tuple[float, float]:
@@ -70,6 +76,7 @@ class Solo:
         recipe, data = self.recipe, self.work.data.train
         n, device = (data.n if self._rows is None else len(self._rows)), self.work.device
         recipe.train_mode()
+        _mode(recipe.optimizer, "train")
         if self._sampling is None:
             self._sampling = Sampling.of(recipe, data, self._rows)
         order = torch.from_numpy(self._sampling.order(self.spec.seed, self.epoch)).to(device)
@@ -87,6 +94,7 @@ class Solo:
                 total += loss.double() * (len(rows) / n)
                 if at == 0:
                     first = float(loss)
+        _mode(recipe.optimizer, "eval")
         self.epoch += 1
         return float(total), first
 
@@ -100,13 +108,23 @@ class Solo:
         meter = Meter(self.work.metrics, valid[-1], scale_of(recipe))
         valid_loss, _ = measure(recipe, valid, self.spec.seed, meter)
         metrics = {name: float(value[0]) for name, value in meter.results().items()}
-        finite = math.isfinite(total) and math.isfinite(valid_loss)
-        return Measured(self.spec.key, self.epoch, total, valid_loss, metrics, first, finite)
+        paths, why = ({}, "") if self._rates is None else self._rates.finish()
+        finite = math.isfinite(total) and math.isfinite(valid_loss) and not why
+        return Measured(
+            self.spec.key, self.epoch, total, valid_loss, metrics, first, finite, trajectories=paths, why=why
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and buffers, copied to the CPU."""
         tensors = {**dict(self.recipe.model.named_parameters()), **dict(self.recipe.model.named_buffers())}
         return {name: t.detach().cpu().clone() for name, t in tensors.items()}
+
+
+def _mode(optimizer: torch.optim.Optimizer, mode: Literal["train", "eval"]) -> None:
+    """Optimizers that keep an average (``shoal.optim``, the package schedulefree) swap it in for evaluation."""
+    switch = getattr(optimizer, mode, None)
+    if callable(switch):
+        switch()
 
 
 def follow(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

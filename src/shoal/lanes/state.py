@@ -13,13 +13,16 @@ from torch import Tensor
 
 from shoal.lanes.step import Layout
 
+# No parameter, buffer or number of a recipe has a name that begins so.
+OWN = "extend:"
+
 
 @dataclass(frozen=True, slots=True)
 class LaneRow:
     """One lane, copied out: all that has to move when a trial changes its lane."""
 
     flat: Tensor  # (4, P): parameters, first moment, second moment, mean gradient
-    extra: dict[str, Tensor]
+    extra: dict[str, Tensor]  # frozen parameters, buffers, lane hyperparameters; what extensions keep is under ``OWN``
 
     def to_host(self) -> LaneRow:
         """The same in the host's memory."""
@@ -45,6 +48,16 @@ class LaneState:
         self.inputs: list[Tensor] = [*layout.views(self.params), *(self.extra[name] for name in names)]
         self.buffers = [self.extra[name] for name in layout.buffers]
 
+    def own(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor (lanes, *shape) that an extension or an optimizer keeps: zero in a fresh lane, and moved with its lane.
+
+        It is made when it is first asked for, so that a fleet in which nobody needs it has none.
+        """
+        key = OWN + name
+        if key not in self.extra:
+            self.extra[key] = torch.zeros(self.width, *shape, dtype=dtype, device=self.flat.device)
+        return self.extra[key]
+
     def put(self, lane: int, tensors: Mapping[str, Tensor], second: Mapping[str, Tensor | float] | None = None) -> None:
         """Let a fresh trial into a lane.
 
@@ -60,7 +73,10 @@ class LaneState:
             for view, name in zip(self.layout.views(self.second), self.layout.names, strict=True):
                 view[lane] = second[name]
         for name, stacked in self.extra.items():
-            stacked[lane].copy_(tensors[name].detach())
+            if name.startswith(OWN):
+                stacked[lane].zero_()
+            else:
+                stacked[lane].copy_(tensors[name].detach())
 
     def take(self, lane: int) -> LaneRow:
         """Copy a lane out."""
@@ -69,8 +85,14 @@ class LaneState:
     def restore(self, lane: int, row: LaneRow) -> None:
         """Copy a lane back in, here or in another fleet of the signature."""
         self.flat[:, lane].copy_(row.flat)
+        for name, kept in row.extra.items():
+            if name.startswith(OWN):
+                self.own(name.removeprefix(OWN), tuple(kept.shape), kept.dtype)
         for name, stacked in self.extra.items():
-            stacked[lane].copy_(row.extra[name])
+            if name in row.extra:
+                stacked[lane].copy_(row.extra[name])
+            else:  # what this trial has not asked for
+                stacked[lane].zero_()
 
     def rearrange(self, order: Sequence[int]) -> None:
         """Lane i becomes what lane ``order[i]`` was."""

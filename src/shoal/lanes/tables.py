@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import LRScheduler
 
+from shoal import optim as own
 from shoal.errors import FuseError
 from shoal.lanes.optim import C3, C4, C5, C6, C7, C8, DECAY, L2, SIGN, Family, K
+from shoal.optim._schedule_free import weighted
 
 Numbers = Mapping[str, Any]
 Table = NDArray[np.float64]
@@ -38,7 +40,8 @@ _COMMON = (
     "amsgrad",
 )
 _OWN = ("dampening", "nesterov", "alpha", "momentum_decay", "lr_decay", "rho", "etas", "step_sizes", "lambd")
-_NAMES = frozenset((*_COMMON, *_OWN))
+_SHOALS = ("warmup_steps", "r", "weight_lr_power", "decouple", "use_bias_correction")
+_NAMES = frozenset((*_COMMON, *_OWN, *_SHOALS))
 
 _SOLO_REASONS: dict[type[optim.Optimizer], str] = {
     optim.LBFGS: "LBFGS evaluates the loss as often as its line search asks for, which differs from trial to trial",
@@ -128,7 +131,7 @@ def coefficients(
     """
     out = np.zeros((len(steps), K))
     decoupled, decay = h.get("decoupled_weight_decay", 0.0), h.get("weight_decay", 0.0)
-    out[:, SIGN] = 1.0 - 2.0 * h["maximize"]
+    out[:, SIGN] = 1.0 - 2.0 * h.get("maximize", 0.0)
     out[:, DECAY] = 1.0 - decoupled * h["lr"] * decay
     out[:, L2] = (1.0 - decoupled) * decay
     _TABLES[type(optimizer)][1](out, family, h, steps, carried)
@@ -234,6 +237,33 @@ def _rprop(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], c
     out[:, C7] = -1.0
 
 
+def _schedule_free(
+    out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], carried: dict[str, float]
+) -> None:
+    group: dict[str, Any] = {**h, "weight_sum": 0.0, "lr_max": 0.0, **carried}
+    for name in ("warmup_steps", "r", "weight_lr_power"):  # no schedule of torch moves them
+        group[name] = float(np.broadcast_to(h[name], steps.shape)[0])
+    adam = "betas" in h
+    b = np.broadcast_to(h["betas"][0] if adam else h["momentum"], steps.shape)
+    for i, (step, lr) in enumerate(zip(steps, np.broadcast_to(h["lr"], steps.shape), strict=True)):
+        rate, share = weighted(group, int(step), float(lr))
+        out[i, C3], out[i, C7], out[i, C8] = share, rate * (b[i] * (1.0 - share) - 1.0), -rate
+    carried.update(weight_sum=group["weight_sum"], lr_max=group["lr_max"])
+    if adam:
+        b2 = h["betas"][1]
+        out[:, C4], out[:, C5], out[:, C6] = 1.0 - b2, 1.0 / np.sqrt(1.0 - b2**steps), h["eps"]
+    else:
+        out[:, C4], out[:, C5], out[:, C6] = 0.0, 0.0, 1.0
+
+
+def _distance(out: Table, family: Family, h: Numbers, steps: NDArray[np.float64], carried: dict[str, float]) -> None:
+    b1, b2 = h["betas"]
+    out[:, L2] = (1.0 - h["decouple"]) * h["weight_decay"]
+    out[:, C3], out[:, C4], out[:, C5], out[:, C6] = b1, b2, h["eps"], h["decouple"] * h["weight_decay"]
+    corrected = np.sqrt(1.0 - b2**steps) / (1.0 - b1**steps)
+    out[:, C7] = h["lr"] * np.where(h["use_bias_correction"], corrected, 1.0)
+
+
 _Tabulate = Callable[[Table, Family, Numbers, NDArray[np.float64], dict[str, float]], None]
 _TABLES: dict[type[optim.Optimizer], tuple[Family, _Tabulate]] = {
     optim.SGD: (Family.SGD, _sgd),
@@ -247,6 +277,10 @@ _TABLES: dict[type[optim.Optimizer], tuple[Family, _Tabulate]] = {
     optim.Adagrad: (Family.ADAGRAD, _adagrad),
     optim.Adadelta: (Family.ADADELTA, _adadelta),
     optim.Rprop: (Family.RPROP, _rprop),
+    own.SGDScheduleFree: (Family.SCHEDULE_FREE, _schedule_free),
+    own.AdamWScheduleFree: (Family.SCHEDULE_FREE, _schedule_free),
+    own.Prodigy: (Family.PRODIGY, _distance),
+    own.DAdaptAdam: (Family.DADAPT, _distance),
 }
 
 

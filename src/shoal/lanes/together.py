@@ -138,6 +138,13 @@ class Together:
             where="" if odd is None else f" in {self._parts.name(part_of(odd.trial)[1])}",
             lanes=values,
             standard_error=self._parts.standard_error(values) if values else None,
+            # Part 0 is the one whose weights are kept; the others' have their number behind the name.
+            trajectories={
+                f"{name}@{part}" if part else name: path
+                for part, m in enumerate(found)
+                for name, path in m.trajectories.items()
+            },
+            why=next((f"{m.why} ({self._parts.name(part_of(m.trial)[1])})" for m in found if m.why), ""),
         )
 
     def _start_over(self, trial: int) -> None:

@@ -29,6 +29,7 @@ from shoal.storage._tables import (
     FORMAT_KEY,
     META,
     STUDIES,
+    TRAJECTORY,
     TRIAL,
     has_tables,
 )
@@ -128,9 +129,10 @@ def _trials(connection: sa.Connection, place: Place, study_id: int) -> tuple[Tri
         .where(EPOCH.c.study_id == study_id)
         .order_by(EPOCH.c.trial, EPOCH.c.epoch)
     )
+    moved = _trajectories(connection, place, study_id)
     with sound(place, "an epoch"):
         rows = {
-            trial: tuple(_epoch(trial, *epoch[1:]) for epoch in group)
+            trial: tuple(_epoch(trial, *epoch[1:], moved.get((trial, epoch[1]), {})) for epoch in group)
             for trial, group in itertools.groupby(epochs, key=lambda epoch: int(epoch[0]))
         }
     trials = []
@@ -140,14 +142,16 @@ def _trials(connection: sa.Connection, place: Place, study_id: int) -> tuple[Tri
     return tuple(trials)
 
 
-def _epoch(trial: int, epoch: Any, train_loss: Any, value: Any, metrics: Any, time_s: Any) -> EpochRow:
+def _epoch(
+    trial: int, epoch: Any, train_loss: Any, value: Any, metrics: Any, time_s: Any, moved: dict[str, tuple[float, ...]]
+) -> EpochRow:
     if type(epoch) is not int:
         raise TypeError(f"epoch {epoch!r:.40} of trial {trial}")
     numbers: dict[str, float] = _codec.decode(metrics)
     values, error = _lanes(numbers.pop(_codec.LANES, None) if type(numbers) is dict else None)
     if type(numbers) is not dict or not all(type(number) in (float, int) for number in (*numbers.values(), *values)):
         raise TypeError(f"metrics {metrics!r:.40} of trial {trial}")
-    return EpochRow(trial, epoch, _number(train_loss), _number(value), numbers, _number(time_s), values, error)
+    return EpochRow(trial, epoch, _number(train_loss), _number(value), numbers, _number(time_s), values, error, moved)
 
 
 def _lanes(found: Any) -> tuple[tuple[float, ...], float | None]:
@@ -158,6 +162,24 @@ def _lanes(found: Any) -> tuple[tuple[float, ...], float | None]:
     if type(error) not in (float, int, type(None)):
         raise TypeError(f"standard error {error!r:.40}")
     return tuple(found["values"]), error
+
+
+def _trajectories(
+    connection: sa.Connection, place: Place, study_id: int
+) -> dict[tuple[int, int], dict[str, tuple[float, ...]]]:
+    """By trial and epoch; none where a version that had no extensions was the last to write."""
+    if not sa.inspect(connection).has_table(TRAJECTORY.name):
+        return {}
+    columns = (TRAJECTORY.c.trial, TRAJECTORY.c.epoch, TRAJECTORY.c.moved)
+    with sound(place, "a trajectory"):
+        rows = connection.execute(sa.select(*columns).where(TRAJECTORY.c.study_id == study_id))
+        return {(r[0], r[1]): {str(name): _path(v) for name, v in _codec.decode(r[2]).items()} for r in rows}
+
+
+def _path(values: Any) -> tuple[float, ...]:
+    if type(values) is not list or not all(type(v) in (float, int) for v in values):
+        raise TypeError(f"trajectory {values!r:.40}")
+    return tuple(values)
 
 
 def _trial(row: Any, rows: tuple[EpochRow, ...]) -> TrialRecord:

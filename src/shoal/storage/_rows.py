@@ -20,7 +20,7 @@ from optuna.trial import TrialState as OptunaState
 from shoal.records import TrialResult, TrialState
 from shoal.storage import _codec
 from shoal.storage._database import Owner
-from shoal.storage._tables import EPOCH, EVENT, META, TRIAL
+from shoal.storage._tables import EPOCH, EVENT, META, TRAJECTORY, TRIAL
 
 # What a queued operation is: its kind, which is the name of a method of `RowWriter`, and its rows.
 Operation: TypeAlias = "tuple[str, Sequence[Any]]"
@@ -76,6 +76,7 @@ class RowWriter:
         self._put_value = self._upsert(_VALUES, ("trial_id", "objective"))
         self._put_attr = self._upsert(_ATTRS, ("trial_id", "key"))
         self._put_epoch = self._upsert(EPOCH, ("study_id", "trial", "epoch"))
+        self._put_trajectory = self._upsert(TRAJECTORY, ("study_id", "trial", "epoch"))
         self._put_meta = self._upsert(META, ("study_id", "key"))
         self._put_event = self._upsert(EVENT, ("study_id", "seq"))
 
@@ -148,6 +149,10 @@ class RowWriter:
         self._many(self._put_step, steps)
         self._many(self._put_epoch, [{"study_id": self._study_id, **row} for row in rows])
 
+    def moved(self, rows: Sequence[dict[str, Any]]) -> None:
+        """What extensions moved, as rows of shoal_trajectory without the study."""
+        self._many(self._put_trajectory, [{"study_id": self._study_id, **row} for row in rows])
+
     def ended(self, rows: Sequence[EndedRow]) -> None:
         """How trials ended, for the first time or again."""
         self._close([row.result for row in rows], {row.result.number: row.end for row in rows})
@@ -156,8 +161,9 @@ class RowWriter:
         """Trials that run again from the start: as if they had only been asked."""
         ids = [{"key_": self._trial_ids[number]} for number in numbers]
         self._many(sa.delete(_STEPS).where(_STEPS.c.trial_id == sa.bindparam("key_")), ids)
-        mine = sa.and_(EPOCH.c.study_id == self._study_id, EPOCH.c.trial == sa.bindparam("number_"))
-        self._many(sa.delete(EPOCH).where(mine), [{"number_": number} for number in numbers])
+        for table in (EPOCH, TRAJECTORY):
+            mine = sa.and_(table.c.study_id == self._study_id, table.c.trial == sa.bindparam("number_"))
+            self._many(sa.delete(table).where(mine), [{"number_": number} for number in numbers])
         self._close([TrialResult(number, TrialState.RUNNING, None, 0) for number in numbers], {})
 
     def happened(self, rows: Sequence[dict[str, Any]]) -> None:

@@ -181,6 +181,16 @@ class StudyStore:
             for row in rows
         ]
         self._put("recorded", data)
+        moved = [
+            {
+                "trial": int(row.trial),
+                "epoch": int(row.epoch),
+                "moved": _codec.encode(row.trajectories, f"trial {row.trial}, epoch {row.epoch}: trajectories"),
+            }
+            for row in rows
+            if row.trajectories
+        ]
+        self._put("moved", moved)
 
     def ended(self, results: Sequence[TrialResult]) -> None:
         """Say how trials ended; may be said again of a trial that was continued, and then replaces what was said.

@@ -59,6 +59,16 @@ EPOCH = sa.Table(
     sa.Column("time_s", sa.Float, nullable=False),
     sqlite_with_rowid=False,
 )
+# Trials whose hyperparameters moved. A file of an earlier version has no such table until it is opened for writing.
+TRAJECTORY = sa.Table(
+    "shoal_trajectory",
+    _metadata,
+    sa.Column("study_id", sa.Integer, primary_key=True),
+    sa.Column("trial", sa.Integer, primary_key=True),
+    sa.Column("epoch", sa.Integer, primary_key=True),
+    sa.Column("moved", sa.Text, nullable=False),  # JSON: name -> list of numbers
+    sqlite_with_rowid=False,
+)
 EVENT = sa.Table(
     "shoal_event",
     _metadata,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shoal.lanes import optim
 from shoal.lanes.activations import TABLE
-from shoal.lanes.kernels import Advance, Gradients, Runs, TorchKernels, Updates
+from shoal.lanes.kernels import Advance, Gradients, Runs, Spans, TorchKernels, Updates
 from shoal.lanes.native._build import Build
 
 _TYPES = {torch.float32: "f32", torch.float64: "f64"}
@@ -51,6 +51,13 @@ class NativeKernels:
         self._codes: dict[int, tuple[int, float] | None] = {}
         self._advance = {
             t: _function(library, f"shoal_advance_{s}", _INT, *[_LONG] * 5, *[_POINTER] * 11) for t, s in _TYPES.items()
+        }
+        self._rates_before = {
+            t: _function(library, f"shoal_rate_before_{s}", *[_LONG] * 3, *[_POINTER] * 2, _INT, *[_POINTER] * 5)
+            for t, s in _TYPES.items()
+        }
+        self._rates_after = {
+            t: _function(library, f"shoal_rate_after_{s}", *[_LONG] * 4, *[_POINTER] * 6) for t, s in _TYPES.items()
         }
         self._masks = {
             t: _function(library, f"shoal_mask_{s}", *[_LONG] * 3, *[_POINTER] * 5) for t, s in _TYPES.items()
@@ -124,6 +131,25 @@ class NativeKernels:
                 at = x.element_size() * i * n
                 call(*code, j - i, n, g + at, a + at, b + at, to + at)
         return out
+
+    def take_over(self, at: Spans, g: Tensor, u: Tensor, p: Tensor, due: Tensor, norms: bool) -> Tensor:
+        if p.dtype not in _TYPES:
+            return self._torch.take_over(at, g, u, p, due, norms)
+        n = len(at.offsets)
+        out = torch.zeros(len(p), n, 3, dtype=torch.float64)
+        places = (at.offsets.data_ptr(), at.sizes.data_ptr())
+        rows = (g.data_ptr(), u.data_ptr(), p.data_ptr(), due.data_ptr(), out.data_ptr())
+        self._rates_before[p.dtype](*p.shape, n, *places, int(norms), *rows)
+        return out
+
+    def give_back(self, at: Spans, u: Tensor, p: Tensor, rate: Tensor, due: Tensor) -> None:
+        if p.dtype not in _TYPES:
+            self._torch.give_back(at, u, p, rate, due)
+            return
+        rate = rate.to(p.dtype).contiguous()
+        places = (at.offsets.data_ptr(), at.sizes.data_ptr())
+        rows = (u.data_ptr(), p.data_ptr(), rate.data_ptr(), due.data_ptr())
+        self._rates_after[p.dtype](*p.shape, rate.shape[1], len(at.offsets), *places, *rows)
 
     def mask(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
         if scale.dtype not in _TYPES:
@@ -223,6 +249,8 @@ class NativeKernels:
             for due_at, update in foreign:
                 if due_at[t]:
                     update(t)
+            if g.after is not None:
+                g.after(t)
 
         return advance
 

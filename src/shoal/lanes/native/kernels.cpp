@@ -93,6 +93,56 @@ void advance(int family, int64_t lanes, int64_t P, int64_t G, int64_t first, int
   }
 }
 
+// ---- learning rates that move (lanes/hypergradient.py) ----
+
+// out (lanes, n_parts, 3) = sums of g u, g g and u u over each parameter of the lanes whose batch is full; u becomes p there.
+// Sixteen partial sums, whatever the machine's vectors: how a sum is rounded depends on the parameter's size alone.
+template <typename T>
+void rate_before(int64_t lanes, int64_t P, int64_t n_parts, const int64_t* offsets, const int64_t* sizes, int norms,
+                 const T* __restrict g, T* __restrict u, const T* __restrict p, const uint8_t* due, double* out) {
+  constexpr int64_t W = 16;
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    if (!due[lane]) continue;
+    for (int64_t k = 0; k < n_parts; ++k) {
+      const int64_t n = sizes[k], at = lane * P + offsets[k], whole = n - n % W;
+      T gu[W] = {}, gg[W] = {}, uu[W] = {};
+      for (int64_t i = at; i < at + whole; i += W)
+        for (int64_t j = 0; j < W; ++j) {
+          const T a = g[i + j], b = u[i + j];
+          gu[j] += a * b;
+          if (norms) gg[j] += a * a, uu[j] += b * b;
+          u[i + j] = p[i + j];
+        }
+      for (int64_t i = at + whole; i < at + n; ++i) {
+        const T a = g[i], b = u[i];
+        gu[i - at - whole] += a * b;
+        gg[i - at - whole] += a * a, uu[i - at - whole] += b * b;
+        u[i] = p[i];
+      }
+      double* sums = out + (lane * n_parts + k) * 3;
+      sums[0] = sums[1] = sums[2] = 0.0;
+      for (int64_t j = 0; j < W; ++j) sums[0] += gu[j], sums[1] += gg[j], sums[2] += uu[j];
+    }
+  }
+}
+
+// u holds p as an optimizer has left it at the learning rate 1: it becomes the update, and p takes its share. rate (lanes, G).
+template <typename T>
+void rate_after(int64_t lanes, int64_t P, int64_t G, int64_t n_parts, const int64_t* offsets, const int64_t* sizes,
+                T* __restrict u, T* __restrict p, const T* rate, const uint8_t* due) {
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    if (!due[lane]) continue;
+    for (int64_t k = 0; k < n_parts; ++k) {
+      const int64_t n = sizes[k], at = lane * P + offsets[k];
+      const T share = rate[lane * G + (G > 1 ? k : 0)];
+      for (int64_t i = at; i < at + n; ++i) {
+        u[i] -= p[i];
+        p[i] += share * u[i];
+      }
+    }
+  }
+}
+
 // ---- dropout masks ----
 
 inline uint32_t mix(uint32_t x) {
@@ -379,6 +429,26 @@ void shoal_advance_f64(int family, int64_t lanes, int64_t P, int64_t G, int64_t 
                        const int64_t* sizes, double* p, double* m, double* v, double* a, double* g, const double* c,
                        const uint8_t* due, const double* const* parts, const uint8_t* goes_on) {
   advance(family, lanes, P, G, first, n_parts, offsets, sizes, p, m, v, a, g, c, due, parts, goes_on);
+}
+
+void shoal_rate_before_f32(int64_t lanes, int64_t P, int64_t n_parts, const int64_t* offsets, const int64_t* sizes, int norms,
+                           const float* g, float* u, const float* p, const uint8_t* due, double* out) {
+  rate_before(lanes, P, n_parts, offsets, sizes, norms, g, u, p, due, out);
+}
+
+void shoal_rate_before_f64(int64_t lanes, int64_t P, int64_t n_parts, const int64_t* offsets, const int64_t* sizes, int norms,
+                           const double* g, double* u, const double* p, const uint8_t* due, double* out) {
+  rate_before(lanes, P, n_parts, offsets, sizes, norms, g, u, p, due, out);
+}
+
+void shoal_rate_after_f32(int64_t lanes, int64_t P, int64_t G, int64_t n_parts, const int64_t* offsets, const int64_t* sizes,
+                          float* u, float* p, const float* rate, const uint8_t* due) {
+  rate_after(lanes, P, G, n_parts, offsets, sizes, u, p, rate, due);
+}
+
+void shoal_rate_after_f64(int64_t lanes, int64_t P, int64_t G, int64_t n_parts, const int64_t* offsets, const int64_t* sizes,
+                          double* u, double* p, const double* rate, const uint8_t* due) {
+  rate_after(lanes, P, G, n_parts, offsets, sizes, u, p, rate, due);
 }
 
 void shoal_mask_f32(int64_t lanes, int64_t q, int64_t n, const int32_t* keys, const int32_t* element, const int32_t* threshold,

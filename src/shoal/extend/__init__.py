@@ -1,0 +1,17 @@
+"""Hyperparameters that move while the model trains: what `Recipe(extensions=[...])` takes, and what comes of it.
+
+Example:
+    >>> import shoal
+    >>> from torch import nn, optim
+    >>> model = nn.Linear(4, 2)
+    >>> adam = optim.Adam(model.parameters(), lr=1e-3)
+    >>> recipe = shoal.Recipe(model, adam, nn.CrossEntropyLoss(), 8, extensions=[LearningRate(step=0.02)])
+"""
+
+from __future__ import annotations
+
+from shoal.extend._base import Extension
+from shoal.extend._learning_rate import LearningRate
+from shoal.extend._trajectory import Replay, Trajectory, trajectories_of
+
+__all__ = ["Extension", "LearningRate", "Replay", "Trajectory", "trajectories_of"]
