@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["cost", "starts"])
     parser.add_argument("--trials", type=int, default=32, help="cost: lanes")
-    parser.add_argument("--epochs", type=int, nargs=2, default=[2, 6], help="cost: epochs of the two runs")
+    parser.add_argument("--epochs", type=int, nargs=2, default=[2, 22], help="cost: epochs of the two runs")
     parser.add_argument("--repeats", type=int, default=3, help="cost: how often; the median counts")
     parser.add_argument("--rates", type=int, default=11, help="starts: learning rates from 1e-5 to 1")
     parser.add_argument("--replicas", type=int, default=2, help="starts: trials per learning rate")
