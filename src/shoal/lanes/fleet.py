@@ -283,7 +283,7 @@ class Fleet:
         for i, trial in active:
             recipes[i] = trial.recipe
         shaping = Shaping.of(recipes, due, self.state)
-        spans = Spans(self._offsets, self._sizes, self._owner)
+        spans = Spans(self.offsets, self.sizes, self._owner)
         rates = {
             i: LaneRates(self.state, i, [t for t in self.lanes[i:j] if t is not None], due[:, i:j], self.kernels, spans)
             for code, i, j in runs_of(self._codes())

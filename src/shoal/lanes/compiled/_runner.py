@@ -31,7 +31,7 @@ def suits(compilation: Compilation, fleet: Fleet) -> bool:
     active = fleet.active
     if compilation.tail != fleet.tail or compilation.uses not in (None, fleet.program.uses):
         return False
-    if not isinstance(fleet.kernels, NativeKernels) or any(t.family not in FAMILIES for _, t in active):
+    if not isinstance(fleet.kernels, NativeKernels) or any(t.family not in FAMILIES or t.rule for _, t in active):
         return False
     kinds = {kind for _, t in active for kind in t.kinds}
     return all(fleet.kernels.code(kind) is not None for kind in kinds)
