@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from shoal import optim as optim
     from shoal.errors import DataError, RecipeError, ReplayError, ShoalError, StorageError, StudyError, UsageError
     from shoal.explaining import Explanation, explain
+    from shoal.finders import (
+        BatchFinding,
+        Comparison,
+        EpochsFinding,
+        LrFinding,
+        compare,
+        find_batch_size,
+        find_epochs,
+        find_lr,
+    )
     from shoal.folders import FolderModel, FolderStudy, load_folder_model, predict_folder, resume_folder, tune_folder
     from shoal.nesting import Nested, nested
     from shoal.optimism import Optimism
@@ -26,10 +36,14 @@ if TYPE_CHECKING:
 
 # Loaded on first use: Optuna, SQLAlchemy and torch's tracer together take longer to import than many a study to run.
 _HOME = {
+    "BatchFinding": "finders",
+    "Comparison": "finders",
     "DataError": "errors",
+    "EpochsFinding": "finders",
     "Explanation": "explaining",
     "FolderModel": "folders",
     "FolderStudy": "folders",
+    "LrFinding": "finders",
     "Nested": "nesting",
     "Optimism": "optimism",
     "Padded": "padding",
@@ -44,7 +58,11 @@ _HOME = {
     "TableModel": "tabular",
     "TableStudy": "tabular",
     "UsageError": "errors",
+    "compare": "finders",
     "explain": "explaining",
+    "find_batch_size": "finders",
+    "find_epochs": "finders",
+    "find_lr": "finders",
     "load_folder_model": "folders",
     "load_table_model": "tabular",
     "nested": "nesting",
@@ -60,10 +78,14 @@ _HOME = {
 }
 
 __all__ = [
+    "BatchFinding",
+    "Comparison",
     "DataError",
+    "EpochsFinding",
     "Explanation",
     "FolderModel",
     "FolderStudy",
+    "LrFinding",
     "Nested",
     "Optimism",
     "Padded",
@@ -79,8 +101,12 @@ __all__ = [
     "TableStudy",
     "UsageError",
     "__version__",
+    "compare",
     "explain",
     "extend",
+    "find_batch_size",
+    "find_epochs",
+    "find_lr",
     "load_folder_model",
     "load_table_model",
     "loggers",

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any, Final, NoReturn
 
 from shoal import _data_commands as data_files
+from shoal import _export_command, _finder_commands
 from shoal import _study_commands as study_files
 from shoal._completion import SHELLS, completion_script
 from shoal._text import format_number, format_param, json_ready
@@ -188,6 +189,16 @@ def build_parser() -> argparse.ArgumentParser:
         "-o", "--output", metavar="PATH", help="CSV file to write (default: FILE's name with .predictions.csv)"
     )
     study_files.add_commands(functools.partial(_command, commands))
+    for name, (text, _, _) in _finder_commands.COMMANDS.items():
+        finder = _command(commands, name, text, functools.partial(run_finder, name))
+        finder.add_argument("file", metavar="FILE", help="Python file with define(trial) and data()")
+        _finder_commands.add_options(finder, name)
+
+    export = _command(commands, "export", "write a study's winner as plain PyTorch, without Shoal", run_export)
+    _add_study(export)
+    export.add_argument("file", metavar="FILE", help="Python file with the define(trial) and data() of the study")
+    _export_command.add_options(export)
+
     completion = _command(
         commands, "completion", "print a script that completes commands and options in a shell", run_completion
     )
@@ -470,6 +481,24 @@ def run_explain(arguments: argparse.Namespace) -> int:
     )
     print(explanation)
     return 0
+
+
+def run_finder(command: str, arguments: argparse.Namespace) -> int:
+    """``shoal lr`` and its like: what of the file's options says how to measure is heeded."""
+    if data_files.is_data(arguments.file):
+        raise UsageError(f"shoal {command} takes FILE.py, not {arguments.file!r}.")
+    return _finder_commands.run(command, arguments, _load(arguments.file))
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """``shoal export``: reads the study file and the code that made it."""
+    if arguments.study.endswith(".py"):
+        raise UsageError("name the study first and the Python file second: shoal export STUDY FILE.py.")
+    if data_files.is_data(arguments.file):
+        raise UsageError(
+            f"shoal export takes FILE.py, not {arguments.file!r}: a study of a data file has its model beside it (shoal predict)."
+        )
+    return _export_command.run_export(arguments, _load(arguments.file))
 
 
 def run_completion(arguments: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,20 +10,25 @@ from torch import nn
 
 from shoal.asking import Asker
 from shoal.data import Datasets
-from shoal.errors import StudyError
+from shoal.errors import StudyError, UsageError
 from shoal.history import History
+from shoal.lanes.fleet import Work
 from shoal.optimism import Optimism, optimism
 from shoal.recipe import Recipe
 from shoal.records import Json, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.replay import Define, replay
 from shoal.restoring import opened
-from shoal.weights import WeightStore
+from shoal.scores import Score, scores_of
+from shoal.weights import WeightStore, trained
 
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
+    from shoal.ensembles import Ensemble
+    from shoal.export import Exported
     from shoal.extend import Trajectory
+    from shoal.refitting import Refit
     from shoal.storage import StudyStore
 
 
@@ -48,9 +53,10 @@ class Study:
         asker: Asker,
         store: StudyStore | None,
         weights: WeightStore,
+        work: Work,
         refit: Callable[[TrialRecord], None] | None = None,
     ) -> None:
-        self._history, self._define, self._data = history, define, data
+        self._history, self._define, self._data, self._work = history, define, data, work
         self._asker, self._store, self.weights, self._refit = asker, store, weights, refit
         self.interrupted = self.timed_out = self.terminated = False
         self.stop_reason = ""
@@ -117,11 +123,89 @@ class Study:
             StudyError: If no trial has finished.
             StorageError: If its weights are gone.
         """
+        return self._trained_best().model
+
+    @property
+    def test_scores(self) -> dict[str, Score]:
+        """The winner's metrics on the test split with confidence intervals; empty when there was none."""
+        winner = self._history.meta.get("winner")
+        return scores_of(winner.get("test")) if isinstance(winner, dict) else {}
+
+    def refit(self, *, epochs: int | None = None, seed: int | None = None) -> Refit:
+        """Train the winner once more, on train + valid (or all folds), for as many epochs as it was judged by.
+
+        Args:
+            epochs: To train for, if not as many.
+            seed: Of its weights and orders, if not the trial's own.
+
+        Returns:
+            The model with its test scores (see `shoal.refitting.Refit`).
+
+        Raises:
+            UsageError: If an argument is no whole number.
+            StudyError: If no trial has finished, or the loss does not stay finite.
+        """
+        from shoal.refitting import refit
+
+        return refit(self._best(), self._define, self._work, epochs=epochs, seed=seed)
+
+    def ensemble(self, k: int = 5) -> Ensemble:
+        """The best ``k`` trials as one model that averages their predictions.
+
+        Args:
+            k: From 1 to the number of trials whose weights are kept, which is 5 at most.
+
+        Returns:
+            An ``nn.Module`` on the CPU, in evaluation mode (see `shoal.ensembles.Ensemble`).
+
+        Raises:
+            UsageError: If so many are not kept, or their outputs cannot be averaged.
+            StudyError: If no trial has finished.
+        """
+        from shoal.ensembles import Ensemble
+
+        self._best()
+        kept = self.weights.kept
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(kept):
+            raise UsageError(
+                f"ensemble(k) takes a whole number from 1 to {len(kept)}, the trials whose weights are kept; got {k!r}."
+            )
+        specs = self._history.specs
+        return Ensemble({n: trained(specs[n], self._again, self.weights) for n in kept[:k]}, self._work)
+
+    def export(
+        self, folder: str | Path, *, formats: Sequence[str] = ("script", "weights"), check: bool = False
+    ) -> Exported:
+        """Write the winner into a folder that needs no Shoal.
+
+        Args:
+            folder: Where to.
+            formats: Any of "script" (``train.py``, which trains it again in plain PyTorch), "weights" (one safetensors file with
+                the architecture), "pt2" (``torch.export``) and "onnx" (needs the extra ``onnx``).
+            check: Whether to run the script in an interpreter of its own and compare what it measures.
+
+        Returns:
+            What was written (see `shoal.export.Exported`).
+
+        Raises:
+            UsageError: A format is unknown, or ``define`` is not at the top of a Python file.
+            StudyError: No trial has finished, or an exported model gives other outputs.
+            StorageError: The folder cannot be written.
+        """
+        from shoal.export import export
+
+        best, recipe = self._best(), self._trained_best()
+        fresh = self._again(best.spec)
+        return export(self.record, best, self._define, recipe, fresh, self._data, folder, formats=formats, check=check)
+
+    def _trained_best(self) -> Recipe:
         best = self._best()
         if self._refit is not None:  # of an interrupted study, whose end would have done so
             self._refit(best)
-        train = self._data.train
-        return trained(best.spec, lambda spec: replay(self._define, spec, train.n, train.form), self.weights).model
+        return trained(best.spec, self._again, self.weights)
+
+    def _again(self, spec: TrialSpec) -> Recipe:
+        return replay(self._define, spec, self._data.train.n, self._data.train.form)
 
     def trajectories(self, number: int) -> dict[str, Trajectory]:
         """What the extensions of a trial moved, by name: "lr", "batch_size", ...; empty for a trial without any.
@@ -194,11 +278,3 @@ class Study:
     def __repr__(self) -> str:
         done = sum(r.state is TrialState.FINISHED for r in self._history.results.values())
         return f"<shoal.Study {self._history.name!r}: {len(self._history.specs)} trials, {done} finished>"
-
-
-def trained(spec: TrialSpec, rebuild: Callable[[TrialSpec], Recipe], weights: WeightStore) -> Recipe:
-    """A finished trial's recipe with its trained weights, in evaluation mode, on the CPU."""
-    recipe = rebuild(spec)
-    weights.load_into(recipe.model, spec.number)
-    recipe.model.eval()
-    return recipe

@@ -45,8 +45,8 @@ from shoal.session import Session, candidate
 from shoal.signature import Signer
 from shoal.spaces import check_points
 from shoal.stopping import Limits
-from shoal.study import Study, trained
-from shoal.weights import WeightStore
+from shoal.study import Study
+from shoal.weights import WeightStore, trained
 from shoal.winner import score_winner
 
 if TYPE_CHECKING:
@@ -264,7 +264,9 @@ def tune(
                 trainer.restore(start.snapshots.folder, start.snapshot.pool, history.specs, start.standing.tick)
             pool.recall(Decisions.of(start.events_before, start.rounds_before, pool.n_pools))
             refit = Refitter(rebuild_whole, work, weights) if parts is not None and parts.folds else None
-            study = Study(history, define=define, data=data, asker=asker, store=store, weights=weights, refit=refit)
+            study = Study(
+                history, define=define, data=data, asker=asker, store=store, weights=weights, work=work, refit=refit
+            )
             session = Session(
                 define=limited,
                 data=data,

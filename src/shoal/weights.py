@@ -10,6 +10,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from shoal.errors import StorageError
+from shoal.recipe import Recipe
+from shoal.records import TrialSpec
 
 KEPT = 5
 
@@ -36,6 +38,11 @@ class WeightStore:
 
     def __contains__(self, trial: int) -> bool:
         return trial in self._rank
+
+    @property
+    def kept(self) -> list[int]:
+        """The trials whose weights are kept, the best first."""
+        return [number for _, number in sorted((rank, number) for number, rank in self._rank.items())]
 
     def offer(self, trial: int, value: float, state: Callable[[], dict[str, Tensor]]) -> None:
         """Keep a trial's weights if it is among the best few; ``state`` is only called when it is."""
@@ -126,3 +133,11 @@ def _check_fit(shapes: Mapping[str, Sequence[int]], model: nn.Module, path: str)
             raise StorageError(
                 f"{path} holds the weights of another model: its {name!r} is {tuple(shape)}, not {tuple(state[name].shape)}."
             )
+
+
+def trained(spec: TrialSpec, rebuild: Callable[[TrialSpec], Recipe], weights: WeightStore) -> Recipe:
+    """A finished trial's recipe with its trained weights, in evaluation mode, on the CPU."""
+    recipe = rebuild(spec)
+    weights.load_into(recipe.model, spec.number)
+    recipe.model.eval()
+    return recipe

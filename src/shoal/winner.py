@@ -3,7 +3,8 @@
 Glossary: ``outputs`` is ``(n, ...)``, one per sample of a split, and ``targets`` likewise; ``C`` is the number of
 classes; a *score* is a metric's value on the split with the ends of its confidence interval.
 
-Intervals are percentile bootstrap intervals (Efron 1979): the metric is computed again on ``n`` samples drawn with
+The interval of an accuracy is Wilson's, since that is a share of samples. Others are percentile bootstrap intervals (Efron
+1979): the metric is computed again on ``n`` samples drawn with
 replacement, many times, and the middle 95 % of what comes out is the interval. It says how much the score owes to which
 samples happened to be in the split; it does not say what another training run would give.
 """
@@ -11,6 +12,7 @@ samples happened to be in the split; it does not say what another training run w
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor, nn
 
+from shoal.data import Split
 from shoal.errors import StorageError
 from shoal.lanes.criteria import scale_of
 from shoal.lanes.fleet import Work
@@ -25,6 +28,7 @@ from shoal.lanes.solo import measure
 from shoal.metrics import IGNORE_INDEX, Meter, Metric, Scale
 from shoal.recipe import Recipe
 from shoal.records import Json, TrialSpec
+from shoal.scores import wilson
 
 if TYPE_CHECKING:
     from shoal.history import History
@@ -72,25 +76,35 @@ def score_winner(history: History, work: Work, trained: Callable[[TrialSpec], Re
     for name, split in (("valid", work.data.valid), ("test", work.data.test)):
         if split is None or (split is work.data.train):  # with folds, the winner was trained on all that is no test row
             continue
-        loss, outputs = measure(recipe, split.tensors, best.spec.seed)
-        target = split.tensors[-1]
-        measured = {"loss": loss}
-        if outputs is not None:
-            meter = Meter(work.metrics, target, scale_of(recipe))
-            meter.add(outputs[None])
-            measured.update({name: float(value[0]) for name, value in meter.results().items()})
-        winner[name] = split_scores(
-            outputs, target, measured, work.metrics, _of_loss(recipe), best.spec.seed, scale_of(recipe)
-        )
+        measured, outputs, winner[name] = look_at(recipe, split, work.metrics, best.spec.seed)
         winner["split"] = name
-        found = predictions(outputs, target, cut=0.5 if scale_of(recipe) == "probabilities" else 0.0)
+        found = predictions(outputs, split.tensors[-1], cut=0.5 if scale_of(recipe) == "probabilities" else 0.0)
         winner.update(found or {})
         if name == "test":
             meta["test"], meta["test_trial"] = dict[str, Json](measured), best.spec.number
     meta["winner"] = winner
 
 
-def _of_loss(recipe: Recipe) -> Score | None:
+def look_at(
+    recipe: Recipe, split: Split, metrics: Sequence[Metric], seed: int
+) -> tuple[dict[str, float], Tensor | None, dict[str, Json]]:
+    """What a trained recipe does on a split: metrics, outputs (n, ...) or None, and `split_scores`."""
+    loss, outputs = measure(recipe, split.tensors, seed)
+    target, scale = split.tensors[-1], scale_of(recipe)
+    measured = {"loss": loss, **metrics_of(outputs, target, metrics, scale)}
+    return measured, outputs, split_scores(outputs, target, measured, metrics, of_loss(recipe), seed, scale)
+
+
+def metrics_of(outputs: Tensor | None, target: Tensor, metrics: Sequence[Metric], scale: Scale) -> dict[str, float]:
+    """Each metric of outputs (n, ...); none without outputs."""
+    if outputs is None:
+        return {}
+    meter = Meter(metrics, target, scale)
+    meter.add(outputs[None])
+    return {name: float(value[0]) for name, value in meter.results().items()}
+
+
+def of_loss(recipe: Recipe) -> Score | None:
     """The recipe's loss as a function of outputs, if it is one."""
     if not recipe.is_criterion or recipe.predict is not None:
         return None
@@ -118,22 +132,38 @@ def split_scores(
         scale: What the outputs are.
 
     Returns:
-        ``n``, ``level``, and ``scores``: name -> ``{"value", "low", "high"}``, the last two absent where unknown.
+        ``n``, ``level``, and ``scores``: name -> ``{"value", "low", "high", "method"}``, the last three absent where unknown.
     """
     ranges: dict[str, tuple[float, float]] = {}
+    shares = _shares(measured, targets) if outputs is not None else {}
     if outputs is not None:
         functions: dict[str, Score] = {m.name: _of_metric(m, scale) for m in metrics}
         # A loss that sums, or whose parts do not add up to the whole, says something else about redrawn samples.
         if loss is not None and math.isclose(_quietly(loss, outputs, targets), measured["loss"], rel_tol=1e-3):
             functions["loss"] = loss
-        ranges = _bootstrap(outputs, targets, {k: f for k, f in functions.items() if k in measured}, seed)
+        ranges = _bootstrap(
+            outputs, targets, {k: f for k, f in functions.items() if k in measured and k not in shares}, seed
+        )
     found: dict[str, Json] = {}
     for name, value in measured.items():
         entry: dict[str, Json] = {"value": value}
-        if name in ranges:
-            entry["low"], entry["high"] = ranges[name]
+        if name in shares or name in ranges:
+            entry["low"], entry["high"] = shares.get(name) or ranges[name]
+            entry["method"] = "wilson" if name in shares else "bootstrap"
         found[name] = entry
     return {"n": int(targets.shape[0]), "level": LEVEL, "scores": found}
+
+
+# Metrics that are the share of samples which are right.
+_SHARE = re.compile(r"accuracy|top_\d+_accuracy")
+
+
+def _shares(measured: Mapping[str, float], targets: Tensor) -> dict[str, tuple[float, float]]:
+    """Wilson's intervals of metrics that count samples. Pixels of one image are no samples: they are alike."""
+    if targets.numel() != len(targets) or not len(targets):
+        return {}
+    n = int((targets != IGNORE_INDEX).sum())
+    return {k: wilson(v * n, n) for k, v in measured.items() if n and _SHARE.fullmatch(k) and 0 <= v <= 1}
 
 
 def _of_metric(metric: Metric, scale: Scale) -> Score:

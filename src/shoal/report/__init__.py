@@ -5,7 +5,8 @@ It reads results only: a `StudyRecord` goes in, a file comes out. The same figur
 
 from __future__ import annotations
 
-from shoal.report._figures import write_figures
+from shoal.report._axes import BEST, COLOURS, DASHES
+from shoal.report._figures import STYLE, write_figures
 from shoal.report._page import render_report, write_report
 
-__all__ = ["render_report", "write_figures", "write_report"]
+__all__ = ["BEST", "COLOURS", "DASHES", "STYLE", "render_report", "write_figures", "write_report"]

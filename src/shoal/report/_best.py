@@ -109,7 +109,7 @@ def _sureness(record: StudyRecord, best: TrialRecord) -> str:
         low, high, size = held_out
         sentences.append(
             f"On {size:,} held-out samples that no trial was chosen by, {metric_name(record)} lies between {_short(low)} "
-            f"and {_short(high)} with 95 % confidence (bootstrap over samples; another training run may differ more)."
+            f"and {_short(high)} with 95 % confidence (over samples; another training run may differ more)."
         )
     judged = interval_of(record, "valid")
     finished = [t for t in record.trials if t.state is TrialState.FINISHED and t.value is not None]

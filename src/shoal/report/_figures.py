@@ -27,7 +27,7 @@ FIGURES: Final[Mapping[str, tuple[Draw, tuple[float, float]]]] = {
     "residuals": (_plots.residuals, (7.6, 3.4)),
     "lanes": (_plots.lanes, (7.2, 4.2)),
 }
-_STYLE: Final[Any] = {
+STYLE: Final[Any] = {
     "text.parse_math": False,
     "font.size": 9.0,
     "axes.spines.top": False,
@@ -66,7 +66,7 @@ def write_figures(
         raise UsageError("figures are drawn by matplotlib: run `pip install matplotlib`.") from error
     folder = Path(folder)
     written: list[Path] = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for name, (draw, size) in FIGURES.items():
             figure = Figure(figsize=size)
             if draw(figure, View(record, importances or {})) is False:

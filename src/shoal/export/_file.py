@@ -1,0 +1,62 @@
+"""Taking the winner out of a study file: nothing is trained, and nothing is written to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shoal.data import load
+from shoal.errors import StorageError, StudyError
+from shoal.export import Exported, export
+from shoal.replay import Define, fingerprint, replay
+from shoal.storage import file_beside, load_study, place_of, shown
+from shoal.weights import WeightStore, trained, weights_file
+
+
+def export_study(
+    storage: str,
+    define: Define,
+    folder: str | Path,
+    *,
+    study_name: str | None = None,
+    train: Any,
+    valid: Any = None,
+    test: Any = None,
+    formats: Sequence[str] = ("script", "weights"),
+    check: bool = False,
+) -> Exported:
+    """Export the best trial of a study file.
+
+    Args:
+        storage: The study file.
+        define: The code that made the study.
+        folder: Where to.
+        study_name: Which study, where the storage holds several.
+        train, valid, test: The data the study was started with.
+        formats, check: As for `shoal.export.export`.
+
+    Raises:
+        StorageError: If the file belongs to other code or data, or the weights are gone.
+        StudyError: If no trial has finished.
+    """
+    record = load_study(storage, study_name)
+    best, options = record.best(), record.meta.get("options")
+    if best is None or best.value is None:
+        raise StudyError(f"no trial of {shown(storage)!r} has finished yet. Go on with it: shoal resume.")
+    seed = options.get("seed", 0) if isinstance(options, dict) else 0
+    data = load(train, valid, test, seed=seed if isinstance(seed, int) else 0)
+    for what, known, now in (
+        ("code: define() has changed", record.meta.get("fingerprint"), fingerprint(define)),
+        ("data: their fingerprint differs", record.meta.get("data"), data.fingerprint),
+    ):
+        if known not in (None, now):
+            raise StorageError(
+                f"{shown(storage)!r} was made with other {what}. Name the file that the study was started with."
+            )
+    number = best.spec.number
+    kept = weights_file(file_beside(place_of(storage), record.name, ".weights"), number)
+    weights = WeightStore(kept.parent, 1.0, {number: (best.value, str(kept))})
+    recipe = trained(best.spec, lambda spec: replay(define, spec, data.train.n, data.train.form), weights)
+    fresh = replay(define, best.spec, data.train.n, data.train.form)
+    return export(record, best, define, recipe, fresh, data, folder, formats=formats, check=check)
