@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 import shoal
 from lanes_helpers import (
+    COMPILED,
     KERNELS,
     Trail,
     assert_same_trail,
@@ -222,10 +223,10 @@ def test_lanes_and_plain_loop_follow_the_paper() -> None:
     assert moved == len(specs)
 
 
-@pytest.fixture(params=["traced", "native"])
+@pytest.fixture(params=["traced", "native", "compiled"])
 def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Fleets run on torch's kernels, or on native ones if this machine can build them."""
-    if request.param == "native":
+    """Fleets run on torch's kernels, or on native ones, or have a compiled epoch besides, if this machine can build them."""
+    if request.param != "traced":
         native.prepare()
         deadline = time.monotonic() + 60
         while native.kernels() is None and time.monotonic() < deadline:
@@ -234,7 +235,9 @@ def tier(request: pytest.FixtureRequest) -> Iterator[str]:
         if found is None:
             pytest.skip("no compiler")
         KERNELS.append(found)
-        yield "native"
+        COMPILED.append(request.param == "compiled")
+        yield request.param
+        COMPILED.pop()
         KERNELS.pop()
     else:
         yield "traced"
