@@ -34,7 +34,7 @@ class LearningRate(Extension):
     """Moves the learning rate of each parameter group along its hypergradient, once per update.
 
     With parameters ``p_t = p_{t-1} - a_{t-1} d_{t-1}`` and ``g_t`` the gradient of the next batch's loss at ``p_t``, the
-    derivative of that loss in the learning rate is ``-g_t . d_{t-1}``, and
+    derivative of that loss in the learning rate is ``-g_t . d_{t-1}``, and::
 
         additive:        a_t = a_{t-1} + step * (g_t . d_{t-1})
         multiplicative:  a_t = a_{t-1} * (1 + step * (g_t . d_{t-1}) / (|g_t| |d_{t-1}|))
