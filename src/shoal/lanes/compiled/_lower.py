@@ -24,6 +24,8 @@ from shoal.lanes.compiled._places import (
     ctype,
     dense,
     expanded,
+    literal,
+    number,
     render,
 )
 
@@ -310,26 +312,6 @@ class Lowering:
 
 def _reordered(p: Place, order: Sequence[int]) -> Place:
     return replace(p, shape=tuple(p.shape[d] for d in order), strides=tuple(p.strides[d] for d in order))
-
-
-def literal(value: float | int | bool, shape: Sequence[int], dtype: torch.dtype) -> Expr:
-    """One number for a whole shape."""
-    kind = ctype(dtype)
-    return Expr("{0}", (number(value, dtype),), (kind,), kind, tuple(shape), dtype)
-
-
-def number(value: float | int | bool, dtype: torch.dtype) -> str:
-    """A number in C++."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int) and not dtype.is_floating_point:
-        return f"{value}LL" if abs(value) >= 2**31 else str(value)
-    v = float(value)
-    if math.isnan(v):
-        return "NAN"
-    if math.isinf(v):
-        return "INFINITY" if v > 0 else "-INFINITY"
-    return repr(v)
 
 
 def _still(nodes: Sequence[fx.Node], fixed: set[fx.Node]) -> set[fx.Node]:

@@ -194,3 +194,23 @@ def expanded(value: Value | str, shape: Shape) -> Value | str:
     if isinstance(value, Place):
         return broadcast(value, shape)
     return replace(value, operands=tuple(expanded(o, shape) for o in value.operands), shape=shape)
+
+
+def literal(value: float | int | bool, shape: Sequence[int], dtype: torch.dtype) -> Expr:
+    """One number for a whole shape."""
+    kind = ctype(dtype)
+    return Expr("{0}", (number(value, dtype),), (kind,), kind, tuple(shape), dtype)
+
+
+def number(value: float | int | bool, dtype: torch.dtype) -> str:
+    """A number in C++."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and not dtype.is_floating_point:
+        return f"{value}LL" if abs(value) >= 2**31 else str(value)
+    v = float(value)
+    if math.isnan(v):
+        return "NAN"
+    if math.isinf(v):
+        return "INFINITY" if v > 0 else "-INFINITY"
+    return repr(v)

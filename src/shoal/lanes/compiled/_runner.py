@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from shoal.lanes.fleet import Fleet
     from shoal.lanes.lane import LaneTrial
 
+# A call into the library is not interrupted: no more than this many ticks of lanes are done at once.
+_LANE_TICKS = 20_000
+
 # Trains the lanes through the ticks from the first one on: (first, samples, weights, keys), (ticks, lanes, q) each.
 Runner = Callable[[int, NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]], None]
 
@@ -71,21 +74,26 @@ def runner(
 
     def run(first: int, index: NDArray[np.int64], weights: NDArray[np.float64], keys: NDArray[np.int32]) -> None:
         n = len(index)
-        ticks = Ticks(
-            lanes=lanes,
-            counts=[min(max(c - first, 0), n) for c in counts],
-            index=index,
-            weights=torch.from_numpy(weights).to(fleet.layout.dtype),
-            keys=keys,
-            losses=losses[first : first + n],
-            table=table[:, first:],
-            due=due_[first : first + n],
-            goes_on=on_[first : first + n],
-            families=families,
-            shaping=shaping,
-            tail=tail - first if first <= tail < first + n else -1,
-        )
-        epoch.run(kernels, inputs, len(state.inputs), rows, fleet.offsets, fleet.sizes, ticks)
+        here = [min(max(c - first, 0), n) for c in counts]
+        real_weights = torch.from_numpy(weights).to(fleet.layout.dtype)
+        size = max(1, _LANE_TICKS // n)
+        for i in range(0, len(lanes), size):
+            some = slice(i, i + size)
+            ticks = Ticks(
+                lanes=lanes[some],
+                counts=here[some],
+                index=index,
+                weights=real_weights,
+                keys=keys,
+                losses=losses[first : first + n],
+                table=table[some, first:],
+                due=due_[first : first + n],
+                goes_on=on_[first : first + n],
+                families=families[some],
+                shaping=None if shaping is None else shaping[some],
+                tail=tail - first if first <= tail < first + n else -1,
+            )
+            epoch.run(kernels, inputs, len(state.inputs), rows, fleet.offsets, fleet.sizes, ticks)
 
     return run
 

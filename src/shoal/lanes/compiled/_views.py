@@ -1,0 +1,242 @@
+"""Operators that see memory in another shape, and those that copy: joining, padding, rows of a table."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from shoal.lanes.compiled._handlers import given, handles, like
+from shoal.lanes.compiled._places import Expr, Place, Unsupported, Value, broadcast, ctype, number, viewed
+
+if TYPE_CHECKING:
+    from shoal.lanes.compiled._lower import Lowering
+
+_aten = torch.ops.aten
+
+
+@handles(_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default)
+def _view(to: Lowering, node: fx.Node) -> Value:
+    value, (shape, _) = to.value(node.args[0]), like(node)
+    if isinstance(value, Expr) and not any(True for _ in value.places):
+        return replace(value, shape=shape)
+    place = to.place(value)
+    return viewed(place, shape) or viewed(to.whole(copy_of(place)), shape) or _fail("a view")
+
+
+def copy_of(place: Place) -> Expr:
+    kind = ctype(place.dtype)
+    return Expr("{0}", (place,), (kind,), kind, place.shape, place.dtype)
+
+
+def _fail(what: str) -> Any:
+    raise Unsupported(what)
+
+
+@handles(_aten.expand.default)
+def _expand(to: Lowering, node: fx.Node) -> Value:
+    value, (shape, _) = to.value(node.args[0]), like(node)
+    if isinstance(value, Expr) and not any(True for _ in value.places):
+        return replace(value, shape=shape)
+    return broadcast(to.place(value), shape)
+
+
+@handles(_aten.transpose.int, _aten.t.default, _aten.permute.default)
+def _permute(to: Lowering, node: fx.Node) -> Value:
+    place = to.place(to.value(node.args[0]))
+    axes = list(range(len(place.shape)))
+    if node.target is _aten.permute.default:
+        order: Any = node.args[1]
+        axes = [int(d) % len(axes) for d in order]
+    elif len(axes) > 1:
+        a, b = (0, 1) if node.target is _aten.t.default else (int(d) % len(axes) for d in node.args[1:3])  # type: ignore[arg-type]
+        axes[a], axes[b] = axes[b], axes[a]
+    return replace(place, shape=tuple(place.shape[d] for d in axes), strides=tuple(place.strides[d] for d in axes))
+
+
+@handles(_aten.unsqueeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.squeeze.default)
+def _squeeze(to: Lowering, node: fx.Node) -> Value:
+    value, (shape, _) = to.value(node.args[0]), like(node)
+    if isinstance(value, Expr) and not any(True for _ in value.places):
+        return replace(value, shape=shape)
+    place = to.place(value)
+    kept = [s for n, s in zip(place.shape, place.strides, strict=True) if n != 1]
+    strides = [kept.pop(0) if n != 1 else 0 for n in shape]
+    return replace(place, shape=shape, strides=tuple(strides))
+
+
+@handles(_aten.select.int)
+def _select(to: Lowering, node: fx.Node) -> Value:
+    place = to.place(to.value(node.args[0]))
+    d, i = int(node.args[1]) % len(place.shape), int(node.args[2])  # type: ignore[arg-type]
+    i += place.shape[d] if i < 0 else 0
+    keep = [k for k in range(len(place.shape)) if k != d]
+    return replace(
+        place,
+        shape=tuple(place.shape[k] for k in keep),
+        strides=tuple(place.strides[k] for k in keep),
+        offset=place.offset + i * place.strides[d],
+    )
+
+
+def _bounds(size: int, start: Any, end: Any) -> tuple[int, int]:
+    first, last, _ = slice(start, end).indices(size)
+    return first, max(first, last)
+
+
+def cut(place: Place, d: int, first: int, last: int, step: int = 1) -> Place:
+    shape, strides = list(place.shape), list(place.strides)
+    shape[d] = -(-(last - first) // step)
+    offset = place.offset + first * strides[d]
+    strides[d] *= step
+    return replace(place, shape=tuple(shape), strides=tuple(strides), offset=offset)
+
+
+@handles(_aten.slice.Tensor)
+def _slice(to: Lowering, node: fx.Node) -> Value:
+    place = to.place(to.value(node.args[0]))
+    d = int(given(node, 1, "dim", 0)) % len(place.shape)
+    first, last = _bounds(place.shape[d], given(node, 2, "start"), given(node, 3, "end"))
+    return cut(place, d, first, last, int(given(node, 4, "step", 1)))
+
+
+@handles(_aten.split.Tensor, _aten.split_with_sizes.default, _aten.unbind.int)
+def _split(to: Lowering, node: fx.Node) -> tuple[Value, ...]:
+    place = to.place(to.value(node.args[0]))
+    if node.target is _aten.unbind.int:
+        d = int(given(node, 1, "dim", 0)) % len(place.shape)
+        keep = [k for k in range(len(place.shape)) if k != d]
+        parts = [cut(place, d, i, i + 1) for i in range(place.shape[d])]
+        return tuple(
+            replace(p, shape=tuple(p.shape[k] for k in keep), strides=tuple(p.strides[k] for k in keep)) for p in parts
+        )
+    sizes: Any = node.args[1]
+    d = int(given(node, 2, "dim", 0)) % len(place.shape)
+    if isinstance(sizes, int):
+        n = place.shape[d]
+        sizes = [min(sizes, n - i) for i in range(0, n, sizes)]
+    out, first = [], 0
+    for size in sizes:
+        out.append(cut(place, d, first, first + size))
+        first += size
+    return tuple(out)
+
+
+@handles(operator.getitem)
+def _getitem(to: Lowering, node: fx.Node) -> Value:
+    source: Any = node.args[0]
+    return to.values[source][node.args[1]]  # type: ignore[no-any-return]
+
+
+# -- copies --------------------------------------------------------------------------------------------------------------
+
+
+@handles(_aten.cat.default)
+def _cat(to: Lowering, node: fx.Node) -> Value:
+    parts: Any = node.args[0]
+    shape, dtype = like(node)
+    d = int(given(node, 1, "dim", 0)) % len(shape)
+    out, first = to.new(shape, dtype), 0
+    for part in parts:
+        value = to.value(part)
+        if math.prod(value.shape) == 0:
+            continue
+        to.fill(cut(out, d, first, first + value.shape[d]), value)
+        first += value.shape[d]
+    return out
+
+
+@handles(_aten.stack.default)
+def _stack(to: Lowering, node: fx.Node) -> Value:
+    parts: Any = node.args[0]
+    shape, dtype = like(node)
+    d = int(given(node, 1, "dim", 0)) % len(shape)
+    out = to.new(shape, dtype)
+    keep = [k for k in range(len(shape)) if k != d]
+    for i, part in enumerate(parts):
+        slot = cut(out, d, i, i + 1)
+        slot = replace(slot, shape=tuple(shape[k] for k in keep), strides=tuple(slot.strides[k] for k in keep))
+        to.fill(slot, to.value(part))
+    return out
+
+
+def _zeroed(to: Lowering, node: fx.Node) -> Place:
+    out = to.new(*like(node))
+    to.fill(out, "0")
+    return out
+
+
+@handles(_aten.constant_pad_nd.default)
+def _pad(to: Lowering, node: fx.Node) -> Value:
+    source, (shape, dtype) = to.place(to.value(node.args[0])), like(node)
+    pads: Any = node.args[1]
+    out = to.new(shape, dtype)
+    to.fill(out, number(given(node, 2, "value", 0), dtype))
+    inside = out
+    for k in range(len(pads) // 2):
+        d, before, after = len(shape) - 1 - k, pads[2 * k], pads[2 * k + 1]
+        inside = cut(inside, d, max(0, before), shape[d] - max(0, after))
+        source = cut(source, d, max(0, -before), source.shape[d] - max(0, -after))  # less than nothing cuts off
+    to.fill(inside, source)
+    return out
+
+
+@handles(_aten.slice_backward.default)
+def _slice_backward(to: Lowering, node: fx.Node) -> Value:
+    value, out = to.value(node.args[0]), _zeroed(to, node)
+    d = int(node.args[2]) % len(out.shape)  # type: ignore[arg-type]
+    first, last = _bounds(out.shape[d], node.args[3], node.args[4])
+    to.fill(cut(out, d, first, last, int(node.args[5])), value)  # type: ignore[arg-type]
+    return out
+
+
+@handles(_aten.select_backward.default)
+def _select_backward(to: Lowering, node: fx.Node) -> Value:
+    value, out = to.value(node.args[0]), _zeroed(to, node)
+    d, i = int(node.args[2]) % len(out.shape), int(node.args[3])  # type: ignore[arg-type]
+    slot = cut(out, d, i % out.shape[d], i % out.shape[d] + 1)
+    keep = [k for k in range(len(out.shape)) if k != d]
+    to.fill(replace(slot, shape=tuple(out.shape[k] for k in keep), strides=tuple(slot.strides[k] for k in keep)), value)
+    return out
+
+
+@handles(_aten.index_select.default)
+def _index_select(to: Lowering, node: fx.Node) -> Value:
+    if int(node.args[1]) != 0:  # type: ignore[arg-type]
+        raise Unsupported("index_select along another axis than the first")
+    return _rows(to, node, to.value(node.args[0]), to.value(node.args[2]))
+
+
+@handles(_aten.embedding.default)
+def _embedding(to: Lowering, node: fx.Node) -> Value:
+    return _rows(to, node, to.value(node.args[0]), to.value(node.args[1]))
+
+
+def _rows(to: Lowering, node: fx.Node, table: Value, index: Value) -> Value:
+    """Rows of a table, by their numbers. Tables hold what they were checked to hold, but a wrong number must not read elsewhere."""
+    (shape, dtype), source, at = like(node), to.whole(table), to.whole(index)
+    out = to.new(shape, dtype)
+    n, width = math.prod(at.shape), math.prod(source.shape[1:])
+    row = f"int64_t r = {at.pointer}[{at.offset} + i]; r = r < 0 || r >= {source.shape[0]} ? 0 : r;"
+    copy = (
+        f"{out.pointer}[i] = ({source.address})[r];"
+        if width == 1
+        else f"std::memcpy({out.pointer} + i * {width}, {source.address} + r * {width}, {width * dtype.itemsize});"
+    )
+    to.emit(f"for (int64_t i = 0; i < {n}; ++i) {{ {row} {copy} }}", source, at, out)
+    return out
+
+
+@handles(_aten.embedding_dense_backward.default)
+def _embedding_backward(to: Lowering, node: fx.Node) -> Value:
+    grad, at = to.whole(to.value(node.args[0])), to.whole(to.value(node.args[1]))
+    out, padding = _zeroed(to, node), node.args[3]
+    n, width = math.prod(at.shape), out.shape[1]
+    row = f"const int64_t r = {at.pointer}[{at.offset} + i]; if (r < 0 || r >= {out.shape[0]} || r == {padding}) continue;"
+    add = f"for (int64_t j = 0; j < {width}; ++j) {out.pointer}[r * {width} + j] += ({grad.address})[i * {width} + j];"
+    to.emit(f"for (int64_t i = 0; i < {n}; ++i) {{ {row} {add} }}", grad, at, out)
+    return out
