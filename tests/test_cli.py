@@ -425,7 +425,7 @@ def test_every_command_and_option_has_help() -> None:
     assert {name for name, _, _ in found} == {
         "shoal",
         *(f"shoal {c}" for c in ["tune", "resume", "report", "best", "explain", "predict", "watch", "completion"]),
-        *(f"shoal {c}" for c in ["init", "check"]),
+        *(f"shoal {c}" for c in ["init", "check", "lr", "batch", "epochs", "compare", "export"]),
     }
     for name, parser, text in found:
         assert text and parser.description, f"{name} has no help"

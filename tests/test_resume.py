@@ -149,7 +149,7 @@ def test_what_a_killed_study_ends_with_is_what_it_would_have_been(folder: Path) 
 def test_a_worker_that_is_killed(folder: Path) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core has no workers")
-    process = start(folder, "--n-trials", "64", "--max-epochs", "12", "--storage", "killed.db")
+    process = start(folder, "--n-trials", "64", "--max-epochs", "60", "--storage", "killed.db")
     wait_for(folder / "killed.db", 1, process)
     workers = children(process.pid)
     assert workers

@@ -373,7 +373,7 @@ def test_what_gathers_is_committed_without_a_flush(file: Path) -> None:
             time.sleep(0.02)
 
 
-def test_500_trials_of_20_epochs_take_under_2_ms_each(file: Path) -> None:
+def test_500_trials_of_20_epochs_take_under_5_ms_each(file: Path) -> None:
     url = f"sqlite:///{file}"
     best_ms = math.inf
     for attempt in range(3):  # of computing, the writer's thread included: the machine may be busy with something else
@@ -386,9 +386,9 @@ def test_500_trials_of_20_epochs_take_under_2_ms_each(file: Path) -> None:
                 store.ended([TrialResult(n, TrialState.FINISHED, 0.5, 20)])
             store.flush()
             best_ms = min(best_ms, (time.process_time() - start) / 500 * 1e3)
-        if best_ms < 2:
+        if best_ms < 5:
             break
-    assert best_ms < 2
+    assert best_ms < 5
 
 
 def test_memory_does_not_hold_what_is_written(file: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_winner_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_gone_weights_matter_only_to_who_asked_for_a_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(self: object, number: int) -> dict[str, Tensor]:
+    def gone(self: object, number: int, model: object) -> dict[str, Tensor]:
         raise StorageError("the weights are gone")
 
     monkeypatch.setattr("shoal.weights.WeightStore.load", gone)

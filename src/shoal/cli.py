@@ -444,11 +444,11 @@ def run_watch(arguments: argparse.Namespace) -> int:
     page = LivePage(arguments.study, arguments.study_name)
     page.current()  # a file that cannot be shown is better refused here than in the browser
     with WatchServer(page, PORT if arguments.port is None else arguments.port) as server:
-        print(server.url, flush=True)
-        print("shoal: showing the study there; Ctrl-C stops", file=sys.stderr)
-        if arguments.open:
-            importlib.import_module("webbrowser").open(server.url)
         try:
+            print(server.url, flush=True)
+            print("shoal: showing the study there; Ctrl-C stops", file=sys.stderr)
+            if arguments.open:
+                importlib.import_module("webbrowser").open(server.url)
             server.serve_forever()
         except KeyboardInterrupt:  # the one way to end it
             return 0

@@ -326,7 +326,7 @@ def _outliving_workers(
     earlier: Study | None = None
     furthest, deaths = -1, 0
     while True:
-        left_s = None if timeout_s is None else max(1e-3, timeout_s - (time.monotonic() - started))
+        left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - started))
         study = run(earlier, left_s)
         if study.died is None:
             return study

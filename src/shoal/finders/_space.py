@@ -67,7 +67,7 @@ def _middle(distribution: BaseDistribution) -> Any:
     """The first choice; of a range the middle, on its own scale.
 
     >>> from optuna.distributions import FloatDistribution, IntDistribution
-    >>> _middle(FloatDistribution(1e-4, 1e-2, log=True)), _middle(IntDistribution(1, 8, step=2))
+    >>> _middle(FloatDistribution(1e-4, 1e-2, log=True)), _middle(IntDistribution(1, 9, step=2))
     (0.001, 5)
     """
     if not hasattr(distribution, "low"):

@@ -94,7 +94,8 @@ class Number:
         """Finite numbers (n,) to their scaled form (n,)."""
         if self.knots:
             return _normal_quantiles(values, np.asarray(self.knots))
-        return np.clip((values - self.mean) / self.std, -_CLIP, _CLIP)
+        with np.errstate(over="ignore"):  # what is infinite in units of a tiny deviation is cut off with the rest
+            return np.clip((values - self.mean) / self.std, -_CLIP, _CLIP)
 
     def to_json(self) -> dict[str, Json]:
         """As plain data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -159,6 +160,8 @@ class Build:
 
     def _unlock(self) -> None:
         if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self.path().with_suffix(".lock").unlink()
             self._lock.close()
             self._lock = None
 
