@@ -7,6 +7,7 @@ Shoal has made. What Shoal itself writes into them is compared with what Optuna 
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ from shoal.storage import StudyStore, place_of
 from shoal.storage._database import database_of
 from shoal.storage._tables import create_tables
 
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 class TestPrivateStorage(StorageTestCase):
     """The study in memory that samplers look at."""
@@ -53,6 +56,7 @@ def shoals_tables(url: str) -> Iterator[RDBStorage]:
     yield storage
     storage.remove_session()
     storage.engine.dispose()
+    gc.collect()  # what the suite's threads have left open is closed, and warned of, here and not in someone else's test
 
 
 class TestShoalsFile(StorageTestCase):
