@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn, optim
 
 import shoal
-from shoal.lanes import workers
+from shoal.lanes import native, pool, workers
+from shoal.lanes.compiled import Compilation
+from shoal.lanes.native._build import compiler
+from shoal.lanes.pool import Pool
 from shoal.lanes.snapshot import thaw
 from shoal.records import Progress, StudyRecord
 from shoal.snapshots import Snapshots
@@ -148,3 +151,50 @@ def test_killed_and_resumed_is_uninterrupted(case: str, tmp_path: Path) -> None:
     for path in sorted((tmp_path / "straight.weights").iterdir()):
         assert path.read_bytes() == (tmp_path / "killed.weights" / path.name).read_bytes(), path.name
     assert not (tmp_path / "killed.snapshots").exists()
+
+
+def plain(trial: Any) -> shoal.Recipe:
+    """Two signatures, all of which has a compiled form."""
+    width = trial.suggest_categorical("width", [4, 8])
+    model = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Dropout(0.2), nn.Linear(width, 3))
+    optimizer = optim.Adam(model.parameters(), lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True))
+    return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(), 32)
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+def test_across_the_change_to_compiled_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resumed from the start and from a snapshot, a study changes over in the rounds in which it did before."""
+    see_to, ready = Pool._see_to_compiling, Compilation.ready
+    changes: list[int] = []
+
+    def built(self: Compilation) -> Any:
+        self._build.wait()
+        return ready(self)
+
+    def from_round_three_on(self: Pool, g: Any) -> None:
+        before = g.compiled
+        if self._rounds >= 3:
+            see_to(self, g)
+        if g.compiled and not before:
+            changes.append(self._rounds)
+
+    # What the clock decides is the same in every session: fused, native at once, and compiled as soon as that may be.
+    monkeypatch.setattr(Pool, "_see_to_compiling", from_round_three_on)
+    monkeypatch.setattr(pool, "_COMPILE_AFTER_S", -1.0)
+    monkeypatch.setattr(pool, "time_solo", lambda *args: 1.0)
+    monkeypatch.setattr(Compilation, "ready", built)
+    monkeypatch.setattr("shoal.tuning.n_workers", lambda *args, **kwargs: 1)
+    monkeypatch.setenv("SHOAL_NATIVE", "1")
+    native.prepare()
+    native.wait()
+    study = Study(tmp_path, plain, reproducible=False, n_trials=16, max_epochs=7, scheduler="none", sampler="random")
+    straight = study.run("straight")
+    assert changes and min(changes) == 3
+    killed = study.run("killed", {4: 100, 5: 2})
+    for ours, theirs in zip(killed.trials, straight.trials, strict=True):
+        assert ours.spec == theirs.spec and ours.state == theirs.state
+        assert [(r.epoch, r.train_loss, r.value) for r in ours.rows] == [
+            (r.epoch, r.train_loss, r.value) for r in theirs.rows
+        ]
+    for path in sorted((tmp_path / "straight.weights").iterdir()):
+        assert path.read_bytes() == (tmp_path / "killed.weights" / path.name).read_bytes(), path.name
