@@ -100,8 +100,11 @@ def train(
     *,
     epochs: int = 2,
     leave: Mapping[int, Sequence[int]] | None = None,
+    copy_over: int = -1,
 ) -> dict[str, Tensor]:
     """The subject's tensors after its epochs, in a fleet that trials enter and leave before the epochs given.
+
+    Before epoch ``copy_over``, every other lane is overwritten with what its neighbour holds.
 
     The fleet is used again and again, so that whatever a lane's last tenant left there is part of the test.
     """
@@ -112,6 +115,10 @@ def train(
         for spec in arrivals.get(epoch, ()):
             fleet.admit(ready(define, spec, work))
         fleet.arrange()
+        if epoch == copy_over:
+            rows = [fleet.state.take(i) for i in range(fleet.width)]
+            for i in set(range(fleet.width)) - {fleet.lane_of(subject)}:
+                fleet.state.restore(i, rows[i - 1])
         for row in fleet.run_epoch():
             lane = fleet.lane_of(row.trial)
             held = fleet.lanes[lane]
@@ -165,6 +172,7 @@ def check_neighbours(name: str, width: int) -> None:
             "alone": train(case.define, work, fleet, {0: [own]}, subject),
             "beside others": train(case.define, work, fleet, {0: [*new, own]}, subject),
             "beside what diverges": train(case.define, work, fleet, {0: [*wild, own]}, subject),
+            "others are copied over": train(case.define, work, fleet, {0: [own, *others]}, subject, copy_over=1),
             "let in late": train(
                 case.define,
                 work,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -94,8 +95,9 @@ def wait_for(path: Path, n_rows: int, process: subprocess.Popen[str], deadline_s
 
 
 def ended(record: StudyRecord) -> dict[int, object]:
+    """Trials that are over; rounds that are run again after a kill have times of their own."""
     return {
-        t.spec.number: (t.spec, t.state, t.value, t.epoch, t.rows)
+        t.spec.number: (t.spec, t.state, t.value, t.epoch, [replace(r, time_s=0.0) for r in t.rows])
         for t in record.trials
         if t.state is not TrialState.RUNNING
     }

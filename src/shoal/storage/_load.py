@@ -59,7 +59,7 @@ def load_meta(place: Place, name: str | None) -> tuple[str, dict[str, Any]]:
 def _study(place: Place, name: str | None) -> Iterator[tuple[sa.Connection, int, str]]:
     """A connection that sees one moment, and the study's key and name."""
     database = database_of(place)
-    with database.explained("reading"), database.reading() as connection:
+    with sound(place, "its list of tables"), database.explained("reading"), database.reading() as connection:
         if not has_tables(connection, database):
             raise StorageError(f"{place} is empty and holds no study: check the path.")
         with sound(place, "its list of studies"):
