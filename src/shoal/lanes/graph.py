@@ -191,7 +191,7 @@ def check(gm: fx.GraphModule) -> None:
         if torch.Tag.nondeterministic_seeded in tags and _argument(node, "dropout_p") != 0.0:
             raise FuseError(f"its forward pass draws random numbers through {node.target}, which has no keyed form")
         if node.op == "get_attr":
-            constant = _attribute(gm, str(node.target))
+            constant = attribute(gm, str(node.target))
             if isinstance(constant, Tensor) and constant.requires_grad:
                 raise FuseError(
                     "its forward pass reaches a parameter by another way than as an attribute of its module (a plain list, a "
@@ -255,7 +255,7 @@ class Blueprint:
             if a.op != b.op or not same_target:
                 raise WidthError("its graph depends on the number of lanes")
             if a.op == "get_attr" and not _equal(
-                _attribute(self._first, str(a.target)), _attribute(second, str(b.target))
+                attribute(self._first, str(a.target)), attribute(second, str(b.target))
             ):
                 raise WidthError("a constant of its graph depends on the number of lanes")
             self._arguments[a] = (self._solve(a.args, b.args, twin), self._solve(a.kwargs, b.kwargs, twin))
@@ -370,7 +370,7 @@ class Tick:
     def __init__(self, gm: fx.GraphModule, fixed: set[fx.Node]) -> None:
         self.nodes = [n for n in gm.graph.nodes if n.op != "placeholder"]
         placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
-        still = _unchanging(gm.graph, fixed)
+        still = unchanging(gm.graph, fixed)
         early = [n for n in self.nodes if n in still]
         late = [n for n in self.nodes if n not in still]
         kept = [n for n in early if any(u not in still for u in n.users)]
@@ -432,7 +432,7 @@ def _memory(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
     return shared, written
 
 
-def _unchanging(graph: fx.Graph, fixed: set[fx.Node]) -> set[fx.Node]:
+def unchanging(graph: fx.Graph, fixed: set[fx.Node]) -> set[fx.Node]:
     """Nodes that depend on nothing but constants and fixed placeholders, and that no operation writes to."""
     written = _written(graph)
     still = set(fixed)
@@ -502,7 +502,7 @@ def _function(
             lines.append(f"    return {write(node.args[0])}")
             continue
         if node.op == "get_attr":
-            space[f"a{names[node]}"] = _attribute(gm, str(node.target))
+            space[f"a{names[node]}"] = attribute(gm, str(node.target))
             lines.append(f"    {names[node]} = a{names[node]}")
             continue
         f = f"f{names[node]}"
@@ -520,7 +520,8 @@ def _function(
     return space[name]  # type: ignore[no-any-return]
 
 
-def _attribute(gm: fx.GraphModule, target: str) -> Any:
+def attribute(gm: fx.GraphModule, target: str) -> Any:
+    """What a ``get_attr`` node of a graph reads."""
     value: Any = gm
     for part in target.split("."):
         value = getattr(value, part)

@@ -28,6 +28,7 @@ from shoal.lanes.compiled._places import (
     number,
     render,
 )
+from shoal.lanes.graph import attribute, unchanging
 
 _ALIGN_BYTES = 64
 
@@ -230,7 +231,7 @@ class Lowering:
             Unsupported: If something in it has no compiled form.
         """
         nodes = list(self.gm.graph.nodes)
-        still = _still(nodes, self.fixed)
+        still = unchanging(self.gm.graph, self.fixed)
         placeholders = [n for n in nodes if n.op == "placeholder"]
         for i, (node, t) in enumerate(zip(placeholders, self.inputs, strict=True)):
             self.values[node] = Place(f"{self.prefix}in{i}", tuple(t.shape), dense(t.shape), t.dtype)
@@ -238,7 +239,7 @@ class Lowering:
         for node in nodes:
             self.still = node in still
             if node.op == "get_attr":
-                self.values[node] = self._constant(_attribute(self.gm, str(node.target)))
+                self.values[node] = self._constant(attribute(self.gm, str(node.target)))
             elif node.op == "call_function":
                 self.values[node] = self._node(node)
                 self._keep(node, still)
@@ -312,19 +313,3 @@ class Lowering:
 
 def _reordered(p: Place, order: Sequence[int]) -> Place:
     return replace(p, shape=tuple(p.shape[d] for d in order), strides=tuple(p.strides[d] for d in order))
-
-
-def _still(nodes: Sequence[fx.Node], fixed: set[fx.Node]) -> set[fx.Node]:
-    """Nodes that depend on nothing but constants and fixed placeholders."""
-    still = set(fixed)
-    for node in nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and all(a in still for a in node.all_input_nodes)):
-            still.add(node)
-    return still
-
-
-def _attribute(gm: fx.GraphModule, target: str) -> Any:
-    value: Any = gm
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value
