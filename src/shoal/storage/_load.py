@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from shoal.errors import StorageError, did_you_mean
+from shoal.errors import ShoalError, StorageError, did_you_mean
 from shoal.records import Direction, EpochRow, Event, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.storage import _codec
 from shoal.storage._database import database_of
@@ -72,6 +72,8 @@ def sound(place: Place, part: str) -> Iterator[None]:
     """Say of what cannot be read that it is damaged, and where."""
     try:
         yield
+    except ShoalError:  # what it says is clear already, though a UsageError is a ValueError too
+        raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise StorageError(
             f"{place.what} is damaged: {part} cannot be read ({type(error).__name__}: {error!s:.200}). Restore a copy or "
