@@ -1,10 +1,12 @@
-"""Loggers against the real TensorBoard and MLflow; and that no logger holds a study up or fails it."""
+"""Loggers against the real TensorBoard and MLflow, and a stand-in for Weights & Biases; none holds a study up or fails it."""
 
 from __future__ import annotations
 
 import builtins
 import math
 import re
+import sys
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch import nn, optim
 
 import shoal
 from shoal.errors import UsageError
-from shoal.loggers import MLflow, TensorBoard
+from shoal.loggers import MLflow, TensorBoard, Wandb
 from shoal.records import EpochRow, TrialResult, TrialSpec, TrialState
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
@@ -117,12 +119,15 @@ def test_what_is_no_logger_is_refused(loggers: Any, message: str) -> None:
         shoal.tune(define, train=(X, Y), loggers=loggers)
 
 
-@pytest.mark.parametrize(("logger", "package"), [(TensorBoard("x"), "tensorboard"), (MLflow(), "mlflow-skinny")])
+@pytest.mark.parametrize(
+    ("logger", "package"),
+    [(TensorBoard("x"), "tensorboard"), (MLflow(), "mlflow-skinny"), (Wandb(), "wandb")],
+)
 def test_a_missing_package_is_named(logger: Any, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: Any, **more: Any) -> Any:
-        if name.split(".")[0] in ("tensorboard", "mlflow"):
+        if name.split(".")[0] in ("tensorboard", "mlflow", "wandb"):
             raise ImportError(name)
         return real(name, *args, **more)
 
@@ -199,3 +204,86 @@ def test_mlflow_finds_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             points = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "valid/accuracy")]
             assert sorted(points) == logged(study)[trial.spec.number]
             assert run.data.metrics["accuracy"] == trial.value
+
+
+# --- Weights & Biases ------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """As much of a wandb run as the logger uses, as strict as wandb is: steps go up, and nothing follows ``finish``."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.history: list[tuple[int, dict[str, float]]] = []
+        self.summary: dict[str, Any] = {}
+        self.exit_code: int | None = None
+
+    def log(self, data: dict[str, float], step: int) -> None:
+        assert self.exit_code is None and (not self.history or step > self.history[-1][0])
+        self.history.append((step, data))
+
+    def finish(self, exit_code: int) -> None:
+        assert self.exit_code is None
+        self.exit_code = exit_code
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A stand-in for the package: its runs, and how often it was asked to log in."""
+    fake = types.ModuleType("wandb")
+    runs: list[Run] = []
+    logins: list[int] = []
+
+    def init(**settings: Any) -> Run:
+        runs.append(Run(**settings))
+        return runs[-1]
+
+    vars(fake).update(init=init, login=lambda: logins.append(1), Settings=dict, runs=runs, logins=logins)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return fake
+
+
+def test_wandb_is_told_every_run(wandb: Any, tmp_path: Path) -> None:
+    study = tune(Wandb("digits", group="first", mode="offline", folder=tmp_path / "new"))
+    assert not wandb.logins and (tmp_path / "new").is_dir()
+    by_name = {run.settings["name"]: run for run in wandb.runs}
+    assert len(by_name) == len(wandb.runs) == len(study.record.trials)
+    for trial in study.record.trials:
+        run = by_name[f"trial {trial.spec.number}"]
+        assert run.settings["config"] == trial.spec.params and run.settings["reinit"] == "create_new"
+        assert (run.settings["project"], run.settings["group"], run.settings["mode"]) == ("digits", "first", "offline")
+        assert [(step, data["valid/accuracy"]) for step, data in run.history] == [
+            (row.epoch, row.metrics["accuracy"]) for row in trial.rows
+        ]
+        assert run.summary["shoal.state"] == str(trial.state)
+        assert run.exit_code == (trial.state is TrialState.FAILED)
+        assert run.summary.get("accuracy") == trial.value and run.summary.get("shoal.reason", "") == trial.reason
+
+
+def test_a_wandb_run_begins_anew_with_its_trial_and_ends_with_the_session(wandb: Any) -> None:
+    logger, spec = Wandb(), TrialSpec(4, 0, {"lr": 0.1}, {})
+    logger.start("loss")
+    for epochs in ([1, 2], [3], [1]):
+        logger.log(spec, [EpochRow(4, epoch, 0.5, 0.4, {"loss": 0.4}) for epoch in epochs])
+    logger.close()
+    logger.close()
+    assert wandb.logins == [1]  # asked for before anything trains
+    assert [[step for step, _ in run.history] for run in wandb.runs] == [[1, 2, 3], [1]]
+    assert [run.summary["shoal.state"] for run in wandb.runs] == ["started over", "interrupted"]
+    assert [run.exit_code for run in wandb.runs] == [1, 1]
+    assert len({run.settings["group"] for run in wandb.runs}) == 1
+
+
+def test_wandb_does_not_log_in_where_nothing_is_sent(wandb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    Wandb().start("loss")
+    assert not wandb.logins
+    with pytest.raises(UsageError, match=r"shoal\.loggers\.Wandb has no mode 'ofline'\. Did you mean 'offline'\?"):
+        Wandb(mode="ofline")
+
+
+def test_the_real_wandb_takes_it(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    study = tune(Wandb("digits", mode="offline", folder=tmp_path))
+    assert len([*(tmp_path / "wandb").glob("offline-run-*")]) == len(study.record.trials)
