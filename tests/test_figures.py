@@ -45,7 +45,10 @@ def study(n_trials: int = 30, meta: dict[str, Json] | None = None) -> StudyRecor
         params["decay"] = draw.uniform(1e-4, 1)
         state = (TrialState.FINISHED, TrialState.STOPPED, TrialState.FAILED, TrialState.RUNNING)[i % 4]
         rows = tuple(
-            EpochRow(i, e, 1 / e, 1 - draw.random() / e, {"loss": 1 / e}, float(e)) for e in range(1, 5 - i % 2)
+            EpochRow(
+                i, e, 1 / e, 1 - draw.random() / e, {"loss": 1 / e}, float(e), trajectories={HOSTILE: (1 / e, 0.02 / e)}
+            )
+            for e in range(1, 5 - i % 2)
         )
         if state is TrialState.FAILED:
             rows = ()

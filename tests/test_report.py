@@ -21,6 +21,7 @@ from shoal.errors import StorageError
 from shoal.records import EpochRow, Event, Json, ParamValue, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.report import render_report, write_report
 from shoal.report._data import report_data
+from shoal.report._numbers import unpacked as unpacked_values
 from shoal.report._predictions import per_class
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--"
@@ -255,6 +256,38 @@ def test_a_gain_is_told_only_where_it_was_measured(data: dict[str, Json], expect
     assert len(found) == expected
     if expected:
         assert found == [{"fleet": 3, "lanes": 8, "tick_s": 0.002, "solo_step_s": 0.001}]
+
+
+def moving(number: int, paths: list[dict[str, tuple[float, ...]]]) -> TrialRecord:
+    """A trial whose extensions moved something, epoch by epoch."""
+    rows = tuple(EpochRow(number, e, 0.5, 0.5, {}, trajectories=p) for e, p in enumerate(paths, 1))
+    return TrialRecord(TrialSpec(number, 0, {}, {}), TrialState.FINISHED, 0.5, len(rows), "", rows)
+
+
+def test_what_extensions_moved_is_thinned_epoch_by_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    ten = tuple(float(v) for v in range(10))
+    trials = [
+        moving(3, [{"lr": ten}, {"lr": ten[:4]}]),
+        trial(4, [0.5]),
+        moving(5, [{"lr": (0.5,), "lr@1": (0.25,)}, {"lr": ()}]),
+    ]
+    found: Any = report_data(study(trials))["trajectories"]
+    assert found["per_epoch"] == 8
+    (lr,) = found["moved"]  # the folds of a trial are lines of the same hyperparameter
+    assert (lr["name"], lr["trials"], lr["first"]) == ("lr", [0, 2, 2], [0, 0.5, 0.25])
+    values = unpacked_values(lr["data"])
+    assert values[:8] == [1, 2, 3, 4, 6, 7, 8, 9]  # the last of each eighth of the epoch's updates
+    assert values[8:16] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert values[16:24] == [0.5] * 8 and all(map(math.isnan, values[24:32]))
+    monkeypatch.setattr("shoal.report._trajectories.MAX_POINTS", 5)
+    few: Any = report_data(study(trials))["trajectories"]
+    assert few["per_epoch"] == 1 and few["moved"][0]["trials"] == [0, 2]
+    assert unpacked_values(few["moved"][0]["data"])[:2] == [9, 3]
+
+
+def test_a_study_without_extensions_has_no_trajectories() -> None:
+    found: Any = report_data(study([trial(0, [0.5])]))["trajectories"]
+    assert found == {"per_epoch": 1, "moved": []}
 
 
 WINNER: dict[str, Json] = {

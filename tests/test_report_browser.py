@@ -8,6 +8,7 @@ import math
 import os
 import random
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from shoal.records import EpochRow, Event, Json, ParamValue, StudyRecord, TrialRecord, TrialSpec, TrialState
-from shoal.report import write_report
+from shoal.report import render_report, write_report
+from shoal.watching import LivePage, WatchServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -55,7 +57,15 @@ def study(n_trials: int, n_epochs: int, meta: dict[str, Json] | None = None) -> 
         state = (TrialState.FINISHED, TrialState.FINISHED, TrialState.STOPPED)[i % 3]
         length = n_epochs if state is TrialState.FINISHED else max(1, n_epochs // 5)
         rows = tuple(
-            EpochRow(i, e, 2 / e, top * (1 - 0.5**e), {"loss": math.nan if i == 5 else 2.3 / e}, e * 0.1)
+            EpochRow(
+                i,
+                e,
+                2 / e,
+                top * (1 - 0.5**e),
+                {"loss": math.nan if i == 5 else 2.3 / e},
+                e * 0.1,
+                trajectories={"lr": (lr * 1.1**e, lr * 1.1**e + 1e-4)} if i % 4 == 0 else {},
+            )
             for e in range(1, length + 1)
         )
         value: float | None = rows[-1].value
@@ -306,6 +316,33 @@ def test_it_prints(browser: Browser, file: Path) -> None:
     assert not one.page.evaluate("document.documentElement.classList.contains('printing')")
     one.context.close()
     assert one.said == []
+
+
+class Growing(LivePage):
+    """A study without trials that has some the next time that one looks."""
+
+    def __init__(self, *records: StudyRecord) -> None:
+        self.pages = [render_report(record, live=True).encode() for record in records]
+
+    def current(self) -> tuple[bytes, str]:
+        page = self.pages.pop(0) if len(self.pages) > 1 else self.pages[0]
+        return page, f'"{len(page)}"'
+
+
+def test_a_live_page_draws_figures_that_had_nothing_to_draw(browser: Browser) -> None:
+    server = WatchServer(Growing(StudyRecord("grows", "maximize", (), (), {}), study(12, 4)), port=0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    page = browser.new_page()
+    page.goto(server.url)
+    assert page.locator("#curves").is_hidden() and page.locator("#moved-section").is_hidden()
+    page.wait_for_function("() => document.getElementById('count').textContent === '12 of 12 trials'")
+    page.locator("#curves").scroll_into_view_if_needed()
+    page.wait_for_function(f"() => {{ {BLANK} return !blank(document.querySelector('#curves canvas')); }}")
+    page.close()
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 def test_ten_thousand_trials_open_and_sort_at_once(browser: Browser, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class View:
         self.record, self.importances = record, importances
         self.metric = metric_name(record)
         data: Any = report_data(record, importances)
-        self.lanes, self.residuals = data["lanes"], data["residuals"]
+        self.lanes, self.residuals, self.trajectories = data["lanes"], data["residuals"], data["trajectories"]
         self.trials = sorted(record.trials, key=lambda trial: trial.spec.number)
         self.best = record.best()
         self.maximize = record.direction == "maximize"

@@ -9,23 +9,19 @@ significant digits; those that JSON does not have become strings (see `shoal._te
 
 from __future__ import annotations
 
-import base64
 import json
-import math
-import sys
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from shoal._text import format_param
 from shoal.records import EpochRow, Json, ParamValue, StudyRecord, TrialRecord, TrialState
 from shoal.report._lanes import lanes, speedups
-from shoal.report._numbers import metric_name, rounded
+from shoal.report._numbers import metric_name, packed, rounded
+from shoal.report._trajectories import trajectories
 
 STATES: Final = tuple(TrialState)
 # Of all series together: 16 MB as base64. Beyond it, metrics that were recorded beside the study's own are left out.
 MAX_POINTS: Final = 3_000_000
-_LIMIT: Final = 3.4e38
 
 
 def report_data(record: StudyRecord, importances: Mapping[str, float] | None = None) -> dict[str, Json]:
@@ -37,7 +33,7 @@ def report_data(record: StudyRecord, importances: Mapping[str, float] | None = N
 
     Returns:
         JSON with the keys ``metric``, ``direction``, ``best`` (a trial index or -1), ``states``, ``trials``,
-        ``params``, ``curves``, ``importances``, ``lanes``, ``speedups`` and ``residuals``.
+        ``params``, ``curves``, ``importances``, ``lanes``, ``speedups``, ``residuals`` and ``trajectories``.
     """
     trials = sorted(record.trials, key=lambda trial: trial.spec.number)
     best = record.best()
@@ -63,6 +59,7 @@ def report_data(record: StudyRecord, importances: Mapping[str, float] | None = N
         "lanes": lanes(record, trials),
         "speedups": speedups(record),
         "residuals": winner.get("residuals") if isinstance(winner, dict) else None,
+        "trajectories": trajectories(trials),
     }
 
 
@@ -80,26 +77,18 @@ def _curves(record: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str, Jso
         others.update(dict.fromkeys(row.metrics))
     room = MAX_POINTS // max(len(rows), 1) - 2
     kept = [name for name in others if name != judged][: max(room, 1)]
-    series: list[Json] = [{"name": judged, "loss": "loss" in judged.lower(), "data": _packed(r.value for r in rows)}]
+    series: list[Json] = [{"name": judged, "loss": "loss" in judged.lower(), "data": packed(r.value for r in rows)}]
     for name in kept:
         # On a validation split every metric is the validation's; only losses have a twin on the training data.
         label = "validation loss" if name == "loss" else name
-        values = _packed(_metric(row, name) for row in rows)
+        values = packed(_metric(row, name) for row in rows)
         series.append({"name": label, "loss": name == "loss", "data": values})
-    series.append({"name": "train loss", "loss": True, "data": _packed(row.train_loss for row in rows)})
+    series.append({"name": "train loss", "loss": True, "data": packed(row.train_loss for row in rows)})
     return {"lengths": [len(trial.rows) for trial in trials], "epochs": odd, "series": series}
 
 
 def _metric(row: EpochRow, name: str) -> float:
     return row.metrics.get(name, float("nan"))
-
-
-def _packed(values: Iterable[float]) -> str:
-    # float32 has no room for 1e300: to a figure such a value is infinite.
-    numbers = array("f", (v if abs(v) < _LIMIT or v != v else math.copysign(math.inf, v) for v in values))
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return base64.b64encode(numbers.tobytes()).decode("ascii")
 
 
 def _params(trials: Sequence[TrialRecord], space: Json) -> list[Json]:

@@ -21,6 +21,7 @@ FIGURES: Final[Mapping[str, tuple[Draw, tuple[float, float]]]] = {
     "importances": (_plots.importances, (6.0, 3.2)),
     "choices": (_plots.choices, (7.2, 3.0)),
     "slices": (_plots.slices, (7.2, 3.0)),
+    "trajectories": (_plots.trajectories, (7.2, 3.4)),
     "contour": (_plots.contour, (5.2, 4.2)),
     "parallel": (_plots.parallel, (8.4, 4.0)),
     "confusion": (_plots.confusion, (5.2, 4.8)),

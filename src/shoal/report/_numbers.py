@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import math
+import sys
+from array import array
+from collections.abc import Iterable
 from typing import Final
 
 from shoal._text import format_number, json_ready
 from shoal.records import Json, StudyRecord
 
 DIGITS: Final = 5
+_LIMIT: Final = 3.4e38
 
 
 def metric_name(record: StudyRecord) -> str:
@@ -40,3 +45,24 @@ def text(value: object) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("∞" if value > 0 else "-∞")
     return format_number(value) if isinstance(value, int | float) else str(value)
+
+
+def packed(values: Iterable[float]) -> str:
+    """Numbers as little-endian float32 in base64."""
+    # float32 has no room for 1e300: to a figure such a value is infinite.
+    numbers = array("f", (v if abs(v) < _LIMIT or v != v else math.copysign(math.inf, v) for v in values))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return base64.b64encode(numbers.tobytes()).decode("ascii")
+
+
+def unpacked(text: str) -> list[float]:
+    """What `packed` made into text.
+
+    >>> unpacked(packed([0.5, float("inf")]))
+    [0.5, inf]
+    """
+    numbers = array("f", base64.b64decode(text))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tolist()

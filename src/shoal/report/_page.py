@@ -41,6 +41,7 @@ SCRIPTS: Final = (
     "groups.js",
     "slices.js",
     "contour.js",
+    "moved.js",
     "parallel.js",
     "residuals.js",
     "lanes.js",

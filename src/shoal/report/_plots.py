@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from shoal.records import TrialState
+from shoal.records import TrialRecord, TrialState
 from shoal.report._axes import (
     BEST,
     COLOURS,
@@ -25,6 +25,7 @@ from shoal.report._axes import (
     unit,
 )
 from shoal.report._medians import median_curve
+from shoal.report._numbers import unpacked
 
 
 def curves(figure: Any, study: View) -> bool | None:
@@ -160,6 +161,45 @@ def contour(figure: Any, study: View) -> bool | None:
     axes.set(xlabel=px.name, ylabel=py.name)
     axes.set_title(f"average {study.metric} nearby, brighter is better", fontsize=9, loc="left")
     return None
+
+
+def trajectories(figure: Any, study: View) -> bool | None:
+    moved = study.trajectories["moved"][:MAX_PANELS]
+    if not moved:
+        return False
+    for axes, one in zip(panels(figure, len(moved), 4.6, 3.0), moved, strict=True):
+        lines = _moved_lines(study, one)
+        drawn = [k for k in range(len(lines)) if k % math.ceil(len(lines) / MAX_CURVES) == 0]
+        for k in sorted(drawn, key=lambda k: study.is_best(lines[k][0])):
+            trial, x, y = lines[k]
+            if study.is_best(trial):
+                axes.plot(x, y, color=BEST, linewidth=2.4)
+            else:
+                alpha = min(0.75, max(0.12, 60 / len(drawn)))
+                axes.plot(x, y, color=STATE_COLOURS[trial.state], linewidth=0.9, alpha=alpha)
+        values = [v for _, _, y in lines for v in y if math.isfinite(v)]
+        if values and min(values) > 0 and max(values) > 10 * min(values):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: "")
+        axes.set(title=one["name"], xlabel="epoch")
+        state_legend(axes, {trial.state for trial, _, _ in lines}, with_best=any(study.is_best(t) for t, _, _ in lines))
+    return None
+
+
+def _moved_lines(study: View, one: Any) -> list[tuple[TrialRecord, list[float], list[float]]]:
+    """(trial, epochs, values) of each path of a hyperparameter that moved."""
+    many = study.trajectories["per_epoch"]
+    values = iter(unpacked(one["data"]))
+    lines = []
+    for i, first in zip(one["trials"], one["first"], strict=True):
+        epochs = [row.epoch for row in study.trials[i].rows]
+        x = [e - 1 + (j + 1) / many for e in epochs for j in range(many)]
+        y = [next(values) for _ in x]
+        if many > 1 and isinstance(first, int | float):
+            x, y = [epochs[0] - 1.0, *x], [float(first), *y]
+        lines.append((study.trials[i], x, y))
+    return lines
 
 
 def parallel(figure: Any, study: View) -> bool | None:

@@ -4,6 +4,7 @@
 
 const FONT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 const charts = [];
+let held = false; // while the page is being filled, figures wait and are drawn together
 
 function fit(ctx, text, width) {
   if (ctx.measureText(text).width <= width) return text;
@@ -85,8 +86,11 @@ class Chart {
     return ctx;
   }
 
-  redraw(anyway) {
-    this.width = this.host.clientWidth;
+  /** `width` of the host, if it is known: to ask for it after another figure was given its height costs a layout. */
+  redraw(anyway, width) {
+    if (held) return;
+    if (width === undefined) this.host.hidden = false; // what is hidden has no width
+    this.width = width === undefined ? this.host.clientWidth : width;
     if (!this.width) return;
     this.height = this.spec.height(this.width);
     this.host.style.height = this.height + "px";
@@ -164,4 +168,8 @@ function tag(ctx, text, x, y) {
 }
 
 const emphasised = () => [...chosen.pins, ...(chosen.selected >= 0 && !chosen.pins.includes(chosen.selected) ? [chosen.selected] : [])];
-const redrawAll = (anyway) => charts.forEach((chart) => chart.redraw(anyway === true));
+function redrawAll(anyway) {
+  charts.forEach((chart) => { chart.host.hidden = false; });
+  const widths = charts.map((chart) => chart.host.clientWidth);
+  charts.forEach((chart, k) => chart.redraw(anyway === true, widths[k]));
+}

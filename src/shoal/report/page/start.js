@@ -1,17 +1,19 @@
 // Everything together: open the study, fill the controls, draw; again when the colours, the search or the study change.
 
 function refresh() {
+  held = true;
   haystacks = null;
   const options = [["state", "State"], ["value", study.metric], ...study.params.map((p, k) => [`param:${k}`, p.name])];
   fillSelect($("colour"), options, $("colour").value);
   recolour();
-  refreshCurves(); refreshHistory(); refreshImportances(); refreshGroups(); refreshSlices();
+  refreshCurves(); refreshHistory(); refreshImportances(); refreshGroups(); refreshMoved(); refreshSlices();
   refreshContour(); refreshParallel(); refreshResiduals(); refreshLanes();
-  search($("search").value);
   refreshTable();
+  held = false;
+  search($("search").value);
 }
 
-listeners.push(() => { if (table.cells.length) arrange(); redrawAll(); });
+listeners.push(() => { arrange(); redrawAll(); });
 let typing = 0;
 $("search").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(() => search($("search").value), study.number.length > 1000 ? 150 : 0); });
 $("colour").addEventListener("change", () => { recolour(); redrawAll(); });

@@ -5,10 +5,20 @@ let study = null;
 
 /** Little-endian float32 in base64 to numbers. */
 function unpack(text) {
-  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  const view = new DataView(bytes.buffer);
-  return Float32Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
+  const raw = atob(text);
+  const bytes = new Uint8Array(raw.length);
+  for (let k = 0; k < raw.length; k++) bytes[k] = raw.charCodeAt(k);
+  const points = new Float32Array(bytes.buffer);
+  const swapped = new Uint8Array(Float32Array.of(1).buffer)[0] !== 0;
+  if (swapped) for (let k = 0, view = new DataView(bytes.buffer); k < points.length; k++) points[k] = view.getFloat32(4 * k, true);
+  return points;
 }
+
+/** A series of curves; its points are unpacked when they are first drawn. */
+const openSeries = ({ name, loss, data }) => ({
+  name, loss,
+  get points() { const points = unpack(data); Object.defineProperty(this, "points", { value: points }); return points; },
+});
 
 function openStudy(text) {
   const data = JSON.parse(text);
@@ -25,7 +35,7 @@ function openStudy(text) {
     value: data.trials.value.map(num),
     reason: reason.map((i) => reasons[i]),
     params: data.params.map((p) => ({ ...p, values: p.choices ? p.values : p.values.map(num) })),
-    series: data.curves.series.map((s) => ({ name: s.name, loss: s.loss, points: unpack(s.data) })),
+    series: data.curves.series.map(openSeries),
     odd: data.curves.epochs,
   };
 }
@@ -96,6 +106,7 @@ function makeColouring(by) {
 }
 
 function recolour() {
+  styles.clear();
   colouring = makeColouring($("colour").value);
   const of = colouring.of;
   const cache = new Map();

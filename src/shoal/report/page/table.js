@@ -11,17 +11,17 @@ function makeCells() {
   const states = named(study.state);
   const cells = [
     { key: "number", label: "Trial", get: (i) => study.number[i], text: (i) => String(study.number[i]) },
-    { key: "state", label: "State", get: (i) => states.get(study.state[i]), text: (i) => study.state[i], left: true },
+    { key: "state", label: "State", get: (i) => states.get(study.state[i]), text: (i) => study.state[i], words: study.data.states, left: true },
     { key: "value", label: study.metric, get: (i) => study.value[i], text: (i) => short(study.value[i]) },
     { key: "epoch", label: "Epoch", get: (i) => study.epoch[i], text: (i) => String(study.epoch[i]) },
   ];
   study.params.forEach((p, k) => {
     const ranks = p.choices ? named(p.choices) : null;
-    cells.push({ key: "p" + k, label: p.name, left: Boolean(p.choices), text: (i) => paramText(p, i), get: (i) => (p.values[i] === null ? null : ranks ? ranks.get(p.choices[p.values[i]]) : p.values[i]) });
+    cells.push({ key: "p" + k, label: p.name, left: Boolean(p.choices), words: p.choices, text: (i) => paramText(p, i), get: (i) => (p.values[i] === null ? null : ranks ? ranks.get(p.choices[p.values[i]]) : p.values[i]) });
   });
   if (study.reason.some(Boolean)) {
     const ranks = named(study.reason);
-    cells.push({ key: "reason", label: "Why it ended", left: true, text: (i) => study.reason[i], get: (i) => (study.reason[i] ? ranks.get(study.reason[i]) : null) });
+    cells.push({ key: "reason", label: "Why it ended", left: true, words: study.data.trials.reasons, text: (i) => study.reason[i], get: (i) => (study.reason[i] ? ranks.get(study.reason[i]) : null) });
   }
   return cells;
 }
@@ -104,8 +104,9 @@ function refreshTable() {
   // Widths from the longest texts: with only the rows in view to go by, columns would jump while scrolling.
   const ctx = element("canvas").getContext("2d");
   const widths = table.cells.map((cell) => {
-    let longest = "";
-    for (const i of study.all) { const text = cell.text(i); if (text.length > longest.length) longest = text; }
+    // Of many numbers a share will do: one that is longer yet is cut, and its title has all of it.
+    const texts = cell.words || thinned(study.all, 500).map(cell.text);
+    const longest = texts.reduce((most, text) => (text.length > most.length ? text : most), "");
     ctx.font = FONT.replace("12px", "600 14px");
     const widest = Math.max(ctx.measureText(longest.replace(/[0-9]/g, "0")).width + (cell.key === "state" ? 14 : 0), ctx.measureText(cell.label).width * 0.93 + 16);
     return Math.ceil(clamp(widest, 34, cell.key === "reason" ? 300 : 150)) + (cell.left ? 24 : 18);
@@ -114,7 +115,6 @@ function refreshTable() {
   columns[columns.length - 1] += 20;
   document.querySelector("#trials colgroup").replaceChildren(...columns.map((w) => { const col = element("col"); col.style.width = `${w}px`; return col; }));
   $("trials").style.minWidth = `${columns.reduce((a, b) => a + b, 0)}px`;
-  arrange();
 }
 
 $("table-scroll").addEventListener("scroll", fillRows);
