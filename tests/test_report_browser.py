@@ -110,6 +110,7 @@ class Opened:
 
     def __init__(self, browser: Browser, file: Path, **settings: Any) -> None:
         self.context = browser.new_context(**settings)
+        self.context.set_default_timeout(120_000)  # where all cores are taken, a page may wait long for one
         self.page: Page = self.context.new_page()
         self.said: list[str] = []
         self.page.on("console", lambda m: self.said.append(m.text) if m.type in ("error", "warning") else None)
@@ -173,6 +174,14 @@ def test_an_empty_study_opens(browser: Browser, tmp_path: Path) -> None:
     one.to_the_end()
     assert "No trial has trained an epoch yet." in one.page.inner_text("#curves-note")
     assert one.page.inner_text("#count") == "0 of 0 trials"
+    # Figures that have nothing to draw are at rest: none waits for a width that it does not get.
+    changes = one.page.evaluate("""() => new Promise((done) => {
+        let seen = 0;
+        const watch = new MutationObserver((all) => { seen += all.length; });
+        watch.observe(document.body, { subtree: true, attributes: true });
+        setTimeout(() => { watch.disconnect(); done(seen); }, 300);
+    })""")
+    assert changes == 0
     one.context.close()
     assert one.said == []
 
@@ -334,6 +343,7 @@ def test_a_live_page_draws_figures_that_had_nothing_to_draw(browser: Browser) ->
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     page = browser.new_page()
+    page.set_default_timeout(120_000)
     page.goto(server.url)
     assert page.locator("#curves").is_hidden() and page.locator("#moved-section").is_hidden()
     page.wait_for_function("() => document.getElementById('count').textContent === '12 of 12 trials'")

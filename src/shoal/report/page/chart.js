@@ -40,7 +40,7 @@ class Chart {
     this.near = false;
     this.stale = true;
     // Drawing changes the host's height, which an observer may not do while it is being told of a size.
-    this.sizes = new ResizeObserver(() => requestAnimationFrame(() => { if (host.clientWidth !== this.width) this.redraw(); }));
+    this.sizes = new ResizeObserver(() => requestAnimationFrame(() => { if (host.clientWidth && host.clientWidth !== this.width) this.redraw(); }));
     this.sizes.observe(host);
     watcher.observe(host);
   }
