@@ -188,6 +188,7 @@ def test_candidates_that_cannot_be_fitted_score_the_error_score() -> None:
         (ShoalSearchCV(ShoalClassifier()), "say what to search: param_space={...}; or give the estimator a define, and n_iter="),
         (ShoalSearchCV(ShoalClassifier(define=define)), "say what to search: param_space={...};"),
         (ShoalSearchCV(ShoalClassifier(), {"lr": loguniform(0.1, 1)}), "say how many candidates to draw from the distributions"),
+        (ShoalSearchCV(ShoalClassifier(), {"lr": [1]}, n_jobs=0), "n_jobs must be a number of threads, -1 for one per core, or"),
         (ShoalSearchCV(ShoalClassifier(), {"lrr": [1]}), "Invalid parameter 'lrr' for estimator ShoalClassifier"),
         (ShoalSearchCV(ShoalClassifier(), {"lr": [1]}, scoring="acuracy"), "Got 'acuracy' instead."),
         (ShoalSearchCV(ShoalClassifier(**QUICK), {}, scoring=["accuracy", "f1_macro"]), "the parameter refit must be set to a"),

@@ -138,7 +138,8 @@ def choose_cnn(
     def training(model: nn.Module) -> Recipe:
         made = optimizer(model, **pick.optimizer)
         schedule = optim.lr_scheduler.ExponentialLR(made, decay)
-        return Recipe(model, made, nn.CrossEntropyLoss(), pick.batch_size, schedule=schedule)
+        loss = nn.CrossEntropyLoss()
+        return Recipe(model, made, loss, pick.batch_size, schedule=schedule, extensions=pick.extensions)
 
     return {"in_shape": shape, "n_out": plan.n_out, **pick.model}, training
 

@@ -47,12 +47,16 @@ _SEGMENT_SLOTS = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What all fleets of a study share: the data, what is measured on it, and what parts trials have where they have several."""
+    """What all fleets of a study share: the data, what is measured on it, and what parts trials have where they have several.
+
+    Where nobody is ``judged``, nothing is measured on the validation split, and its loss is 0.
+    """
 
     data: Datasets
     metrics: tuple[Metric, ...]
     device: torch.device
     parts: Parts | None = None
+    judged: bool = True
 
     def rows(self, part: int) -> tuple[Rows | None, Rows | None]:
         """Rows that a part of a trial trains on and is validated on; None for all of the split."""
@@ -422,6 +426,8 @@ class Fleet:
 
     def _validate(self) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss (lanes,), metric name -> (lanes,)), on the host."""
+        if not self.work.judged:
+            return torch.zeros(self.width, dtype=torch.float64), {}
         split, recipe = self.work.data.valid, self.program._recipe
         if self.work.parts is not None and self.work.parts.folds:
             return by_fold(self, split.tensors, scale_of(recipe))

@@ -7,9 +7,10 @@ A pool knows parts of trials, by `TrialSpec.key`; a trial without folds and seed
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -92,6 +93,7 @@ class Pool:
         rebuild: Replays a trial's recipe (for templates, and for trials that fall back to solo).
         measure: Whether to time fused against solo steps and choose; False always fuses what can be fused.
         native: Whether native kernels may be changed over to (``shoal.lanes.native``).
+        by_clock: Whether a signature is compiled once it has trained for long; else only ``compile_now`` does so.
         limit_s: How long an epoch of a trial may take.
     """
 
@@ -102,9 +104,11 @@ class Pool:
         *,
         measure: bool,
         native: bool = False,
+        by_clock: bool = True,
         limit_s: float | None = None,
     ) -> None:
         self.work, self._rebuild, self._measure, self._limit_s = work, rebuild, measure, limit_s
+        self._compile_after_s = _COMPILE_AFTER_S if by_clock else math.inf
         self.may_upgrade = native and work.device.type == "cpu"
         self._kernels: Kernels = TorchKernels()
         self._groups: dict[str, _Group] = {}
@@ -139,6 +143,11 @@ class Pool:
 
     def _open(self) -> Iterator[Fleet]:
         return (g.fleet for g in self._groups.values() if g.fleet is not None)
+
+    @property
+    def signatures(self) -> frozenset[str]:
+        """Those that it has a fleet for, or had."""
+        return frozenset(key for key, g in self._groups.items() if not g.solo_reason)
 
     @property
     def tier(self) -> str:
@@ -296,6 +305,17 @@ class Pool:
         """Signatures that run compiled, or will when a trial of theirs comes."""
         return sorted(self.compiled_before | {key for key, g in self._groups.items() if g.compiled})
 
+    def compile_now(self, signatures: Iterable[str]) -> None:
+        """Run the fleets of these signatures compiled from their next epoch on, once all libraries are built side by side."""
+        if self.tier != "native":
+            return
+        groups = [g for key in signatures if (g := self._groups.get(key)) is not None]
+        wanted = [(g, g.fleet) for g in groups if g.fleet is not None and g.compiles and not g.compiled]
+        for wait in (False, True):
+            for g, fleet in wanted:
+                if g.compiles and not g.compiled:
+                    self.compile(g, fleet, wait=wait)
+
     def _see_to_compiling(self, g: _Group) -> None:
         """Start to build a signature's compiled epoch when that pays, and take it up once it is there."""
         if g.compiled or not g.compiles or g.fleet is None or g.fleet.n_active == 0 or self.tier != "native":
@@ -306,7 +326,7 @@ class Pool:
         again = self._rounds <= self._until  # the round was run before: then or never
         if again and self._compiled_at.get(g.signature) != self._rounds:
             return
-        if (again or g.trained_s > _COMPILE_AFTER_S) and self.compile(g, g.fleet, wait=again):
+        if (again or g.trained_s > self._compile_after_s) and self.compile(g, g.fleet, wait=again):
             data: dict[str, Json] = {"tier": g.fleet.tier, "signature": g.signature}
             self._events.append(Event(0, "tier", None, g.fleet.number, None, data))
 

@@ -100,19 +100,23 @@ class Solo:
 
     def run_epoch(self) -> Measured:
         """One epoch of training, then validation."""
-        recipe, (total, first) = self.recipe, self.train_epoch()
-        valid = self.work.data.valid.tensors
-        if self._valid_rows is not None:
-            rows = torch.from_numpy(self._valid_rows).to(self.work.device)
-            valid = tuple(t[rows] for t in valid)
-        meter = Meter(self.work.metrics, valid[-1], scale_of(recipe))
-        valid_loss, _ = measure(recipe, valid, self.spec.seed, meter)
-        metrics = {name: float(value[0]) for name, value in meter.results().items()}
+        total, first = self.train_epoch()
+        valid_loss, metrics = self._validate() if self.work.judged else (0.0, {})
         paths, why = ({}, "") if self._rates is None else self._rates.finish()
         finite = math.isfinite(total) and math.isfinite(valid_loss) and not why
         return Measured(
             self.spec.key, self.epoch, total, valid_loss, metrics, first, finite, trajectories=paths, why=why
         )
+
+    def _validate(self) -> tuple[float, dict[str, float]]:
+        """Loss and metrics on the validation split, or on those of its rows that are the trial's."""
+        valid = self.work.data.valid.tensors
+        if self._valid_rows is not None:
+            rows = torch.from_numpy(self._valid_rows).to(self.work.device)
+            valid = tuple(t[rows] for t in valid)
+        meter = Meter(self.work.metrics, valid[-1], scale_of(self.recipe))
+        loss, _ = measure(self.recipe, valid, self.spec.seed, meter)
+        return loss, {name: float(value[0]) for name, value in meter.results().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters and buffers, copied to the CPU."""

@@ -7,11 +7,13 @@ What the builders return is plain PyTorch: an ``nn.Module`` that needs nothing o
 from __future__ import annotations
 
 from shoal.nn._cnn import cnn
+from shoal.nn._extensions import extensions
 from shoal.nn._init import INITIALISATIONS, initialise
+from shoal.nn._knobs import Range
 from shoal.nn._mlp import mlp
 from shoal.nn._names import ACTIVATIONS, LOSSES, OPTIMIZERS, activation, loss, optimizer
 from shoal.nn._rnn import rnn
-from shoal.nn._spaces import Choice, Range, cnn_space, mlp_space, rnn_space, transformer_space
+from shoal.nn._spaces import Choice, cnn_space, mlp_space, rnn_space, transformer_space
 from shoal.nn._summary import Layer, Summary, summary
 from shoal.nn._transformer import transformer
 
@@ -27,6 +29,7 @@ __all__ = [
     "activation",
     "cnn",
     "cnn_space",
+    "extensions",
     "initialise",
     "loss",
     "mlp",

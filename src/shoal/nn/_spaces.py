@@ -1,57 +1,33 @@
 """Default search spaces of the builders, each of whose parts can be replaced, narrowed or fixed.
 
-A *knob* is one named part of a space: a list is a choice among its items, a `Range` is a range, a pair of numbers for a
-knob that is a range by default is other bounds of it, and anything else is a fixed value, about which no sampler is asked.
+What a part may be given as is in `_knobs`; an extension of ``shoal.extend`` is a part too, by its name, with its fields as a dict.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shoal.errors import UsageError, did_you_mean
+from shoal.extend import Extension
 from shoal.nn._cnn import cnn
+from shoal.nn._extensions import extension, extensions
+from shoal.nn._knobs import Range, value_of
 from shoal.nn._mlp import mlp
 from shoal.nn._rnn import rnn
 from shoal.nn._transformer import transformer
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
-    """A range to search.
-
-    Args:
-        low, high: Bounds, both included. Whole numbers give whole numbers.
-        log: Whether to search on a logarithmic scale.
-        step: Distance between neighbours, or None.
-
-    Raises:
-        UsageError: If `low` is above `high`, or `log` meets a bound that is not above 0, or a `step`.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.high:
-            raise UsageError(f"a range must go up; got {self.low!r} to {self.high!r}.")
-        if self.log and not self.low > 0:
-            raise UsageError(f"a range on a logarithmic scale must start above 0; got {self.low!r} to {self.high!r}.")
-        if self.log and self.step is not None:
-            raise UsageError("a range is either on a logarithmic scale or has a step, not both.")
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
-    """What one trial was given: keywords for the builder, for ``shoal.nn.optimizer``, and the batch size."""
+    """What one trial was given: keywords for the builder, for ``shoal.nn.optimizer``, the batch size, and extensions."""
 
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 32
+    extensions: tuple[Extension, ...] = ()
 
 
 _TRAINING: Final[Mapping[str, Any]] = {
@@ -107,7 +83,8 @@ def mlp_space(trial: Any, **knobs: Any) -> Choice:
         trial: What ``define`` was given.
         knobs: Parts of the space, by these names or those of any other keyword of the builder. A list is a choice, a
             ``shoal.nn.Range`` a range, a pair of numbers other bounds where the default is a range, and anything else
-            is fixed.
+            is fixed. The name of an extension of ``shoal.extend`` with its fields as a dict adds it: ``LearningRate={"on":
+            [True, False]}``.
 
     Raises:
         UsageError: If a name is unknown, or what came for it is no choice, range or value.
@@ -156,42 +133,17 @@ def _choose(trial: Any, name: str, knobs: Mapping[str, Any]) -> Choice:
     # What a builder needs to know of the data (n_in, in_shape, ...) has no default, and is no knob.
     signature = inspect.signature(builder).parameters
     more = [key for key, p in signature.items() if p.default is not p.empty and key not in defaults]
+    moved = extensions()
     for key in knobs:
-        if key not in defaults and key not in more:
-            raise UsageError(f"{name}_space has no part {key!r}.{did_you_mean(key, [*defaults, *more])}")
+        if key not in defaults and key not in more and key not in moved:
+            raise UsageError(f"{name}_space has no part {key!r}.{did_you_mean(key, [*defaults, *more, *moved])}")
     values = {
-        key: _value(trial, key, knobs.get(key, defaults.get(key)), defaults.get(key))
+        key: value_of(trial, key, knobs.get(key, defaults.get(key)), defaults.get(key))
         for key in [*defaults, *(key for key in more if key in knobs)]
     }
     return Choice(
         model={key: value for key, value in values.items() if key not in _TRAINING},
         optimizer={"name": values["optimizer"], "lr": values["lr"], "weight_decay": values["weight_decay"]},
         batch_size=values["batch_size"],
+        extensions=tuple(extension(trial, key, knob) for key, knob in knobs.items() if key in moved),
     )
-
-
-def _value(trial: Any, name: str, knob: Any, default: Any) -> Any:
-    """The value of one knob: suggested if it is a choice or a range, itself if it is fixed."""
-    if isinstance(knob, tuple) and isinstance(default, Range):
-        if len(knob) != 2 or not all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in knob):
-            raise UsageError(f"{name} as a pair gives the bounds of its range, (low, high); got {knob!r}.")
-        knob = replace(default, low=knob[0], high=knob[1])
-    if isinstance(knob, list):
-        return _among(trial, name, knob)
-    if not isinstance(knob, Range):
-        return knob
-    if isinstance(knob.low, int) and isinstance(knob.high, int) and isinstance(knob.step, int | None):
-        return trial.suggest_int(name, knob.low, knob.high, step=knob.step or 1, log=knob.log)
-    return trial.suggest_float(name, knob.low, knob.high, step=knob.step, log=knob.log)
-
-
-def _among(trial: Any, name: str, choices: list[Any]) -> Any:
-    if not choices:
-        raise UsageError(f"{name}=[] leaves nothing to choose from.")
-    if len(choices) == 1:
-        return choices[0]
-    if all(isinstance(choice, str | int | float | bool | None) for choice in choices):
-        return trial.suggest_categorical(name, choices)
-    # A study file holds plain values only, so a choice among shapes is searched by how it reads.
-    by_text = {str(choice): choice for choice in choices}
-    return by_text[trial.suggest_categorical(name, list(by_text))]

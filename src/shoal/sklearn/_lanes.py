@@ -2,6 +2,9 @@
 
 A *run* is one candidate on one fold. What a run gives is what ``fit`` on the fold's training rows would: the same initial weights,
 order of samples and dropout, in a lane in place of the plain loop.
+
+What trains where follows from counts alone, so that a search gives the same again: few updates are not worth a trace and go through
+the plain loop; many are worth a compiler, and wait for it.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -29,6 +33,13 @@ from shoal.records import TrialSpec, part_of
 from shoal.session import candidate
 from shoal.signature import Signer
 from shoal.sklearn._estimators import Problem, ShoalEstimator, not_finite
+
+# Runs of one program that take fewer updates than this in all are trained by the plain loop in less time than it takes to trace them.
+_FEW_UPDATES: Final = 1000
+# A program that would train for longer than this is compiled first.
+_COMPILE_FROM_S: Final = 2.0
+# What that is told from, measured once on small networks: seconds per tick of a lane, and per sample and parameter.
+_TICK_S, _ELEMENT_S = 12e-6, 0.3e-9
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +71,24 @@ def train(runs: Sequence[Run]) -> None:
             run.seconds = (time.perf_counter() - started) / len(group)
 
 
+@dataclass(slots=True)
+class _Cost:
+    """What runs of one signature take: updates, and about how many seconds in lanes that are not compiled."""
+
+    updates: int = 0
+    seconds: float = 0.0
+
+    def add(self, made: Candidate, epochs: int) -> None:
+        """One run more."""
+        assert made.lane is None or made.lane.rows is not None
+        if made.lane is None:
+            return
+        n = len(made.lane.rows)
+        size = sum(p.numel() for p in made.recipe.model.parameters())
+        self.updates += epochs * math.ceil(n / made.recipe.batch_size)
+        self.seconds += epochs * n * (_TICK_S / made.quantum + _ELEMENT_S * size)
+
+
 class _Together:
     """Runs whose data can stand in one set of tensors, one block after the other."""
 
@@ -69,8 +98,7 @@ class _Together:
         blocks = list({run.block: run.problem for run in runs}.items())
         ends = np.cumsum([len(problem.inputs) for _, problem in blocks])
         rows = [np.arange(end - len(problem.inputs), end) for end, (_, problem) in zip(ends, blocks, strict=True)]
-        # Scores are made by scikit-learn, afterwards; what an epoch measures is only asked whether it is finite.
-        parts = Parts(tuple((mine, mine[:1]) for mine in rows))
+        parts = Parts(tuple((mine, mine[:0]) for mine in rows))
         self._part = {block: i for i, (block, _) in enumerate(blocks)}
         inputs = torch.cat([problem.inputs for _, problem in blocks])
         target = torch.cat([problem.target for _, problem in blocks])
@@ -81,9 +109,9 @@ class _Together:
         data = data.to(device)
         if device.type == "cpu":
             native.prepare()
-        self._pool = Pool(
-            Work(Datasets(data, data, None, ""), (), device, parts), self._rebuild, measure=False, native=True
-        )
+        # Scores are made by scikit-learn, afterwards.
+        work = Work(Datasets(data, data, None, ""), (), device, parts, judged=False)
+        self._pool = Pool(work, self._rebuild, measure=False, native=True, by_clock=False)
 
     def _rebuild(self, spec: TrialSpec) -> Recipe:
         run = self._runs[spec.number]
@@ -100,11 +128,27 @@ class _Together:
                 if (made := self._start(number, run)) is not None:
                     fresh.append(made)
                     epochs[made.spec.key] = run.estimator.epochs()
-            self._pool.admit(fresh)
+            self._admit(fresh)
             for m in self._pool.run_epoch():
                 if self._ended(m, epochs[m.trial]):
                     self._pool.remove(m.trial)
                     del epochs[m.trial]
+
+    def _admit(self, fresh: Sequence[Candidate]) -> None:
+        """Start runs: in lanes where enough of them share a program, compiled where there is much to do."""
+        costs: dict[str, _Cost] = {}
+        for made in fresh:
+            cost = costs.setdefault(made.signature, _Cost())
+            cost.add(made, self._runs[made.spec.number].estimator.epochs())
+        known = self._pool.signatures
+        for made in fresh:
+            if made.lane is not None and made.signature not in known and costs[made.signature].updates < _FEW_UPDATES:
+                made.lane, made.reason = None, "too few updates to be worth a trace"
+        if any(made.lane is not None for made in fresh):
+            native.wait()
+            self._pool.upgrade()
+        self._pool.admit(fresh)
+        self._pool.compile_now(key for key, cost in costs.items() if cost.seconds > _COMPILE_FROM_S)
 
     def _start(self, number: int, run: Run) -> Candidate | None:
         try:

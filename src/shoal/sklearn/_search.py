@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,7 @@ class ShoalSearchCV(BaseSearchCV):  # type: ignore[misc]
         scoring: A scorer's name, a callable, or several, as in scikit-learn.
         refit: Whether to fit the best candidate on all rows; the name of the scorer that decides; a callable on the results.
         cv: A number of folds, a splitter, or pairs of row indices.
+        n_jobs: Threads that share the lanes, -1 for one per core; None leaves torch's own number. No result depends on it.
         error_score: What a candidate that cannot be fitted scores, or "raise".
         return_train_score: Whether to score the training rows too.
         random_state: Of the candidates that are drawn.
@@ -65,6 +68,7 @@ class ShoalSearchCV(BaseSearchCV):  # type: ignore[misc]
         scoring: Any = None,
         refit: Any = True,
         cv: Any = None,
+        n_jobs: int | None = None,
         error_score: float | str = np.nan,
         return_train_score: bool = False,
         random_state: Any = None,
@@ -75,6 +79,7 @@ class ShoalSearchCV(BaseSearchCV):  # type: ignore[misc]
         self.scoring = scoring
         self.refit = refit
         self.cv = cv
+        self.n_jobs = n_jobs
         self.error_score = error_score
         self.return_train_score = return_train_score
         self.random_state = random_state
@@ -99,7 +104,8 @@ class ShoalSearchCV(BaseSearchCV):  # type: ignore[misc]
         prepared = _Prepared(self.estimator, X, y, [train_rows for train_rows, _ in splits])
         candidates = self._candidates(prepared)
         fits = [prepared.fit(params, fold) for params in candidates for fold in range(len(splits))]
-        train([fit.run for fit in fits if fit.run.error is None])
+        with _threads(self.n_jobs):
+            train([fit.run for fit in fits if fit.run.error is None])
         out = [self._scored(fit, X, y, splits[i % len(splits)], scorers) for i, fit in enumerate(fits)]
         scores = self._fill_in([fit.run.error for fit in fits], out)
         results = self._format_results(candidates, len(splits), out)
@@ -243,6 +249,26 @@ class _Prepared:
 
 
 _NOTHING = Problem(torch.empty(0, 0), torch.empty(0), 0, {})
+
+
+@contextmanager
+def _threads(n_jobs: int | None) -> Iterator[None]:
+    """So many threads inside, counted as scikit-learn counts its processes.
+
+    Raises:
+        UsageError: If it is no number that makes sense.
+    """
+    if n_jobs is None:
+        yield
+        return
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int | np.integer) or n_jobs == 0:
+        raise UsageError(f"n_jobs must be a number of threads, -1 for one per core, or None, not {n_jobs!r}.")
+    before, cores = torch.get_num_threads(), os.cpu_count() or 1
+    torch.set_num_threads(int(n_jobs) if n_jobs > 0 else max(1, cores + 1 + int(n_jobs)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _with(estimator: Any, params: Mapping[str, Any]) -> Any:

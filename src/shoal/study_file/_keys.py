@@ -1,7 +1,7 @@
 """Every key that a study file may have: the one table that reading, the JSON schema and the template are made from.
 
-A key has the name of the Python keyword that it sets. Where something is searched over (``model``, ``space``, ``enqueue``) and
-for the options of a sampler, names are free, and are checked by those who take them.
+A key has the name of the Python keyword that it sets. Where something is searched over (``model``, ``space``, ``extensions``,
+``enqueue``) and for the options of a sampler, names are free, and are checked by those who take them.
 """
 
 from __future__ import annotations
@@ -209,10 +209,14 @@ FREE: Final[Mapping[str, tuple[str, str]]] = {
         "space",
     ),
     "space": ("what is searched: a list is a choice, {low = ..., high = ..., log = true} a range", "space"),
+    "extensions": (
+        "hyperparameters that move while the model trains: [extensions.NAME] for each, values as under [space]",
+        "space",
+    ),
     "enqueue": ("parameters to try first, one [[enqueue]] per trial", "enqueue"),
 }
 OPTIONS: Final = "sampler"  # the one section whose further keys are options
-SECTIONS: Final = tuple(dict.fromkeys([*("data", "model", "space"), *(key.section for key in KEYS), "enqueue"]))
+SECTIONS: Final = tuple(dict.fromkeys([*("data", "model", "space", "extensions"), *(key.section for key in KEYS), "enqueue"]))
 
 
 def keys_of(section: str) -> dict[str, Key]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from shoal.errors import UsageError, did_you_mean
-from shoal.nn import Range
+from shoal.nn import Range, extensions
+from shoal.nn._extensions import fields_of
 from shoal.study_file._keys import FREE, KEYS, OPTIONS, SECTIONS, Key, Source, home_of, keys_of
 from shoal.study_file._lines import lines_of
 
@@ -32,7 +33,7 @@ class StudyFile:
         path: Of the file itself.
         source: What kind of data it names.
         given: Values by Python keyword; ``sampler`` is a name or a dict of name and options. Paths are as one would type them.
-        knobs: What ``[model]`` and ``[space]`` say, as ``shoal.nn.mlp_space`` takes it.
+        knobs: What ``[model]``, ``[space]`` and ``[extensions]`` say, as ``shoal.nn.mlp_space`` takes it.
         lines: Where keys stand, by (section, key).
     """
 
@@ -200,53 +201,76 @@ class _Reader:
                 if name in known and source not in known[name].sources:
                     fits = " or ".join(_UNITS[s] for s in known[name].sources)
                     self.fault(f"is for {fits}, not for {_UNITS[source]}.", section, name)
-            if section in ("model", "space") and source == "code" and table:
-                self.fault("with code, define(trial) decides on model and space; leave this table out.", section)
+            if section in ("model", "space", "extensions") and source == "code" and table:
+                self.fault(
+                    "with code, define(trial) decides on model, space and extensions; leave this table out.", section
+                )
         if source == "table" and "target" not in tables.get("data", {}):
             self.fault('name the column to predict: target = "...".', "data")
 
     def _knobs(self, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for name, value in tables.get("model", {}).items():
-            if isinstance(value, dict):
+            if name in extensions():
+                self.fault(f"is an extension; give its fields under [extensions.{name}].", "model", name)
+            elif isinstance(value, dict):
                 self.fault("is fixed here; a range belongs under [space].", "model", name)
             else:
                 # A list is a fixed one, such as the widths of layers; for the space, a choice among one.
                 out[name] = [_none(value)] if isinstance(value, list) else _none(value)
         for name, value in tables.get("space", {}).items():
-            if name in tables.get("model", {}):
+            if name in extensions():
+                self.fault(f"is an extension; give its fields under [extensions.{name}].", "space", name)
+            elif name in tables.get("model", {}):
                 self.fault("is fixed under [model] already; give it in one of the two.", "space", name)
-            elif isinstance(value, dict):
-                if (made := self._range(name, value)) is not None:
-                    out[name] = made
-            elif isinstance(value, list):
-                out[name] = [_none(choice) for choice in value]
-                if not value:
-                    self.fault("leaves nothing to choose from.", "space", name)
             else:
-                out[name] = _none(value)
+                out |= self._knob(value, "space", name)
+        return {**out, **self._extensions(tables.get("extensions", {}))}
+
+    def _extensions(self, table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        out: dict[str, dict[str, Any]] = {}
+        for name, fields in table.items():
+            if name not in extensions():
+                hint = did_you_mean(name, extensions())
+                self.fault(f"shoal.extend has no extension of that name.{hint}", "extensions", name)
+            elif not isinstance(fields, dict):
+                self.fault(f"must be a table, written as [extensions.{name}]; it is {fields!r:.60}.", "extensions", name)
+            else:
+                out[name] = {}
+                for field, value in fields.items():
+                    if field not in fields_of(name):
+                        hint = did_you_mean(field, fields_of(name))
+                        self.fault(f"shoal.extend.{name} has no such field.{hint}", "extensions", name, field)
+                    out[name] |= self._knob(value, "extensions", name, field)
         return out
 
-    def _range(self, name: str, value: Mapping[str, Any]) -> Range | None:
+    def _knob(self, value: Any, *where: str) -> dict[str, Any]:
+        """One part of the space under its name, the last of `where`; nothing if it is at fault."""
+        if isinstance(value, dict):
+            made = self._range(value, *where)
+            return {} if made is None else {where[-1]: made}
+        if isinstance(value, list) and not value:
+            self.fault("leaves nothing to choose from.", *where)
+        return {where[-1]: [_none(choice) for choice in value] if isinstance(value, list) else _none(value)}
+
+    def _range(self, value: Mapping[str, Any], *where: str) -> Range | None:
         for part in value:
             if part not in _RANGE:
-                self.fault(f"a range has no {part!r}.{did_you_mean(part, _RANGE)}", "space", name)
+                self.fault(f"a range has no {part!r}.{did_you_mean(part, _RANGE)}", *where)
                 return None
         numbers = [value.get("low"), value.get("high"), value.get("step", 1)]
         if any(
             isinstance(n, bool) or not isinstance(n, int | float) or abs(n) == float("inf") or n != n for n in numbers
         ):
-            self.fault(
-                "a range is {low = NUMBER, high = NUMBER}, perhaps with log = true or step = NUMBER.", "space", name
-            )
+            self.fault("a range is {low = NUMBER, high = NUMBER}, perhaps with log = true or step = NUMBER.", *where)
             return None
         if not isinstance(value.get("log", False), bool) or not value.get("step", 1) > 0:
-            self.fault("log must be true or false, and step greater than 0.", "space", name)
+            self.fault("log must be true or false, and step greater than 0.", *where)
             return None
         try:
             return Range(**value)
         except UsageError as error:
-            self.fault(str(error), "space", name)
+            self.fault(str(error), *where)
             return None
 
     def _options(self, tables: Mapping[str, Mapping[str, Any]], given: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from typing import Any, Final
 from shoal._user_file import load_user_file
 from shoal.data import Datasets, load
 from shoal.errors import ShoalError, UsageError, did_you_mean
-from shoal.nn import Range
+from shoal.nn import Range, extensions
+from shoal.nn._extensions import checked as checked_fields
 from shoal.study_file._read import StudyFile, read_study_file
 
 _MOST_VALUES: Final = 20  # of one choice that are tried out
@@ -167,6 +168,9 @@ def _with_checked_knobs(file: StudyFile, ready: Any) -> Any:
     assert known >= set(SPACES[builder.__name__][1])
     n_train = ready.plan.n_train
     for name, knob in file.knobs.items():
+        if name in extensions():
+            _check_extension(file, ready, name)
+            continue
         section = "model" if ("model", name) in file.lines else "space"
         if name not in known:
             raise UsageError(
@@ -176,8 +180,22 @@ def _with_checked_knobs(file: StudyFile, ready: Any) -> Any:
             if name == "batch_size" and any(isinstance(v, int) and v > n_train for v in _values(knob)):
                 raise UsageError(f"there are {n_train} training rows; a batch can be no larger.")
             for value in _values(knob):
-                _try_out(ready, name, value)
+                _try_out(ready, {name: [value] if isinstance(value, list) else value})
     return ready
+
+
+def _check_extension(file: StudyFile, ready: Any, name: str) -> None:
+    """Try an extension on a recipe of the space, one field after the other: all others at the first of their values."""
+    fields = file.knobs[name]
+    space = {other: knob for other, knob in file.knobs.items() if other not in extensions()}
+    with _at(file, "extensions", name):
+        checked = checked_fields(name, fields)
+        first = {field: _values(knob)[0] for field, knob in checked.items()}
+        _try_out(ready, {**space, name: first})
+    for field, knob in checked.items():
+        with _at(file, "extensions", name, field):
+            for value in _values(knob)[1:]:
+                _try_out(ready, {**space, name: {**first, field: value}})
 
 
 def _values(knob: Any) -> list[Any]:
@@ -186,18 +204,18 @@ def _values(knob: Any) -> list[Any]:
     return [knob.low, knob.high] if isinstance(knob, Range) else [knob]
 
 
-def _try_out(ready: Any, name: str, value: Any) -> None:
-    """Make a recipe with one part of the space fixed at a value.
+def _try_out(ready: Any, parts: Mapping[str, Any]) -> None:
+    """Make a recipe with these parts of the space, of which the last is tried.
 
     Raises:
-        UsageError: If that value makes no sense.
+        UsageError: If that makes no sense.
     """
     import optuna
 
     from shoal.replay import run_define
     from shoal.samplers import quiet
 
-    plan = replace(ready.plan, space=((name, [value] if isinstance(value, list) else value),))
+    plan = replace(ready.plan, space=tuple(parts.items()))
     with quiet():
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
         try:
@@ -205,6 +223,7 @@ def _try_out(ready: Any, name: str, value: Any) -> None:
         except ShoalError:
             raise
         except Exception as error:  # whatever torch or Optuna say to it
+            value = list(parts.values())[-1]
             raise UsageError(f"{value!r:.60} makes no sense here ({str(error).splitlines()[0]:.200}).") from error
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from typing import Final
 
+from shoal.nn import extensions
+from shoal.nn._extensions import fields_of
 from shoal.study_file._keys import FREE, KEYS, SECTIONS
 
 _NEEDED: Final = ("file", "target")
@@ -37,6 +41,9 @@ def template(file: str = "data.csv", target: str = "target") -> str:
     ]
     for section in SECTIONS:
         lines.append("")
+        if section == "extensions":
+            lines += _extensions()
+            continue
         if section in FREE:
             head = f"[{section}]" if section != "enqueue" else "# [[enqueue]]"
             lines += [f"# {FREE[section][0]}", head, *_SAMPLES[section]]
@@ -48,3 +55,23 @@ def template(file: str = "data.csv", target: str = "target") -> str:
             remark = key.help + (f" ({', '.join(key.choices)})" if key.choices else "")
             lines.append(f"{line:<{_WIDTH}}  # {remark}")
     return "\n".join(lines) + "\n"
+
+
+def _extensions() -> list[str]:
+    """A table for each extension that there is, its fields at their defaults."""
+    lines = [f"# {FREE['extensions'][0]}"]
+    for name, kind in extensions().items():
+        lines += [f"# [extensions.{name}]", f"# # {(kind.__doc__ or '').splitlines()[0]}"]
+        for field in fields_of(name).values():
+            if field.default is not dataclasses.MISSING and field.default is not None:
+                lines.append(f"# {field.name} = {_toml(field.default)}")
+    return lines
+
+
+def _toml(value: object) -> str:
+    """A plain value as TOML."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return json.dumps(value)

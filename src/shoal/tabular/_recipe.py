@@ -92,7 +92,8 @@ def choose(plan: Plan, trial: Any) -> tuple[dict[str, Any], Callable[[nn.Module]
     def training(model: nn.Module) -> Recipe:
         made = optimizer(model, **pick.optimizer)
         schedule = optim.lr_scheduler.ExponentialLR(made, decay)
-        return Recipe(model, made, _criterion(plan, balance), pick.batch_size, schedule=schedule)
+        criterion = _criterion(plan, balance)
+        return Recipe(model, made, criterion, pick.batch_size, schedule=schedule, extensions=pick.extensions)
 
     return arguments, training
 

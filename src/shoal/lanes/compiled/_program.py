@@ -6,6 +6,7 @@ Glossary: ``T`` ticks; ``K`` coefficients of an update; ``G`` groups of paramete
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +155,8 @@ class Epoch:
         self.kinds = step.lowered.kinds | (tail.lowered.kinds if tail else frozenset())
         kept = step.lowered.kept_bytes + (tail.lowered.kept_bytes if tail else 0)
         scratch = max(step.lowered.scratch_bytes, tail.lowered.scratch_bytes if tail else 0)
-        self._kept, self._scratch = _aligned(kept), _aligned(scratch)
+        self._bytes = kept, scratch
+        self._own = threading.local()  # memory of each thread that calls: what setup keeps, and scratch
 
     def run(
         self,
@@ -166,7 +168,7 @@ class Epoch:
         sizes: Tensor,
         ticks: Ticks,
     ) -> None:
-        """Train the lanes through these ticks.
+        """Train the lanes through these ticks. Threads may call this at once, each for lanes of its own.
 
         Args:
             kernels: Shoal's own operations.
@@ -213,7 +215,10 @@ class Epoch:
             slopes=slopes.data_ptr(),
             shaping=None if ticks.shaping is None else ticks.shaping.data_ptr(),
         )
-        self._call(ctypes.addressof(job), self._kept.data_ptr(), self._scratch.data_ptr())
+        own = self._own.__dict__
+        if not own:
+            own["kept"], own["scratch"] = map(_aligned, self._bytes)
+        self._call(ctypes.addressof(job), own["kept"].data_ptr(), own["scratch"].data_ptr())
 
 
 def _aligned(n_bytes: int) -> Tensor:

@@ -5,7 +5,11 @@ Glossary: ``T`` ticks of the epoch; ``q`` slots; ``K`` coefficients; ``G`` group
 
 from __future__ import annotations
 
+import functools
+import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 # A call into the library is not interrupted: no more than this many ticks of lanes are done at once.
 _LANE_TICKS = 20_000
+# Where several threads share the lanes: how many parts there are for each of them.
+_PARTS = 4
 
 # Trains the lanes through the ticks from the first one on: (first, samples, weights, keys), (ticks, lanes, q) each.
 Runner = Callable[[int, NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]], None]
@@ -76,9 +82,8 @@ def runner(
         n = len(index)
         here = [min(max(c - first, 0), n) for c in counts]
         real_weights = torch.from_numpy(weights).to(fleet.layout.dtype)
-        size = max(1, _LANE_TICKS // n)
-        for i in range(0, len(lanes), size):
-            some = slice(i, i + size)
+
+        def train(some: slice) -> None:
             ticks = Ticks(
                 lanes=lanes[some],
                 counts=here[some],
@@ -95,7 +100,27 @@ def runner(
             )
             epoch.run(kernels, inputs, len(state.inputs), rows, fleet.offsets, fleet.sizes, ticks)
 
+        n_threads = min(torch.get_num_threads(), len(lanes))
+        size = max(1, _LANE_TICKS // n)
+        if n_threads > 1:  # a thread that is done early takes another part
+            size = min(size, math.ceil(len(lanes) / (_PARTS * n_threads)))
+        parts = [slice(i, i + size) for i in range(0, len(lanes), size)]
+        if n_threads == 1:
+            for part in parts:
+                train(part)
+        else:
+            list(_threads(n_threads).map(train, parts))
+
     return run
+
+
+@functools.cache
+def _threads(n: int) -> ThreadPoolExecutor:
+    """So many threads, which sleep between epochs. Lanes are apart in memory, so that no bit depends on how many there are."""
+    return ThreadPoolExecutor(n, thread_name_prefix="shoal-lanes")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not outlive a fork
 
 
 def _table(
