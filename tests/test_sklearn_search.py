@@ -25,7 +25,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn, optim
 
 from shoal import Recipe
-from shoal.sklearn import ShoalClassifier, ShoalRegressor, ShoalSearchCV
+from shoal.lanes.compiled._runner import agrees
+from shoal.sklearn import ShoalClassifier, ShoalRegressor, ShoalSearchCV, _lanes
 
 IRIS = load_iris(return_X_y=True)
 DIABETES = load_diabetes(return_X_y=True)
@@ -33,8 +34,9 @@ QUICK: dict[str, Any] = {"hidden_layer_sizes": (8,), "lr": 0.03, "max_epochs": 2
 
 
 @pytest.fixture(autouse=True)
-def one_thread_and_two_digits_more() -> Iterator[None]:
-    """float64, in which lanes and the plain loop agree to the last digits that scores show."""
+def one_thread_and_two_digits_more(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """float64, in which lanes and the plain loop agree to the last digits that scores show; and lanes also where little is done."""
+    monkeypatch.setattr(_lanes, "_FEW_UPDATES", 0)
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -43,7 +45,6 @@ def one_thread_and_two_digits_more() -> Iterator[None]:
     torch.set_default_dtype(dtype)
 
 
-@pytest.mark.slow
 @parametrize_with_checks(  # type: ignore[untyped-decorator]
     [
         ShoalSearchCV(
@@ -51,7 +52,8 @@ def one_thread_and_two_digits_more() -> Iterator[None]:
         )
     ]
 )
-def test_the_checks_of_scikit_learn_pass(estimator: Any, check: Any) -> None:
+def test_the_checks_of_scikit_learn_pass(estimator: Any, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # as it is by itself
     check(estimator)
 
 
@@ -88,6 +90,30 @@ def test_a_grid_gives_what_grid_search_gives() -> None:
     assert found.refit_time_ > 0 and found.n_features_in_ == 4 and found.score(X, y) == expected.score(X, y)
     assert (pickle.loads(pickle.dumps(found)).predict(X) == found.predict(X)).all()
     assert clone(found).get_params()["estimator__lr"] == 0.03
+
+
+def test_compiled_lanes_give_what_grid_search_gives_whatever_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = IRIS
+    monkeypatch.setattr(_lanes, "_COMPILE_FROM_S", 0.0)
+    compiled: list[bool] = []
+    monkeypatch.setattr("shoal.lanes.pool.agrees", lambda *given: compiled.append(agrees(*given)) or compiled[-1])
+    grid = {"lr": [0.01, 0.03], "dropout": [0.2], "batch_size": [16, 32], "activation": ["relu", "tanh"]}
+    first, second = (ShoalSearchCV(ShoalClassifier(**QUICK), grid, cv=3, n_jobs=n).fit(X, y) for n in (1, 2))
+    assert compiled and all(compiled) and torch.get_num_threads() == 1
+    same(first, GridSearchCV(ShoalClassifier(**QUICK), grid, cv=3).fit(X, y))
+    for name in ("mean_test_score", "params"):
+        assert list(first.cv_results_[name]) == list(second.cv_results_[name])
+
+
+def test_what_is_not_worth_a_trace_trains_in_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = IRIS
+    monkeypatch.undo()
+    monkeypatch.setattr("shoal.lanes.pool.Fleet.run_epoch", None)
+    grid = {"lr": [0.01, 0.03]}
+    same(
+        ShoalSearchCV(ShoalClassifier(**QUICK), grid, cv=3).fit(X, y),
+        GridSearchCV(ShoalClassifier(**QUICK), grid, cv=3).fit(X, y),
+    )
 
 
 def test_random_candidates_and_several_scorers_are_those_of_randomized_search() -> None:

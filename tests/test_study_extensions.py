@@ -87,7 +87,7 @@ def test_every_extension_that_is_exported_has_its_table(momentum: None) -> None:
     }
     assert tables["extensions"]["properties"]["Momentum"]["description"] == "Moves the momentum, in a test."
     text = template("people.csv", "bought")
-    assert '# [extensions.Momentum]\n# # Moves the momentum, in a test.\n# bounds = [0.0, 1.0]' in text
+    assert "# [extensions.Momentum]\n# # Moves the momentum, in a test.\n# bounds = [0.0, 1.0]" in text
 
 
 @pytest.mark.parametrize("name", sorted(extensions()))
@@ -112,11 +112,11 @@ def test_a_study_of_a_file_moves_what_python_moves(folder: Path) -> None:
         baselines=False, storage="python.db",
     ).study  # fmt: skip
     assert found.best_params == python.best_params
-    moved = {t.number: t.params["LearningRate.on"] for t in found.trials}
+    moved = {t.spec.number: t.spec.params["LearningRate.on"] for t in found.record.trials}
     assert set(moved.values()) == {True, False}
     assert {number: bool(found.trajectories(number)) for number in moved} == moved
     again = shoal.resume_table("python.db", "people.csv", target="bought", space=space, n_trials=7, baselines=False)
-    assert len(again.study.trials) == 7
+    assert len(again.study.record.trials) == 7
 
 
 FAULTS = [
@@ -133,11 +133,10 @@ FAULTS = [
     ("[space]", "[model]\nLearningRate = 4\n[space]", "line 5, [model] LearningRate: is an extension; give its fields under"),
 ]  # fmt: skip
 LATER_FAULTS = [
-    ("bounds = [0.0, 2.0]", "bounds = [2.0]", "line 14, [extensions] LearningRate: shoal.extend.LearningRate(bounds=...) must be a pair"),
-    ("on = [true, false]", "on = [true, 2]", "line 15, [extensions] LearningRate on: shoal.extend.LearningRate(on=...) must be True or"),
-    ("high = 0.2", "high = 1.5", "line 16, [extensions] LearningRate step: shoal.extend.LearningRate(step=...) must be a number of at"),
-    ('"adam"', '"rprop"', "line 14, [extensions] LearningRate: shoal.extend.LearningRate needs an optimizer whose step is"),
-    ("[0.0, 2.0]", "[0.9, 2.0]", "line 14, [extensions] LearningRate: shoal.extend.LearningRate(bounds=...) = (0.9, 2) exclude"),
+    ("bounds = [0.0, 2.0]", "bounds = [2.0]", "line 14, [extensions] LearningRate: shoal.extend.LearningRate(bounds=...) must be"),
+    ("on = [true, false]", "on = [true, 2]", "line 15, [extensions] LearningRate on: shoal.extend.LearningRate(on=...) must be"),
+    ("high = 0.2", "high = 1.5", "line 16, [extensions] LearningRate step: shoal.extend.LearningRate(step=...) must be"),
+    ('"adam"', '"asgd"', "line 14, [extensions] LearningRate: shoal.extend.LearningRate needs an optimizer whose step is"),
 ]  # fmt: skip
 
 
@@ -164,7 +163,10 @@ def test_parts_of_a_space_that_are_no_extension_are_refused(momentum: None) -> N
     trial = optuna.trial.FixedTrial({})
     for knobs, message in (
         ({"LearningRat": {}}, "mlp_space has no part 'LearningRat'. Did you mean 'LearningRate'?"),
-        ({"LearningRate": 0.1}, "LearningRate is an extension: give its fields by name, as in LearningRate={}, not 0.1."),
+        (
+            {"LearningRate": 0.1},
+            "LearningRate is an extension: give its fields by name, as in LearningRate={}, not 0.1.",
+        ),
         ({"LearningRate": {"stp": 0.1}}, "shoal.extend.LearningRate has no field 'stp'. Did you mean 'step'?"),
         ({"Momentum": {}}, "shoal.extend.Momentum needs a value for 'step'."),
     ):

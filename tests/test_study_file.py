@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import shoal
 from shoal.cli import main
 from shoal.errors import StudyError, UsageError
-from shoal.nn import Range
+from shoal.nn import Range, extensions
 from shoal.storage import load_study
 from shoal.study_file import KEYS, json_schema, prepare_study, read_study_file, template
 from shoal.study_file._keys import FREE, SECTIONS
@@ -308,7 +308,9 @@ def test_init_writes_what_check_accepts(folder: Path, capsys: pytest.CaptureFixt
 def test_every_line_of_the_template_is_right(folder: Path) -> None:
     """With all that is commented out switched on, one key excepted that excludes another."""
     text = template("people.csv", "bought")
-    on = re.sub(r"^# (?=\w+ = |\[\[)", "", text.split("# [extensions")[0] + text[text.index("[sampler]") :], flags=re.MULTILINE)
+    on = re.sub(
+        r"^# (?=\w+ = |\[\[)", "", text.split("# [extensions")[0] + text[text.index("[sampler]") :], flags=re.MULTILINE
+    )
     assert {key.name for key in KEYS} <= {
         name for table in tomllib.loads(on).values() if isinstance(table, dict) for name in table
     }
@@ -323,7 +325,8 @@ def test_the_schema_knows_what_reading_knows(capsys: pytest.CaptureFixture[str])
     schema: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert schema == json_schema() and list(schema["properties"]) == list(SECTIONS)
     keys = {(section, name) for section, table in schema["properties"].items() for name in table.get("properties", {})}
-    assert keys == {(key.section, key.name) for key in KEYS}
+    named = {("extensions", name) for name in extensions()}
+    assert keys == {(key.section, key.name) for key in KEYS} | named
     for key in KEYS:
         example = tomllib.loads(f"x = {key.example}")["x"]
         assert key.kind.fits(example) and (not key.choices or example in key.choices), key

@@ -68,9 +68,7 @@ def extension(trial: Any, name: str, knobs: object) -> Extension:
         >>> extension(None, "LearningRate", {"step": 0.05, "bounds": [1e-6, 1.0]}).bounds
         (1e-06, 1.0)
     """
-    given = {
-        field: value_of(trial, f"{name}.{field}", knob, None) for field, knob in checked(name, knobs).items()
-    }
+    given = {field: value_of(trial, f"{name}.{field}", knob, None) for field, knob in checked(name, knobs).items()}
     return extensions()[name](**given)
 
 

@@ -216,7 +216,9 @@ FREE: Final[Mapping[str, tuple[str, str]]] = {
     "enqueue": ("parameters to try first, one [[enqueue]] per trial", "enqueue"),
 }
 OPTIONS: Final = "sampler"  # the one section whose further keys are options
-SECTIONS: Final = tuple(dict.fromkeys([*("data", "model", "space", "extensions"), *(key.section for key in KEYS), "enqueue"]))
+SECTIONS: Final = tuple(
+    dict.fromkeys([*("data", "model", "space", "extensions"), *(key.section for key in KEYS), "enqueue"])
+)
 
 
 def keys_of(section: str) -> dict[str, Key]:

@@ -234,7 +234,9 @@ class _Reader:
                 hint = did_you_mean(name, extensions())
                 self.fault(f"shoal.extend has no extension of that name.{hint}", "extensions", name)
             elif not isinstance(fields, dict):
-                self.fault(f"must be a table, written as [extensions.{name}]; it is {fields!r:.60}.", "extensions", name)
+                self.fault(
+                    f"must be a table, written as [extensions.{name}]; it is {fields!r:.60}.", "extensions", name
+                )
             else:
                 out[name] = {}
                 for field, value in fields.items():

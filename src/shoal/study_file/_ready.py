@@ -220,8 +220,8 @@ def _try_out(ready: Any, parts: Mapping[str, Any]) -> None:
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
         try:
             run_define(ready.define_for(plan), trial, 0, plan.n_train)
-        except ShoalError:
-            raise
+        except ShoalError as error:
+            raise UsageError(str(error).removeprefix("trial 0: ")) from error
         except Exception as error:  # whatever torch or Optuna say to it
             value = list(parts.values())[-1]
             raise UsageError(f"{value!r:.60} makes no sense here ({str(error).splitlines()[0]:.200}).") from error
