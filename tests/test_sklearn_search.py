@@ -96,7 +96,12 @@ def test_compiled_lanes_give_what_grid_search_gives_whatever_the_threads(monkeyp
     X, y = IRIS
     monkeypatch.setattr(_lanes, "_COMPILE_FROM_S", 0.0)
     compiled: list[bool] = []
-    monkeypatch.setattr("shoal.lanes.pool.agrees", lambda *given: compiled.append(agrees(*given)) or compiled[-1])
+
+    def noted(*given: Any) -> bool:
+        compiled.append(agrees(*given))
+        return compiled[-1]
+
+    monkeypatch.setattr("shoal.lanes.pool.agrees", noted)
     grid = {"lr": [0.01, 0.03], "dropout": [0.2], "batch_size": [16, 32], "activation": ["relu", "tanh"]}
     first, second = (ShoalSearchCV(ShoalClassifier(**QUICK), grid, cv=3, n_jobs=n).fit(X, y) for n in (1, 2))
     assert compiled and all(compiled) and torch.get_num_threads() == 1
