@@ -13,8 +13,8 @@ INDEX = (FOLDER / "index.md").read_text(encoding="utf-8")
 
 
 def words(text: str) -> list[str]:
-    """What a machine of another kind prints as well: everything but numbers, signatures, and who came first."""
-    return re.findall(r"[^\W\d]{2,}", re.sub(r"\[[0-9a-f]{16}\]", "", text))
+    """What a machine of another kind prints as well: everything but numbers, signatures, devices, and who came first."""
+    return re.findall(r"[^\W\d]{2,}", re.sub(r"\[[0-9a-f]{16}\]|\bcpu\b|\bcuda\b", "", text))
 
 
 @pytest.mark.slow
