@@ -313,6 +313,19 @@ def test_report_writes_a_page(
     assert library.calls == [("load_study", {"url": arguments[0], "name": None})]
 
 
+def test_report_says_what_it_is_doing(library: Library, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "a.db", "--json"]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one.get("name") for one in said[:-1]] == [
+        "reading the study",
+        "weighing the hyperparameters",
+        "writing the report",
+    ]
+    assert said[-1] == {"event": "result", "report": "a.html", "figures": []}
+    assert main(["report", "a.db", "--quiet"]) == 0
+    assert capsys.readouterr() == ("a.html\n", "")
+
+
 def test_best(library: Library, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["best", "a.db"]) == 0
     assert "lr = 0.3333333333333333" in capsys.readouterr().out
@@ -365,7 +378,8 @@ def test_errors_become_exit_codes(
     write(FILE)
     library.error = error
     assert main(command) == code
-    assert capsys.readouterr() == ("", message)
+    out, err = capsys.readouterr()
+    assert (out, err.removeprefix("shoal: reading the study\n")) == ("", message)
 
 
 def test_a_bug_of_ours_is_not_hidden(library: Library) -> None:

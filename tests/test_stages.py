@@ -145,3 +145,4 @@ def test_a_study_tells_its_stages(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     reading = [event for event in events if event.get("name") == "reading train"]
     assert [event["total"] for event in reading] == [60] * len(reading) and len(reading) > 1
     assert {field.name for field in dataclasses.fields(Stage)} < set(reading[0])
+    assert {event["total"] for event in events if event.get("name") == "scoring the winner"} == {None, 1}

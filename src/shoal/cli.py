@@ -26,6 +26,7 @@ from shoal._user_file import UserFile, load_user_file
 from shoal.errors import ShoalError, StudyError, UsageError, did_you_mean
 from shoal.progress import stages_shown
 from shoal.records import Json, StudyRecord
+from shoal.stages import enter
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -158,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-o", "--output", metavar="PATH", help="HTML file to write (default: the study's name with .html)"
     )
     report.add_argument("--figures", metavar="DIR", help="also write each figure as PNG and SVG into this folder")
+    _add_loudness(report)
 
     watch = _command(commands, "watch", "show a study's report in a browser while it runs", run_watch)
     _add_study(watch)
@@ -294,6 +296,10 @@ def _add_budget(parser: argparse.ArgumentParser, *, resume: bool) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", metavar="PATH", help="also write the HTML report to this file")
+    _add_loudness(parser)
+
+
+def _add_loudness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress, only the result")
     parser.add_argument("--json", action="store_true", help="print progress and result as one JSON object per line")
 
@@ -425,15 +431,20 @@ def run_report(arguments: argparse.Namespace) -> int:
     from shoal.importances import importances
     from shoal.report import write_figures, write_report
 
-    record = _load_study(arguments)
-    storage = importlib.import_module("shoal.storage")
-    place = storage.place_of(arguments.study)
-    path = arguments.output or storage.file_beside(place, record.name, ".html").name
-    shares = importances(record)
-    print(write_report(record, path, shares, title=storage.title_of(place, record.name)))
-    if arguments.figures:
-        for path in write_figures(record, arguments.figures, shares):
-            print(path)
+    with stages_shown(_progress(arguments).get("progress", True), "reading the study"):
+        record = _load_study(arguments)
+        storage = importlib.import_module("shoal.storage")
+        place = storage.place_of(arguments.study)
+        path = arguments.output or storage.file_beside(place, record.name, ".html").name
+        enter("weighing the hyperparameters")
+        shares = importances(record)
+        enter("writing the report")
+        written = write_report(record, path, shares, title=storage.title_of(place, record.name))
+        figures = write_figures(record, arguments.figures, shares) if arguments.figures else []
+    if arguments.json:
+        print(_json({"event": "result", "report": str(written), "figures": [str(figure) for figure in figures]}))
+    else:
+        print("\n".join(map(str, [written, *figures])))
     return 0
 
 

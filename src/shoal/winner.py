@@ -89,7 +89,7 @@ def look_at(
     recipe: Recipe, split: Split, metrics: Sequence[Metric], seed: int
 ) -> tuple[dict[str, float], Tensor | None, dict[str, Json]]:
     """What a trained recipe does on a split: metrics, outputs (n, ...) or None, and `split_scores`."""
-    loss, outputs = measure(recipe, split.tensors, seed)
+    loss, outputs = measure(recipe, split.tensors, seed, stage="scoring the winner")
     target, scale = split.tensors[-1], scale_of(recipe)
     measured = {"loss": loss, **metrics_of(outputs, target, metrics, scale)}
     return measured, outputs, split_scores(outputs, target, measured, metrics, of_loss(recipe), seed, scale)

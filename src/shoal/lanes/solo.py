@@ -24,6 +24,7 @@ from shoal.lanes.sampling import Sampling
 from shoal.metrics import Meter
 from shoal.recipe import Batch, Recipe
 from shoal.records import TrialSpec
+from shoal.stages import counted
 
 
 class Solo:
@@ -139,10 +140,12 @@ def follow(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
                 state[name] = value.to(device)
 
 
-def measure(recipe: Recipe, data: Batch, seed: int, meter: Meter | None = None) -> tuple[float, Tensor | None]:
+def measure(
+    recipe: Recipe, data: Batch, seed: int, meter: Meter | None = None, stage: str = "measuring"
+) -> tuple[float, Tensor | None]:
     """Loss and outputs of a recipe's model on a split, in evaluation mode: (mean loss, outputs (n, ...) or None).
 
-    With a meter, outputs are shown to it chunk by chunk, and none are kept.
+    With a meter, outputs are shown to it chunk by chunk, and none are kept. ``stage`` is what a long measurement is called.
     """
     n, step = data[0].shape[0], evaluation_chunk(data)
     keys = torch.from_numpy(sample_keys(seed, EVALUATION_EPOCH, n)).to(data[0].device)
@@ -155,7 +158,7 @@ def measure(recipe: Recipe, data: Batch, seed: int, meter: Meter | None = None) 
     total, parts = 0.0, []
     recipe.model.eval()
     with torch.no_grad():
-        for at in range(0, n, step):
+        for at in counted(range(0, n, step), stage, -(-n // step)):
             # Copied, as a loader would: a forward pass may write to its inputs.
             batch = tuple(t[at : at + step].clone() for t in data)
             size = batch[0].shape[0]

@@ -13,6 +13,7 @@ from shoal.errors import StorageError, UsageError
 from shoal.records import StudyRecord
 from shoal.report import _plots
 from shoal.report._axes import View
+from shoal.stages import counted
 
 Draw: TypeAlias = Callable[[Any, View], "bool | None"]
 FIGURES: Final[Mapping[str, tuple[Draw, tuple[float, float]]]] = {
@@ -68,7 +69,7 @@ def write_figures(
     folder = Path(folder)
     written: list[Path] = []
     with mpl.rc_context(STYLE):
-        for name, (draw, size) in FIGURES.items():
+        for name, (draw, size) in counted(FIGURES.items(), "drawing figures", len(FIGURES)):
             figure = Figure(figsize=size)
             if draw(figure, View(record, importances or {})) is False:
                 continue
