@@ -33,7 +33,7 @@ from optimizer_tables import OPTIMIZERS
 from shoal.lanes import native, pool
 from shoal.lanes.compiled import Compilation, Unsupported, _pointwise
 from shoal.lanes.compiled._lower import Lowering
-from shoal.lanes.compiled._runner import agrees, suits
+from shoal.lanes.compiled._runner import agrees, obstacle
 from shoal.lanes.fleet import Fleet, Work
 from shoal.lanes.native._build import compiler
 from shoal.lanes.pool import Candidate, Pool
@@ -80,20 +80,20 @@ def test_lanes_take_the_path_of_the_plain_loop(name: str) -> None:
     params = [p for p in mixed(len(OPTIMIZERS)) if p["opt"] in NATIVE]
     specs = specs_of(params)
     fleet = open_fleet(define, specs[0], 1, work)
-    assert fleet.tier == "compiled" and suits_all(fleet, define, specs, work)
+    assert fleet.tier == "compiled" and nothing_lacks(fleet, define, specs, work)
     trails = train_fused(define, specs, work, 3, width=3, stops={specs[1].number: 1})
     for spec in specs:
         epochs = 1 if spec is specs[1] else 3
         assert_same_trail(trails[spec.number], train_solo(define, spec, work, epochs), 1e-9, loose=kind.loose)
 
 
-def suits_all(fleet: Fleet, define: Callable[[Any], Recipe], specs: list[TrialSpec], work: Work) -> bool:
+def nothing_lacks(fleet: Fleet, define: Callable[[Any], Recipe], specs: list[TrialSpec], work: Work) -> bool:
     """Whether each of the trials would run compiled in the fleet."""
     for spec in specs:
         fleet.admit(ready(define, spec, work))
         fleet.arrange()
         assert fleet.compiled is not None
-        if not suits(fleet.compiled, fleet):
+        if obstacle(fleet.compiled, fleet):
             return False
         fleet.leave(0)
     return True
@@ -258,7 +258,7 @@ def test_lanes_that_clip_take_the_path_of_the_plain_loop() -> None:
     params = [{"opt": "momentum", "batch": 40, **how} for how in SHAPES] + [{"opt": "adamw", "batch": 16, "l1": 0.02}]
     specs = specs_of(params)
     fleet = open_fleet(clipped, specs[0], 1, work)
-    assert suits_all(fleet, clipped, specs, work)
+    assert nothing_lacks(fleet, clipped, specs, work)
     trails = train_fused(clipped, specs, work, 3)
     for spec in specs:
         assert_same_trail(trails[spec.number], train_solo(clipped, spec, work, 3), 1e-9)

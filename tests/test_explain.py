@@ -11,6 +11,7 @@ from torch import Tensor, nn, optim
 
 import shoal
 from shoal.errors import UsageError
+from shoal.lanes.native._build import compiler
 
 X = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
 Y = X[:, :3].argmax(dim=1)
@@ -86,6 +87,10 @@ def layers(width: int = 8, *more: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), *more, nn.Linear(width, 3))
 
 
+def convolving() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3))
+
+
 PAIRS: dict[str, tuple[Any, str]] = {
     "width": (lambda first: made(layers(8 if first else 6)), r"weight of layer '0' is 8 x 4 / 6 x 4"),
     "depth": (
@@ -135,8 +140,46 @@ def test_what_each_lane_has_for_itself_is_named() -> None:
     found = explain(lambda trial: made(Scaled(layers(), trial.suggest_float("scale", 0.1, 1))), 3)
     assert "each lane has its own: model.scale" in str(found)
     (group,) = found.groups
-    assert group.lifted == ("model.scale",) and group.width >= 3 and group.tier == "traced"
-    assert f"tier traced, {group.width} lanes wide" in str(found)
+    assert group.lifted == ("model.scale",) and group.width >= 3
+    assert f"{group.width} lanes wide, tier {group.tier}" in str(found)
+
+
+@pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("model", "optimizer", "tier", "why"),
+    [
+        (lambda: layers(), optim.Adam, "compiled", ""),
+        (lambda: layers(), optim.Adagrad, "native", "optimizers of the family ADAGRAD have no native update"),
+        (lambda: layers(8, nn.Softsign()), optim.Adam, "native", "the activation Softsign has no native form"),
+        (lambda: convolving(), optim.Adam, "native", "the operator aten.convolution.default has no compiled form"),
+    ],
+)
+def test_the_tier_is_said_and_why_no_better_one(model: Any, optimizer: Any, tier: str, why: str) -> None:
+    def define(trial: Any) -> shoal.Recipe:
+        net = model()
+        return shoal.Recipe(net, optimizer(net.parameters(), lr=0.1), nn.CrossEntropyLoss(), 16)
+
+    found = explain(define, 2)
+    (group,) = found.groups
+    assert not group.reason and (group.tier, group.uncompiled) == (tier, why)
+    assert f"tier {tier} " in str(found) and (f"    not compiled: {why}\n" in f"{found}\n") == bool(why)
+
+
+def test_without_native_kernels_the_tier_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_NATIVE", "0")
+    monkeypatch.setattr("shoal.lanes.native._loaded", None)
+    (group,) = explain(lambda trial: made(layers()), 2).groups
+    assert (group.tier, group.uncompiled) == ("traced", "the native kernels are not there")
+
+
+def test_what_a_lane_has_for_itself_tells_no_fleets_apart() -> None:
+    def define(trial: Any) -> shoal.Recipe:
+        first = trial.number == 0
+        more = nn.ReLU() if first else nn.Tanh(), nn.Dropout(0.1 if first else 0.2)
+        return made(Scaled(layers(8 if first else 6, *more), 0.5 if first else 0.7))
+
+    ((sentences),) = explain(define, 2).differences
+    assert [s.split(" is ")[1] for s in sentences] == ["8 / 6", "8 x 4 / 6 x 4", "3 x 8 / 3 x 6"]
 
 
 class Branching(nn.Module):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 from torch import Tensor, nn
 
 from shoal.keys import MODULE_INTERNALS, derived, digest, fingerprint_key
+from shoal.lanes.lift import lift_values
 from shoal.lanes.order import MAX_QUANTUM
 from shoal.recipe import Recipe
 from shoal.signature import Signature
@@ -25,7 +26,7 @@ def differences(a: Recipe, b: Recipe, ours: Signature, theirs: Signature) -> lis
     parts = ours.differs(theirs)
     out: list[str] = []
     if "model" in parts or "shapes" in parts:
-        out += _limited(_models(a.model, b.model))
+        out += _limited(_models(a, b))
     if "loss" in parts or "loss options" in parts:
         out.append(_loss(a.loss, b.loss))
     if "predict" in parts:
@@ -43,16 +44,20 @@ def _limited(found: Iterable[str]) -> list[str]:
     return [*every[:_SHOWN], *([f"and {more} more of the model"] if more > 0 else [])]
 
 
-def _models(a: nn.Module, b: nn.Module) -> Iterator[str]:
-    mine, theirs = dict(a.named_modules()), dict(b.named_modules())
+def _models(a: Recipe, b: Recipe) -> Iterator[str]:
+    mine, theirs = dict(a.model.named_modules()), dict(b.model.named_modules())
+    # What each lane has for itself tells no fleets apart: activations, dropout rates and numbers that are lifted.
+    own = lift_values(a.model).keys() & lift_values(b.model).keys() | set(a.lifts) & set(b.lifts)
     for name in sorted(mine.keys() ^ theirs.keys()):
         if name.rpartition(".")[0] in mine and name.rpartition(".")[0] in theirs:
             yield f"layer {name!r} ({type(mine.get(name) or theirs[name]).__name__}) is in one of them only"
     for name in (n for n in mine if n in theirs):
-        yield from _modules(f"layer {name!r}" if name else "the model", mine[name], theirs[name])
+        if not {f"{name}.p", f"{name}.kind"} & own:
+            yield from _modules(name, mine[name], theirs[name], own)
 
 
-def _modules(where: str, a: nn.Module, b: nn.Module) -> Iterator[str]:
+def _modules(path: str, a: nn.Module, b: nn.Module, own: Set[str]) -> Iterator[str]:
+    where = f"layer {path!r}" if path else "the model"
     if type(a) is not type(b) and fingerprint_key(type(a)) != fingerprint_key(type(b)):
         yield f"{where} is {type(a).__name__} / {type(b).__name__}"
         return
@@ -69,6 +74,10 @@ def _modules(where: str, a: nn.Module, b: nn.Module) -> Iterator[str]:
         yield f"{where} is in {'train' if a.training else 'eval'}() / {'train' if b.training else 'eval'}() mode"
     sizes = {"in_features", "out_features", "in_channels", "out_channels", "num_features", "normalized_shape"}
     for name in sorted(vars(a).keys() & vars(b).keys() - MODULE_INTERNALS - derived(a) - sizes):
+        if ".".join(filter(None, ("model", path, name))) in own or (
+            name == "dropout" and f"{path}.dropout_rate" in own
+        ):
+            continue
         mine, theirs = vars(a)[name], vars(b)[name]
         if digest(fingerprint_key(mine)) != digest(fingerprint_key(theirs)):
             yield f"{name} of {where} is {_value(mine)} / {_value(theirs)}"

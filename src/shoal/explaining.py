@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,16 +14,20 @@ from shoal.data import load
 from shoal.differences import differences
 from shoal.errors import FuseError
 from shoal.lanes.fleet import Work
-from shoal.lanes.pool import Candidate, trace_reason
+from shoal.lanes.pool import Candidate, Outlook, outlook
 from shoal.recipe import Recipe
-from shoal.records import ParamValue
+from shoal.records import ParamValue, TrialSpec
 from shoal.replay import Define, replay, run_define
 from shoal.signature import Signature, Signer, lane_trial
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Trials that share a fleet, or (``reason`` not empty) train solo for the same reason."""
+    """Trials that share a fleet, or (``reason`` not empty) train solo for the same reason.
+
+    ``tier`` is what the fleet runs on once it has trained for a while; ``uncompiled``, where that is not ``compiled``, says what
+    keeps it from being so.
+    """
 
     trials: tuple[int, ...]
     signature: Signature | None
@@ -31,7 +35,8 @@ class Group:
     model: str
     n_parameters: int
     width: int = 0
-    tier: str = "traced"
+    tier: str = ""
+    uncompiled: str = ""
     lifted: tuple[str, ...] = ()
 
 
@@ -54,8 +59,10 @@ class Explanation:
             whole = "whole batches of" if g.signature.exact else "micro-batches of up to"
             lines.append(
                 f"  fleet {k}: {len(g.trials)} trials, {g.model} with {g.n_parameters:,} parameters, {whole} "
-                f"{g.signature.quantum} samples, tier {g.tier}, {g.width} lanes wide [{g.signature.key}]"
+                f"{g.signature.quantum} samples, {g.width} lanes wide, tier {g.tier} [{g.signature.key}]"
             )
+            if g.uncompiled:
+                lines.append(f"    not compiled: {g.uncompiled}")
             if g.signature.whole:
                 lines.append(f"    whole batches, because {g.signature.whole}")
             if g.lifted:
@@ -78,6 +85,25 @@ class Explanation:
         return f" (parameter {', '.join(names)})" if names else ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Sampled trials of one signature (None for those that have none), and the first recipe among them."""
+
+    first: Recipe
+    signature: Signature | None
+    trials: list[int] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+
+    def group(self, o: Outlook) -> Group:
+        model = self.first.model
+        n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        named = (tuple(self.trials), self.signature, o.solo, type(model).__name__, n_parameters)
+        if o.solo:
+            return Group(*named)
+        width = planner.snug(len(self.trials), planner.WIDTHS[-1])
+        return Group(*named, width, o.tier, o.uncompiled, self.first.lifts)
+
+
 def explain(define: Define, *, train: Any, valid: Any = None, n_trials: int = 20, seed: int = 0) -> Explanation:
     """Sample trials at random and say how they would be trained, without training them.
 
@@ -89,47 +115,38 @@ def explain(define: Define, *, train: Any, valid: Any = None, n_trials: int = 20
     asker = Asker("random", "minimize", seed)
     signer = Signer(data.train.tensors)
     work = Work(data, (), torch.device("cpu"))
-    found: dict[str, tuple[list[int], Signature | None, str, str, int]] = {}
-    firsts: dict[str, Recipe] = {}  # the first recipe of each signature
+
+    def again(spec: TrialSpec) -> Recipe:
+        return replay(define, spec, data.train.n, data.train.form)
+
+    found: dict[str, _Found] = {}  # by signature, or by the reason why there is none
     params: list[dict[str, ParamValue]] = []
     choices: set[str] = set()
     for _ in range(n_trials):
         trial = asker.ask()
         recipe = run_define(define, trial, asker.trial_seed(trial.number), data.train.n, data.train.form)
-        drawn = asker.spec(trial)
-        params.append(dict(drawn.params))
+        spec = asker.spec(trial)
+        params.append(dict(spec.params))
         # Numbers from a range differ between any two trials; only a choice can be what tells two fleets apart.
-        choices.update(name for name, d in drawn.distributions.items() if "Float" not in d)
-        name = type(recipe.model).__name__
-        size = sum(p.numel() for p in recipe.model.parameters() if p.requires_grad)
+        choices.update(name for name, d in spec.distributions.items() if "Float" not in d)
         try:
             signature = signer.sign(recipe)
         except FuseError as error:
-            found.setdefault(str(error), ([], None, str(error), name, size))[0].append(trial.number)
+            found.setdefault(str(error), _Found(recipe, None)).trials.append(trial.number)
             continue
-        if signature.key not in found:
-            spec = asker.spec(trial)
-            lane = lane_trial(spec, recipe, data.train.tensors[-1])
-            candidate = Candidate(spec, recipe, lane, signature.key, signature.quantum, signature.exact)
-            reason = trace_reason(work, candidate, lambda s: replay(define, s, data.train.n, data.train.form))
-            found[signature.key] = ([], signature, reason, name, size)
-            firsts[signature.key] = recipe
-        found[signature.key][0].append(trial.number)
-    groups = tuple(_group(t, s, r, m, k, firsts) for t, s, r, m, k in found.values())
+        here = found.setdefault(signature.key, _Found(recipe, signature))
+        here.trials.append(trial.number)
+        lane = lane_trial(spec, recipe, data.train.tensors[-1])
+        here.candidates.append(Candidate(spec, recipe, lane, signature.key, signature.quantum, signature.exact))
+    groups = tuple(
+        f.group(outlook(work, f.candidates, again) if f.signature is not None else Outlook(why))
+        for why, f in found.items()
+    )
     fused = [g.signature for g in groups if not g.reason and g.signature is not None]
     splits, told = [], []
     for b in range(1, len(fused)):
         # The fleet before it that it has most in common with says best what would join the two.
         a = min(range(b), key=lambda i: (len(fused[i].differs(fused[b])), i))
         splits.append((a, b, tuple(fused[a].differs(fused[b]))))
-        told.append(tuple(differences(firsts[fused[a].key], firsts[fused[b].key], fused[a], fused[b])))
+        told.append(tuple(differences(found[fused[a].key].first, found[fused[b].key].first, fused[a], fused[b])))
     return Explanation(groups, tuple(params), tuple(splits), tuple(told), frozenset(choices))
-
-
-def _group(
-    trials: list[int], signature: Signature | None, reason: str, model: str, size: int, firsts: Mapping[str, Recipe]
-) -> Group:
-    if signature is None or reason:
-        return Group(tuple(trials), signature, reason, model, size)
-    width = planner.snug(len(trials), planner.WIDTHS[-1])
-    return Group(tuple(trials), signature, reason, model, size, width, lifted=firsts[signature.key].lifts)

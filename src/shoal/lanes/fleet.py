@@ -23,7 +23,7 @@ from shoal.lanes.activations import runs_of
 from shoal.lanes.by_fold import by_fold
 from shoal.lanes.clip import Shaping
 from shoal.lanes.compiled import Compilation
-from shoal.lanes.compiled._runner import Runner, runner, suits
+from shoal.lanes.compiled._runner import Runner, obstacle, runner
 from shoal.lanes.criteria import is_known, scale_of, used, wants_classes
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.hypergradient import LaneRates
@@ -308,7 +308,7 @@ class Fleet:
         segment = max(1, _SEGMENT_SLOTS // (self.width * q))
         weights_of = {i: t.weights(n, q, orders[i]) for i, t in active}
         run: Runner | None = None
-        if self.compiled is not None and suits(self.compiled, self):
+        if self.compiled is not None and not obstacle(self.compiled, self):
             counts = [shapes[i].n_ticks for i, _ in active]
             last_tick = ticks - 1 if tail != q else -1
             run = runner(self.compiled, self, active, counts, due, goes_on, losses, last_tick)

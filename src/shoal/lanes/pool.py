@@ -20,7 +20,7 @@ from shoal import planner
 from shoal.errors import FuseError, blame
 from shoal.lanes import native
 from shoal.lanes.compiled import Compilation, Unsupported
-from shoal.lanes.compiled._runner import agrees, suits
+from shoal.lanes.compiled._runner import agrees, obstacle
 from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Kernels, TorchKernels
@@ -339,7 +339,7 @@ class Pool:
             if g.compilation is None:
                 g.compilation = Compilation(fleet.program, self.work.data.train.tensors, g.quantum, fleet.tail)
             g.compilation.start()
-            if (g.compilation.wait() if wait else g.compilation.ready()) is None or not suits(g.compilation, fleet):
+            if (g.compilation.wait() if wait else g.compilation.ready()) is None or obstacle(g.compilation, fleet):
                 return False
             if not agrees(g.compilation, fleet):
                 raise RuntimeError("its library does not give what its lanes give")
@@ -635,9 +635,38 @@ class Pool:
         self._events.append(Event(0, "left", trial, fleet.number, lane))
 
 
-def trace_reason(work: Work, c: Candidate, rebuild: Callable[[TrialSpec], Recipe]) -> str:
-    """Why a signed trial would train solo after all, or "" when its step traces: what ``explain`` reports."""
-    pool = Pool(work, rebuild, measure=False)
-    group = pool._open_group(c)
-    pool._choose(group, [c])
-    return group.solo_reason
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """How trials of one signature would train.
+
+    Attributes:
+        solo: Why one by one after all, or "" when their step traces.
+        tier: Otherwise what their fleet runs on in the end.
+        uncompiled: Where that is not ``compiled``, what its epoch lacks of a compiled form.
+    """
+
+    solo: str
+    tier: str = ""
+    uncompiled: str = ""
+
+
+def outlook(work: Work, group: Sequence[Candidate], rebuild: Callable[[TrialSpec], Recipe]) -> Outlook:
+    """How signed trials of one signature would train: what ``explain`` reports. Nothing is compiled for it but Shoal's kernels."""
+    pool = Pool(work, rebuild, measure=False, native=True)
+    native.prepare()
+    native.wait()
+    pool.upgrade()
+    g = pool._open_group(group[0])
+    pool._choose(g, group)
+    if g.fleet is None:
+        return Outlook(g.solo_reason)
+    for c in group[: g.fleet.width]:
+        assert c.lane is not None
+        g.fleet.admit(c.lane)
+    if pool.tier != "native":
+        return Outlook("", pool.tier, "the native kernels are not there")
+    try:
+        lacks = obstacle(Compilation(g.fleet.program, work.data.train.tensors, g.quantum, g.fleet.tail), g.fleet)
+    except Unsupported as error:
+        lacks = f"{error} has no compiled form"
+    return Outlook("", pool.tier if lacks else "compiled", lacks)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.lanes import optim
+from shoal.lanes.activations import TABLE
 from shoal.lanes.compiled._program import Ticks
 from shoal.lanes.native import FAMILIES, NativeKernels
 
@@ -35,15 +36,21 @@ _PARTS = 4
 Runner = Callable[[int, NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]], None]
 
 
-def suits(compilation: Compilation, fleet: Fleet) -> bool:
-    """Whether the library does all that the lanes need; what it lacks is one update or activation or another."""
-    active = fleet.active
+def obstacle(compilation: Compilation, fleet: Fleet) -> str:
+    """What the library lacks of all that the lanes need (one update or activation or another), or "" when it suits them."""
+    if not isinstance(fleet.kernels, NativeKernels):
+        return "the native kernels are not there"
+    for _, t in fleet.active:
+        if t.family not in FAMILIES:
+            return f"optimizers of the family {t.family.name} have no native update"
+        if t.rule:
+            return "a learning rate that moves while the model trains has no native form"
+        for kind in t.kinds:
+            if fleet.kernels.code(kind) is None:
+                return f"the activation {TABLE[kind].name} has no native form"
     if compilation.tail != fleet.tail or compilation.uses not in (None, fleet.program.uses):
-        return False
-    if not isinstance(fleet.kernels, NativeKernels) or any(t.family not in FAMILIES or t.rule for _, t in active):
-        return False
-    kinds = {kind for _, t in active for kind in t.kinds}
-    return all(fleet.kernels.code(kind) is not None for kind in kinds)
+        return "the loss has other numbers than those it was written for"
+    return ""
 
 
 def runner(
@@ -60,7 +67,7 @@ def runner(
 
     Args:
         compilation: With its library there.
-        fleet: Whose lanes; ``suits`` holds for them.
+        fleet: Whose lanes; nothing of what they need is lacking (``obstacle``).
         active: Those that train, and their trials.
         counts: How many ticks each of them takes.
         due, goes_on: As for ``Kernels.advance``, (T, lanes).
