@@ -205,8 +205,8 @@ class Lowering:
         from_a = f"{a.address}{f' + b * {a.strides[0]}' if count > 1 else ''}"
         to_c = f"{out.address}{f' + b * {out.strides[0]}' if count > 1 else ''}"
         call = (
-            f"{prepare}shoal::product<{kind}, {m}, {n}, {k}>({from_a}, {a.strides[1]}, {a.strides[2]}, {source}{where}, {step}, "
-            f"{to_c}, {n}, {bias});"
+            f"{prepare}shoal::product<{kind}, {m}, {n}, {k}, {a.strides[1]}, {a.strides[2]}, {step}, {n}>"
+            f"({from_a}, {source}{where}, {to_c}, {bias});"
         )
         self.emit(f"for (int64_t b = 0; b < {count}; ++b) {{ {call} }}" if count > 1 else call, a, b, out, *extra)
 

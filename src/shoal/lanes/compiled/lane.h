@@ -35,99 +35,93 @@ inline void store(T* p, typename Vector<T>::V v) {
 }
 
 // ---- products ----
+// Strides are constants of the program: what they are multiplied by is then part of an instruction's address, and costs nothing.
 
-// Rows of C that are computed together: what fills the registers, and if possible divides M.
-constexpr int rows_of(int M) { return M % 6 == 0 ? 6 : M % 5 == 0 && M % 4 ? 5 : 4; }
-
-// One tile, R rows by NV vectors, over KC of the summed axis; `more` adds to what C holds. `last` columns of the last vector count.
-template <typename T, int R, int NV>
-inline void tile(int64_t KC, const T* a, int64_t am, int64_t ak, const T* b, int64_t bk, T* c, int64_t ldc, const T* bias,
-                 int64_t bias_m, int64_t bias_n, bool more, int last) {
+// One tile, R rows by NV vectors, over KC of the summed axis. `more` adds to what C holds, else to the bias, if there is one. `last`
+// columns of the last vector count. Six rows by two vectors keep twelve sums going, as many as hide what a sum takes.
+template <typename T, int R, int NV, int64_t AM, int64_t AK, int64_t BK, int64_t LDC>
+__attribute__((always_inline)) inline void tile(int64_t KC, const T* a, const T* b, T* c, const T* bias, int64_t bias_m, int64_t bias_n,
+                                                bool more, int last) {
   constexpr int W = Vector<T>::W;
   typename Vector<T>::V acc[R][NV];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < NV; ++v) {
-      acc[r][v] = typename Vector<T>::V{};
-      const int n = v == NV - 1 ? last : W;
-      if (more) {
-        T part[W] = {};
-        std::memcpy(part, c + r * ldc + v * W, n * sizeof(T));
-        acc[r][v] = load(part);
-      } else if (bias != nullptr) {
-        T part[W] = {};
-        for (int j = 0; j < n; ++j) part[j] = bias[r * bias_m + (v * W + j) * bias_n];
-        acc[r][v] = load(part);
-      }
-    }
-  for (int64_t k = 0; k < KC; ++k) {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) acc[r][v] = typename Vector<T>::V{};
+  for (int64_t k = 0; k < KC; ++k, a += AK, b += BK) {
     typename Vector<T>::V row[NV];
-    for (int v = 0; v < NV; ++v) row[v] = load(b + k * bk + v * W);
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) row[v] = load(b + v * W);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const T x = a[r * am + k * ak];
+      const T x = a[r * AM];
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) acc[r][v] += x * row[v];
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) {
-      if (v == NV - 1 && last < W) {
+      T* to = c + r * LDC + v * W;
+      const T* from = bias ? bias + r * bias_m + v * W * bias_n : nullptr;
+      const int n = v == NV - 1 ? last : W;
+      if (n == W && (more || !from || bias_n == 1)) {
+        store(to, more ? acc[r][v] + load(to) : from ? acc[r][v] + load(from) : acc[r][v]);
+      } else {
         T part[W];
         store(part, acc[r][v]);
-        std::memcpy(c + r * ldc + v * W, part, last * sizeof(T));
-      } else {
-        store(c + r * ldc + v * W, acc[r][v]);
+        for (int j = 0; j < n; ++j) to[j] = part[j] + (more ? to[j] : from ? from[j * bias_n] : T(0));
       }
     }
 }
 
-// All rows of one panel of columns, NV vectors wide.
-template <typename T, int M, int NV>
-inline void panel(int64_t KC, const T* a, int64_t am, int64_t ak, const T* b, int64_t bk, T* c, int64_t ldc, const T* bias,
-                  int64_t bias_m, int64_t bias_n, bool more, int last) {
-  constexpr int R = rows_of(M), REST = M % R;
-  for (int m = 0; m + R <= M; m += R)
-    tile<T, R, NV>(KC, a + m * am, am, ak, b, bk, c + m * ldc, ldc, bias ? bias + m * bias_m : bias, bias_m, bias_n, more, last);
-  if constexpr (REST > 0) {
-    constexpr int m = M - REST;
-    tile<T, REST, NV>(KC, a + m * am, am, ak, b, bk, c + m * ldc, ldc, bias ? bias + m * bias_m : bias, bias_m, bias_n, more, last);
-  }
+// All rows of one panel of columns, NV vectors wide: tiles of six rows, one or two of four where that leaves none over, and the rest.
+template <typename T, int M, int NV, int64_t AM, int64_t AK, int64_t BK, int64_t LDC>
+inline void panel(int64_t KC, const T* a, const T* b, T* c, const T* bias, int64_t bias_m, int64_t bias_n, bool more, int last) {
+  constexpr int FOURS = M % 6 == 4 ? 1 : M % 6 == 2 && M >= 8 ? 2 : 0, SIXES = (M - 4 * FOURS) / 6, REST = M - 4 * FOURS - 6 * SIXES;
+  int m = 0;
+  for (; m < 6 * SIXES; m += 6)
+    tile<T, 6, NV, AM, AK, BK, LDC>(KC, a + m * AM, b, c + m * LDC, bias ? bias + m * bias_m : bias, bias_m, bias_n, more, last);
+  for (; m < M - REST; m += 4)
+    tile<T, 4, NV, AM, AK, BK, LDC>(KC, a + m * AM, b, c + m * LDC, bias ? bias + m * bias_m : bias, bias_m, bias_n, more, last);
+  if constexpr (REST > 0)
+    tile<T, REST, NV, AM, AK, BK, LDC>(KC, a + m * AM, b, c + m * LDC, bias ? bias + m * bias_m : bias, bias_m, bias_n, more, last);
 }
 
 // More of the summed axis than this is taken in turns: a panel of B then stays in the nearest cache.
 constexpr int64_t DEPTH = 256;
 
-// C (M, N), rows ldc apart, = bias + A B. A(m, k) = a[m am + k ak]; B(k, n) = b[k bk + n], readable up to a whole vector of columns;
+// C (M, N), rows LDC apart, = bias + A B. A(m, k) = a[m AM + k AK]; B(k, n) = b[k BK + n], readable up to a whole vector of columns;
 // bias(m, n) = bias[m bias_m + n bias_n], or null.
-template <typename T, int M, int N, int K>
-void product(const T* a, int64_t am, int64_t ak, const T* b, int64_t bk, T* c, int64_t ldc, const T* bias, int64_t bias_m,
-             int64_t bias_n) {
+template <typename T, int M, int N, int K, int64_t AM, int64_t AK, int64_t BK, int64_t LDC>
+void product(const T* a, const T* b, T* c, const T* bias, int64_t bias_m, int64_t bias_n) {
   constexpr int W = Vector<T>::W, WIDE = 2 * W, FULL = N / WIDE * WIDE, REST = N - FULL;
   // Rows of B a large power of two apart fall on the same few places of a cache.
-  const bool gather = M >= 16 && K > 64 && (bk * sizeof(T)) % 512 == 0;
+  constexpr bool GATHER = M >= 16 && K >= 16 && (BK * sizeof(T)) % 512 == 0;
   for (int64_t first = 0; first < K; first += DEPTH) {
     const int64_t KC = K - first < DEPTH ? K - first : DEPTH;
     const bool more = first > 0;
-    const T* a_ = a + first * ak;
-    const T* b_ = b + first * bk;
-    alignas(64) T packed[DEPTH * WIDE];
+    const T* a_ = a + first * AK;
+    const T* b_ = b + first * BK;
     for (int n = 0; n < FULL; n += WIDE) {
-      const T* from = b_ + n;
-      int64_t step = bk;
-      if (gather) {
+      const T* bias_ = bias ? bias + n * bias_n : bias;
+      if constexpr (GATHER) {
+        alignas(64) T packed[DEPTH * WIDE];
         for (int64_t k = 0; k < KC; ++k) {
-          store(packed + k * WIDE, load(from + k * bk));
-          store(packed + k * WIDE + W, load(from + k * bk + W));
+          store(packed + k * WIDE, load(b_ + n + k * BK));
+          store(packed + k * WIDE + W, load(b_ + n + k * BK + W));
         }
-        from = packed;
-        step = WIDE;
+        panel<T, M, 2, AM, AK, WIDE, LDC>(KC, a_, packed, c + n, bias_, bias_m, bias_n, more, W);
+      } else {
+        panel<T, M, 2, AM, AK, BK, LDC>(KC, a_, b_ + n, c + n, bias_, bias_m, bias_n, more, W);
       }
-      panel<T, M, 2>(KC, a_, am, ak, from, step, c + n, ldc, bias ? bias + n * bias_n : bias, bias_m, bias_n, more, W);
     }
+    const T* bias_ = bias ? bias + FULL * bias_n : bias;
     if constexpr (REST > W)
-      panel<T, M, 2>(KC, a_, am, ak, b_ + FULL, bk, c + FULL, ldc, bias ? bias + FULL * bias_n : bias, bias_m, bias_n, more, REST - W);
+      panel<T, M, 2, AM, AK, BK, LDC>(KC, a_, b_ + FULL, c + FULL, bias_, bias_m, bias_n, more, REST - W);
     else if constexpr (REST > 0)
-      panel<T, M, 1>(KC, a_, am, ak, b_ + FULL, bk, c + FULL, ldc, bias ? bias + FULL * bias_n : bias, bias_m, bias_n, more, REST);
+      panel<T, M, 1, AM, AK, BK, LDC>(KC, a_, b_ + FULL, c + FULL, bias_, bias_m, bias_n, more, REST);
   }
 }
 
