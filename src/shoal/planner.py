@@ -19,16 +19,17 @@ class Demand:
     max_width: int = WIDTHS[-1]
 
 
-def total_lanes(n_trials: int, *, learns: bool, limit: int = WIDTHS[-1], parts: int = 1) -> int:
+def total_lanes(n_trials: int, *, learns: bool, cheap: bool = False, limit: int = WIDTHS[-1], parts: int = 1) -> int:
     """Trials that run at once, each of which takes ``parts`` lanes.
 
-    While a sampler learns from results, an eighth of the trials at most runs together (very wide waves turn a model-based search
-    into a random one), but not fewer than 32: below that a tick is mostly overhead.
+    While a sampler learns from results, few trials run together: very wide waves turn a model-based search into a random one. Where
+    lanes are ``cheap`` (on a GPU, whose ticks cost next to the same at any width) that is an eighth of the trials, elsewhere a
+    thirty-second; never fewer than 32, below which a tick is mostly overhead.
 
-    >>> total_lanes(200, learns=True), total_lanes(1000, learns=True), total_lanes(1000, learns=False)
-    (32, 125, 128)
+    >>> total_lanes(200, learns=True), total_lanes(2000, learns=True), total_lanes(1000, learns=False)
+    (32, 62, 128)
     """
-    wanted = max(32, n_trials // 8) if learns else n_trials
+    wanted = max(32, n_trials // (8 if cheap else 32)) if learns else n_trials
     return max(1, min(wanted, limit, n_trials))
 
 

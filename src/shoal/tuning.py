@@ -210,7 +210,7 @@ def tune(
         facts["folds"] = facts_of(parts, folds)
     n_parts = 1 if parts is None else len(parts)
     work = Work(_to(data, where), _metrics(chosen, others, targets), where, parts)
-    lanes = total_lanes(n_trials, learns=asker.learns, parts=n_parts)
+    lanes = total_lanes(n_trials, learns=asker.learns, cheap=where.type != "cpu", parts=n_parts)
     sizes = () if parts is None else [parts.n_train(part, data.train.n) for part in range(n_parts)]
     signer = Signer(data.train.tensors, sizes)  # where `define` makes its models, whatever device they train on
 
