@@ -20,13 +20,13 @@ def test_snug_holds_them_all_or_is_the_widest(n: int, limit: int) -> None:
     assert not narrower or narrower[-1] < n
 
 
-@given(n=st.integers(1, 5000), learns=st.booleans(), cheap=st.booleans(), limit=limits)
-def test_total_lanes(n: int, learns: bool, cheap: bool, limit: int) -> None:
-    lanes = planner.total_lanes(n, learns=learns, cheap=cheap, limit=limit)
-    assert 1 <= lanes <= min(n, limit)
+@given(n=st.integers(1, 5000), learns=st.booleans(), cheap=st.booleans(), limit=limits, parts=st.integers(1, 20))
+def test_total_lanes(n: int, learns: bool, cheap: bool, limit: int, parts: int) -> None:
+    lanes = planner.total_lanes(n, learns=learns, cheap=cheap, limit=limit, parts=parts)
+    assert 1 <= lanes <= n and (lanes == 1 or lanes * parts <= limit)
     if learns:
         assert lanes <= max(32, n // (8 if cheap else 32))
-        assert lanes <= planner.total_lanes(n, learns=False, limit=limit)
+        assert lanes <= planner.total_lanes(n, learns=False, limit=limit, parts=parts)
 
 
 @given(st.data(), limits, st.integers(0, 200))

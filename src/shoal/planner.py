@@ -20,7 +20,7 @@ class Demand:
 
 
 def total_lanes(n_trials: int, *, learns: bool, cheap: bool = False, limit: int = WIDTHS[-1], parts: int = 1) -> int:
-    """Trials that run at once, each of which takes ``parts`` lanes.
+    """Trials that run at once, each of which takes ``parts`` lanes of a fleet that has ``limit``.
 
     While a sampler learns from results, few trials run together: very wide waves turn a model-based search into a random one. Where
     lanes are ``cheap`` (on a GPU, whose ticks cost next to the same at any width) that is an eighth of the trials, elsewhere a
@@ -30,7 +30,7 @@ def total_lanes(n_trials: int, *, learns: bool, cheap: bool = False, limit: int 
     (32, 62, 128)
     """
     wanted = max(32, n_trials // (8 if cheap else 32)) if learns else n_trials
-    return max(1, min(wanted, limit, n_trials))
+    return max(1, min(wanted, limit // parts, n_trials))
 
 
 def snug(n: int, limit: int) -> int:
