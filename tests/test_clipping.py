@@ -1,4 +1,4 @@
-"""L1 and clipping, by value and by norm: once per update, per lane, on the gradient of the whole batch, and in this order."""
+"""L1, L2, clipping by value and by norm, in this order, then max norm: once per update, per lane, for the whole batch."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from lanes_helpers import (
 from shoal.lanes import clip
 from shoal.lanes.clip import Shaping
 from shoal.lanes.fleet import Work
+from shoal.lanes.max_norm import MaxNorm
 from shoal.lanes.rng import permutation
 from shoal.recipe import Recipe
 from shoal.records import ParamValue, TrialSpec
@@ -46,9 +47,12 @@ SHAPES: list[dict[str, ParamValue]] = [
     {"clip_value": 0.02},
     {"clip_norm": 0.3},
     {"clip_norm": 0.9},
+    {"l2": 0.05},
+    {"l1": 0.01, "l2": 0.05},
+    {"max_norm": 0.5},
     {"clip_norm": 1e9, "clip_value": 1e9},
-    {"l1": 0.05, "clip_value": 0.05, "clip_norm": 0.2},
-    {"l1": 0, "clip_value": None, "clip_norm": 0},
+    {"l1": 0.05, "l2": 0.02, "clip_value": 0.05, "clip_norm": 0.2, "max_norm": 0.6},
+    {"l1": 0, "l2": 0, "clip_value": None, "clip_norm": 0, "max_norm": 0},
 ]
 
 
@@ -63,7 +67,8 @@ def define(trial: Any) -> Recipe:
 def written_out(spec: TrialSpec, work: Work, epochs: int) -> list[dict[str, Tensor]]:
     """The loop that a user would write, penalty in the loss and all: parameters after each epoch."""
     got = dict(spec.params)
-    l1, value, norm = (float(got.get(name) or 0.0) for name in ("l1", "clip_value", "clip_norm"))
+    names = ("l1", "l2", "clip_value", "clip_norm", "max_norm")
+    l1, l2, value, norm, row = (float(got.get(name) or 0.0) for name in names)
     torch.manual_seed(spec.seed)
     model = nn.Sequential(nn.Linear(10, 12), nn.Tanh(), nn.Linear(12, 4)).double()
     optimizer, (x, y), states = OPTIMIZERS[str(got["opt"])](model.parameters()), work.data.train.tensors, []
@@ -74,12 +79,18 @@ def written_out(spec: TrialSpec, work: Work, epochs: int) -> list[dict[str, Tens
             loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
             if l1:
                 loss = loss + l1 * sum(p.abs().sum() for p in model.parameters())
+            if l2:
+                loss = loss + l2 / 2 * sum(p.square().sum() for p in model.parameters())
             loss.backward()  # type: ignore[no-untyped-call]
             if value:
                 nn.utils.clip_grad_value_(model.parameters(), value)
             if norm:
                 nn.utils.clip_grad_norm_(model.parameters(), norm)
             optimizer.step()
+            if row:
+                with torch.no_grad():
+                    for layer in (model[0], model[2]):
+                        layer.weight.copy_(torch.renorm(layer.weight, 2, 0, row))  # type: ignore[operator, arg-type]
         states.append({name: t.detach().clone() for name, t in model.state_dict().items()})
     return states
 
@@ -99,9 +110,9 @@ def test_lanes_and_plain_loop_do_what_one_would_write() -> None:
             for name, tensor in other.items():
                 assert torch.allclose(state[name], tensor, rtol=1e-10, atol=1e-12), f"{name} of {spec.params}"
         by_params[str({k: v for k, v in spec.params.items() if v})] = expected[-1]
-    # And each limit made a difference: no two of the first five ways end alike.
+    # And each limit made a difference: no two of the first eight ways end alike.
     for o, b in itertools.product(OPTIMIZERS, (20, 40)):
-        ends = [by_params[str({**s, "opt": o, "batch": b})]["0.weight"] for s in SHAPES[:5]]
+        ends = [by_params[str({**s, "opt": o, "batch": b})]["0.weight"] for s in SHAPES[:8]]
         assert all(not torch.allclose(p, q, rtol=1e-6) for p, q in itertools.combinations(ends, 2))
 
 
@@ -175,10 +186,35 @@ def test_a_norm_that_overflows_is_no_matter_to_a_lane_that_does_not_clip() -> No
 
 
 def test_a_fleet_in_which_nobody_clips_pays_nothing() -> None:
-    work, spec = work_of(class_data(50)), specs_of([{"opt": "adamw", "batch": 20, "clip_norm": 0, "l1": 0.0}])[0]
+    work, spec = (
+        work_of(class_data(50)),
+        specs_of([{"opt": "adamw", "batch": 20, "clip_norm": 0, "l1": 0.0, "l2": 0, "max_norm": 0}])[0],
+    )
     fleet = open_fleet(define, spec, 2, work)
     recipe = rebuild(define, spec, work)
-    assert Shaping.of([recipe, None], np.ones((3, 2), dtype=bool), fleet.state) is None
+    due = np.ones((3, 2), dtype=bool)
+    assert Shaping.of([recipe, None], due, fleet.state) is None
+    assert MaxNorm.of([recipe, None], due, fleet.state) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_max_norm_limits_rows_of_every_kind_of_weight(dtype: str) -> None:
+    def deep(trial: Any) -> Recipe:
+        conv = nn.Conv1d(3, 4, 2)
+        model = nn.Sequential(conv, nn.Flatten(), nn.Linear(16, 5), nn.Tanh(), nn.Linear(5, 4)).to(
+            getattr(torch, dtype)
+        )
+        return Recipe(model, optim.SGD(model.parameters(), lr=0.3), nn.CrossEntropyLoss(), 20, **trial.params)
+
+    work = work_of(class_data(40, features=(3, 5), dtype=getattr(torch, dtype)))
+    specs = specs_of([{"max_norm": 0.4}, {"max_norm": None}, {"max_norm": 0.7}])
+    fused = train_fused(deep, specs, work, 2)
+    for spec in specs:
+        assert_same_trail(fused[spec.number], train_solo(deep, spec, work, 2), 1e-5 if dtype == "float32" else 1e-11)
+    for state, most in zip((fused[s.number].states[-1] for s in specs), (0.4, math.inf, 0.7), strict=True):
+        longest = max(float(state[k].flatten(1).norm(dim=1).max()) for k in ("0.weight", "2.weight", "4.weight"))
+        assert longest <= min(most, 2.0) * (1 + 1e-6)
+        assert longest > 0.39
 
 
 def test_l1_reaches_a_parameter_that_the_loss_does_not() -> None:
@@ -208,10 +244,11 @@ def test_l1_reaches_a_parameter_that_the_loss_does_not() -> None:
 def test_the_penalty_is_over_all_parameters_that_train() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     [*model.parameters()][-1].requires_grad_(False)
-    recipe = Recipe(model, optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), 4, l1=0.5)
-    trained = [p.detach().abs().sum() for p in model.parameters() if p.requires_grad]
+    recipe = Recipe(model, optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), 4, l1=0.5, l2=0.3)
+    trained = [p.detach() for p in model.parameters() if p.requires_grad]
     assert len(trained) == 3
-    assert float(clip.penalty(recipe)) == pytest.approx(0.5 * float(sum(trained)))
+    expected = sum(0.5 * float(p.abs().sum()) + 0.15 * float(p.square().sum()) for p in trained)
+    assert float(clip.penalty(recipe)) == pytest.approx(expected)
     model(made(4, 3, dtype=torch.float32)).sum().backward()
     clip.plain(recipe)
     assert [p.grad is None for p in model.parameters()] == [False, False, False, True]

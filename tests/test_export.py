@@ -50,7 +50,8 @@ MODELS = {
         """
         model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(trial.suggest_float("dropout", 0.1, 0.4)), nn.Linear(8, 2))
         optimizer = optim.Adam(model.parameters(), lr=lr)
-        return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(label_smoothing=0.1), 16, l1=1e-4, clip_value=0.5)
+        limits = dict(l1=1e-4, l2=1e-3, clip_value=0.5, max_norm=0.9)
+        return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(label_smoothing=0.1), 16, **limits)
         """,
     ),
     "cnn": (
@@ -88,7 +89,7 @@ MODELS = {
         """
         model = nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.2), nn.Linear(4, 2))
         optimizer = optim.LBFGS(model.parameters(), lr=lr, max_iter=3)
-        return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(), 48, l1=1e-4)
+        return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(), 48, l1=1e-4, l2=1e-3, max_norm=0.9)
         """,
     ),
 }

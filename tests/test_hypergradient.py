@@ -491,8 +491,10 @@ def test_replay_needs_a_learning_rate() -> None:
 
 
 @pytest.mark.slow
-def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
     page = (Path(__file__).resolve().parent.parent / "docs" / "extensions.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    exec(compile(code, "extensions.md", "exec"), {"__name__": "page"})
-    assert re.search(r"^lr \S+ -> \S+$", capsys.readouterr().out, re.MULTILINE)
+    for code in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(compile(code, "extensions.md", "exec"), {"__name__": "page"})
+    out = capsys.readouterr().out
+    assert re.search(r"^lr \S+ -> \S+$", out, re.MULTILINE)
+    assert re.search(r"^\(32\.0, .*\)$", out, re.MULTILINE)

@@ -62,7 +62,13 @@ class Recipe:
             ``torch.nn.utils.clip_grad_norm_`` has it. None or 0: not clipped.
         clip_value: Largest absolute value of each element of it, clipped before the norm is taken. None or 0: not clipped.
         l1: What the sum of absolute values of all trainable parameters (biases too) counts for in what is minimised: its
-            gradient is added before any clipping. The losses reported are without it. For L2 use ``weight_decay``.
+            gradient is added before any clipping. The losses reported are without it.
+        l2: The same of half the sum of their squares: what is minimised is ``loss + l1 * |p|_1 + l2 / 2 * |p|_2^2``, the elastic
+            net where both are there. Unlike an optimizer's ``weight_decay``, it is clipped with the gradient, and adaptive
+            optimizers scale it.
+        max_norm: Largest norm of the weights that come into one unit: after each update, rows (along the first axis) of every
+            trainable parameter with two axes or more that are longer are shortened, as ``torch.renorm(p, 2, 0, max_norm)`` does.
+            None or 0: not limited.
         predict: ``predict(model, batch) -> outputs (n, ...)``: what metrics see. By default ``model(*inputs)`` for a
             criterion; with a callable loss and no ``predict`` only the loss is measured.
         transform: ``transform(batch) -> batch`` on the tuple or dict of the data's tensors, in training only: flips, crops, noise,
@@ -92,6 +98,8 @@ class Recipe:
     clip_norm: float | None = None
     clip_value: float | None = None
     l1: float = 0.0
+    l2: float = 0.0
+    max_norm: float | None = None
     transform: Callable[..., Any] | None = None
     predict: Callable[[nn.Module, Any], Tensor] | None = None
     sample_weights: Any = None
@@ -120,7 +128,7 @@ class Recipe:
             raise RecipeError(
                 f"Recipe(schedule_every=...) must be 'epoch', 'step' or 'fraction', not {self.schedule_every!r}."
             )
-        for name in ("clip_norm", "clip_value", "l1"):
+        for name in ("clip_norm", "clip_value", "l1", "l2", "max_norm"):
             object.__setattr__(self, name, self._strength(name))
         if self.transform is not None and not callable(self.transform):
             raise RecipeError(f"Recipe(transform=...) must be a callable on a batch, not {_kind(self.transform)}.")
@@ -144,8 +152,8 @@ class Recipe:
         object.__setattr__(self, "training", {name: m.training for name, m in self.model.named_modules()})
 
     def _strength(self, name: str) -> float | None:
-        """A clipping limit or a penalty as a float; None stays None."""
-        value, optional = getattr(self, name), name != "l1"
+        """A limit or a penalty as a float; None stays None."""
+        value, optional = getattr(self, name), name not in ("l1", "l2")
         if value is None and optional:
             return None
         number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)

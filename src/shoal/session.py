@@ -21,6 +21,7 @@ from shoal.data import Datasets
 from shoal.engine import Engine, Standing
 from shoal.errors import FuseError, RecipeError, ReplayError, StudyError, blame
 from shoal.lanes.limits import SETUP_S, at_most
+from shoal.lanes.noise_scale import batch_size
 from shoal.lanes.parts import Parts
 from shoal.lanes.pool import Candidate
 from shoal.lanes.workers import Trainer
@@ -373,15 +374,32 @@ def candidate(
             signature = signer.sign(recipe)
             trial = lane_trial(spec, recipe, target)
     except FuseError as error:
+        _needs_parts(spec, recipe, str(error))
         return Candidate(spec, recipe, None, reason=str(error))
     except Exception as error:  # alone, the trial either trains or fails with the user's own error
+        _needs_parts(spec, recipe, f"it cannot be prepared for a lane ({blame(error)})")
         return Candidate(spec, recipe, None, reason=f"it cannot be prepared for a lane ({blame(error)})")
+    if signature.exact:
+        _needs_parts(spec, recipe, signature.whole)
     key = signature.key
     if parts is not None and parts.folds:
         trial.rows, trial.valid_rows = rows, valid_rows = parts.folds[spec.part % parts.n_folds]
         if signature.exact:  # lanes that train whole batches together have as many
             key = f"{key} of {len(rows)} + {len(valid_rows)} rows"
     return Candidate(spec, recipe, trial, key, signature.quantum, signature.exact)
+
+
+def _needs_parts(spec: TrialSpec, recipe: Recipe, why: str) -> None:
+    """Refuse a batch size that moves where batches cannot be taken apart.
+
+    Raises:
+        RecipeError: If the recipe asks for one.
+    """
+    if batch_size(recipe) is not None:
+        raise RecipeError(
+            f"trial {spec.number}: shoal.extend.BatchSize needs batches that can be taken in parts, and here they cannot: {why}. "
+            "Leave the extension out, or use layers and a criterion that treat each sample by itself (LayerNorm for BatchNorm)."
+        )
 
 
 # A system that sends SIGTERM sends SIGKILL some time later (30 s in Kubernetes and Slurm, 10 s in Docker). An epoch that

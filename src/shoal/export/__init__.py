@@ -99,6 +99,12 @@ def export(
         raise UsageError(
             "no script is written of a recipe with sample_weights; export the others: formats=['weights', 'pt2']."
         )
+    moved = [type(e).__name__ for e in fresh.extensions if e.on]
+    if moved and "script" in wanted:
+        raise UsageError(
+            f"no script is written of a recipe with extensions ({', '.join(moved)}), which a plain loop does not repeat; "
+            "export the others: formats=['weights', 'pt2', 'onnx']."
+        )
     folder = Path(folder)
     written: list[str] = []
     differences: dict[str, float] = {}

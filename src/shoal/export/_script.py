@@ -144,7 +144,7 @@ class Recipe:
 
     def __init__(
         self, model, optimizer, loss, batch_size, schedule=None, schedule_every="epoch", clip_norm=None, clip_value=None,
-        l1=0.0, transform=None, predict=None, **others,
+        l1=0.0, l2=0.0, max_norm=None, transform=None, predict=None, **others,
     ):
         self.model, self.optimizer, self.loss, self.batch_size = model, optimizer, loss, batch_size
         self.schedule, self.transform, self.predict = schedule, transform, predict
@@ -249,13 +249,21 @@ def _train(recipe: Recipe) -> str:
         ask = [s.replace("batch = recipe.transform(batch)", "seen = recipe.transform(batch)") for s in inside]
         ask = [s.replace("batch[", "seen[").replace(", batch)", ", seen)") if forward else s for s in ask]
         head = ["seen = batch"] if forward else []
-        penalty = " + penalty" if recipe.l1 else ""
-        extra = [f"penalty = {recipe.l1!r} * sum(p.detach().abs().sum() for p in trained)"] if recipe.l1 else []
+        terms = [f"{recipe.l1!r} * sum(p.detach().abs().sum() for p in trained)"] if recipe.l1 else []
+        terms += [f"{recipe.l2 / 2!r} * sum(p.detach().square().sum() for p in trained)"] if recipe.l2 else []
+        penalty = " + penalty" if terms else ""
+        extra = [f"penalty = {' + '.join(terms)}"] if terms else []
         body = ["def closure():", *(f"    {s}" for s in [*head, *ask, "losses.append(float(loss.detach()))", *extra])]
         body += [f"    return loss.detach(){penalty}", "", "losses = []", "recipe.optimizer.step(closure)"]
         body += ["total += losses[0] * len(rows) / n"]
     else:
         body = [*inside, "recipe.optimizer.step()", "total += float(loss.detach()) * len(rows) / n"]
+    if recipe.max_norm:
+        body += [
+            "with torch.no_grad():  # the largest norm of a unit's weights",
+            "    for p in (p for p in trained if p.ndim > 1):",
+            f"        p.copy_(torch.renorm(p, 2, 0, {recipe.max_norm!r}))",
+        ]
     every = recipe.schedule_every if recipe.schedule is not None else ""
     if every == "step":
         body.append("recipe.schedule.step()")
@@ -300,6 +308,12 @@ def _shaping(recipe: Recipe) -> list[str]:
         out += [
             "for p in trained:  # the penalty on absolute values",
             f"    slope = p.detach().sign() * {recipe.l1!r}",
+            "    p.grad = slope if p.grad is None else p.grad.add_(slope)",
+        ]
+    if recipe.l2:
+        out += [
+            "for p in trained:  # the penalty on squares",
+            f"    slope = p.detach() * {recipe.l2!r}",
             "    p.grad = slope if p.grad is None else p.grad.add_(slope)",
         ]
     if recipe.clip_value:

@@ -25,6 +25,7 @@ class Extension:
     """
 
     HYPERPARAMETER: ClassVar[str] = ""
+    LOWEST: ClassVar[float] = 0.0  # that a bound may be
 
     step: float
     bounds: tuple[float, float]
@@ -34,11 +35,12 @@ class Extension:
     def __post_init__(self) -> None:
         object.__setattr__(self, "step", self.number("step", self.step))
         pair = self.bounds
-        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_is_number, pair)):
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(is_number, pair)):
             raise RecipeError(f"{self.said('bounds')} must be a pair of numbers (lowest, highest), not {pair!r}.")
         low, high = map(float, pair)
-        if not 0 <= low < high:
-            raise RecipeError(f"{self.said('bounds')} must have 0 <= lowest < highest, not {pair!r}.")
+        if not self.LOWEST <= low < high:
+            least = "0 <= lowest" if self.LOWEST == 0 else "lowest"
+            raise RecipeError(f"{self.said('bounds')} must have {least} < highest, not {pair!r}.")
         object.__setattr__(self, "bounds", (low, high))
         if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
             raise RecipeError(
@@ -59,7 +61,7 @@ class Extension:
         Raises:
             RecipeError: If it is not.
         """
-        number = float(value) if _is_number(value) else math.nan  # type: ignore[arg-type]
+        number = float(value) if is_number(value) else math.nan  # type: ignore[arg-type]
         if not 0 <= number < below:
             most = "finite" if math.isinf(below) else f"less than {below:g}"
             raise RecipeError(f"{cls.said(field)} must be a number of at least 0 and {most}, not {value!r}.")
@@ -86,5 +88,6 @@ class Extension:
         raise NotImplementedError
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, and no bool."""
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,8 +1,8 @@
-"""What happens to a gradient between ``backward`` and the optimizer: L1, then clipping by value, then clipping by norm.
+"""What happens to a gradient between ``backward`` and the optimizer: L1 and L2, then clipping by value, then clipping by norm.
 
 Once per update, on the gradient of the whole batch, over all trainable parameters of the recipe:
 
-    g += l1 * sign(p);    g = clamp(g, -clip_value, clip_value);    g *= min(1, clip_norm / (|g| + 1e-6))
+    g += l1 * sign(p) + l2 * p;    g = clamp(g, -clip_value, clip_value);    g *= min(1, clip_norm / (|g| + 1e-6))
 
 with ``|g|`` the norm over all of them together, as ``torch.nn.utils.clip_grad_norm_`` has it. ``plain`` does it to a model,
 ``Shaping`` to lanes, each with its own numbers.
@@ -25,10 +25,11 @@ from shoal.recipe import Recipe
 
 
 def penalty(recipe: Recipe) -> Tensor | float:
-    """What L1 adds to the loss: ``l1`` times the sum of absolute values."""
-    if not recipe.l1:
+    """What L1 and L2 add to the loss: ``l1`` times the sum of absolute values, ``l2 / 2`` times that of squares."""
+    if not recipe.l1 and not recipe.l2:
         return 0.0
-    return recipe.l1 * sum(p.detach().abs().sum() for p in recipe.model.parameters() if p.requires_grad)
+    trained = [p.detach() for p in recipe.model.parameters() if p.requires_grad]
+    return recipe.l1 * sum(p.abs().sum() for p in trained) + 0.5 * recipe.l2 * sum(p.square().sum() for p in trained)
 
 
 @torch.no_grad()
@@ -39,6 +40,9 @@ def plain(recipe: Recipe) -> None:
         for p in parameters:
             slope = p.sign() * recipe.l1
             p.grad = slope if p.grad is None else p.grad.add_(slope)
+    if recipe.l2:
+        for p in parameters:
+            p.grad = p * recipe.l2 if p.grad is None else p.grad.add_(p, alpha=recipe.l2)
     if recipe.clip_value:
         nn.utils.clip_grad_value_(parameters, recipe.clip_value)
     if recipe.clip_norm:
@@ -57,6 +61,7 @@ class Shaping:
     on: tuple[Tensor, ...]  # per tick
     any_on: tuple[bool, ...]  # per tick, on the host
     l1: Tensor | None  # (lanes, 1), 0 where it is off
+    l2: Tensor | None  # (lanes, 1), 0 where it is off
     clip_value: Tensor | None  # (lanes, 1), infinite where it is off
     clip_norm: Tensor | None  # (lanes, 1), infinite where it is off
 
@@ -71,14 +76,15 @@ class Shaping:
             return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
         l1 = column([r.l1 if r is not None else 0.0 for r in recipes], 0.0)
+        l2 = column([r.l2 if r is not None else 0.0 for r in recipes], 0.0)
         infinite = float("inf")
         value = column([(r.clip_value if r is not None else None) or infinite for r in recipes], infinite)
         norm = column([(r.clip_norm if r is not None else None) or infinite for r in recipes], infinite)
-        if l1 is None and value is None and norm is None:
+        if l1 is None and l2 is None and value is None and norm is None:
             return None
         on = torch.from_numpy(due).to(device)[:, :, None].unbind(0)
         any_on = tuple(bool(row.any()) for row in due)
-        return cls(state, torch.zeros_like(state.grads), on, any_on, l1, value, norm)
+        return cls(state, torch.zeros_like(state.grads), on, any_on, l1, l2, value, norm)
 
     def apply(self, t: int) -> None:
         """Shape the gradients at tick t; those of lanes in the middle of their batch are not asked for."""
@@ -90,6 +96,8 @@ class Shaping:
         self.state.grads.masked_fill_(self.on[t], 0.0)
         if self.l1 is not None:
             g.addcmul_(p.sign(), self.l1)
+        if self.l2 is not None:
+            g.addcmul_(p, self.l2)
         if self.clip_value is not None:
             torch.clamp(g, -self.clip_value, self.clip_value, out=g)
         if self.clip_norm is not None:

@@ -18,18 +18,22 @@ from torch import Tensor
 
 from shoal.data import Datasets
 from shoal.errors import blame
+from shoal.extend import shapes_of
 from shoal.lanes import averaging, distance, optim
 from shoal.lanes.activations import runs_of
 from shoal.lanes.by_fold import by_fold
 from shoal.lanes.clip import Shaping
 from shoal.lanes.compiled import Compilation
+from shoal.lanes.compiled._moving import Rates
 from shoal.lanes.compiled._runner import Runner, obstacle, runner
 from shoal.lanes.criteria import is_known, scale_of, used, wants_classes
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.hypergradient import LaneRates
 from shoal.lanes.kernels import Advance, Gradients, Kernels, Spans, TorchKernels, Updates
-from shoal.lanes.lane import LaneTrial, Measured, evaluation_chunk, evaluation_weight
+from shoal.lanes.lane import LaneTrial, Measured, evaluation_chunk, evaluation_weight, has_shapes
 from shoal.lanes.lift import lift_values
+from shoal.lanes.max_norm import MaxNorm
+from shoal.lanes.noise_scale import KEPT, LaneNoise, batch_size, size_of
 from shoal.lanes.parts import Parts, Rows
 from shoal.lanes.probe import output_classes
 from shoal.lanes.state import LaneRow, LaneState
@@ -251,6 +255,8 @@ class Fleet:
         for i, t in active:
             named = {name: float(values[i]) for name, values in metrics.items()}
             paths, why = moved.get(t.spec.key, ({}, ""))
+            if has_shapes(t.recipe):
+                paths = {**paths, **shapes_of(t.recipe.model, self.state.state_dict(i))}
             train, valid, first = float(train_loss[i]), float(valid_loss[i]), float(losses[i])
             finite = math.isfinite(train) and math.isfinite(valid) and not why
             out.append(Measured(t.spec.key, t.epoch, train, valid, named, first, finite, trajectories=paths, why=why))
@@ -264,8 +270,11 @@ class Fleet:
         for i, t in enumerate(self.lanes):
             if t is None:
                 continue
+            if batch_size(t.recipe) is not None:
+                offset = float(self.state.own(KEPT, (4,), torch.float64)[i, 0])
+                t.size = size_of(offset, t.recipe, self.quantum, t.n_train(n))
             try:
-                t.tabulate(t.shape(n, self.quantum).n_updates)
+                t.tabulate(t.shape(n, self.quantum).n_updates, n)
             except Exception as error:
                 message = f"trial {t.spec.number}: its schedule raised {blame(error)}"
                 broken.append(Measured(t.spec.key, t.epoch, nan, nan, {}, nan, False, message))
@@ -287,6 +296,8 @@ class Fleet:
         for i, trial in active:
             recipes[i] = trial.recipe
         shaping = Shaping.of(recipes, due, self.state)
+        limit = MaxNorm.of(recipes, due, self.state)
+        noise = LaneNoise.of(self.state, active, q, n)
         spans = Spans(self.offsets, self.sizes, self._owner)
         rates = {
             i: LaneRates(self.state, i, [t for t in self.lanes[i:j] if t is not None], due[:, i:j], self.kernels, spans)
@@ -308,10 +319,12 @@ class Fleet:
         segment = max(1, _SEGMENT_SLOTS // (self.width * q))
         weights_of = {i: t.weights(n, q, orders[i]) for i, t in active}
         run: Runner | None = None
+        moving: Rates | None = None
         if self.compiled is not None and not obstacle(self.compiled, self):
             counts = [shapes[i].n_ticks for i, _ in active]
             last_tick = ticks - 1 if tail != q else -1
-            run = runner(self.compiled, self, active, counts, due, goes_on, losses, last_tick)
+            moving = Rates(rates, [i for i, _ in active], state) if rates else None
+            run = runner(self.compiled, self, active, counts, due, goes_on, losses, last_tick, moving, noise)
         for first in range(0, ticks, segment):
             last = min(first + segment, ticks)
             idx, weights, key = (
@@ -340,14 +353,19 @@ class Fleet:
                     slots = tuple(x[:, :tail].contiguous() for x in slots)  # type: ignore[assignment]
                 outputs = program.train(state.inputs, data, *slots)
                 if advance is None:  # only now is there a graph, which tells what the loss reaches
-                    advance = self._advance(active, due, goes_on, shaping, rates)
+                    advance = self._advance(active, due, goes_on, shaping, rates, limit, noise)
                 if state.buffers:
                     torch._foreach_copy_(state.buffers, outputs[n_grads:-1])
                 loss_rows[t].copy_(outputs[-1])
                 advance(t, outputs[:n_grads])
+        if moving is not None:
+            moving.back()
         for i, trial in active:
             trial.updates += shapes[i].n_updates
         moved = {trial: found for r in rates.values() for trial, found in r.finish().items()}
+        for trial_, (paths, why) in {} if noise is None else noise.finish().items():
+            others, wrong = moved.get(trial_, ({}, ""))
+            moved[trial_] = ({**others, **paths}, wrong or why)
         host = losses.double().cpu()
         # Ticks after a lane's epoch is over hold whatever padding gave; their share is zero, and zero times NaN is not.
         return host[0], torch.where(share > 0, host * share, 0.0).sum(0), moved
@@ -363,6 +381,8 @@ class Fleet:
         goes_on: NDArray[np.bool_],
         shaping: Shaping | None,
         rates: Mapping[int, LaneRates],
+        limit: MaxNorm | None,
+        noise: LaneNoise | None,
     ) -> Advance:
         """What follows the gradients of a tick: adding them up, and this epoch's updates, one per stretch of lanes of one family.
 
@@ -372,6 +392,8 @@ class Fleet:
             goes_on: Whose batch an earlier tick has opened, (T, lanes).
             shaping: What happens to a batch's gradient before the optimizer sees it.
             rates: Learning rates that move, by the first lane of each stretch.
+            limit: What happens to parameters after an update.
+            noise: What is measured of gradients.
         """
         families = [optim.Family.SGD if t is None else t.family for t in self.lanes]
         unused = list(self.program.unused)
@@ -384,7 +406,7 @@ class Fleet:
             if n_groups > 1:
                 c = c[:, :, t.group_of] if t.group_of is not None else np.repeat(c, n_groups, axis=2)
             table[np.flatnonzero(due[:, i]), :, i] = c
-            if unused and not t.recipe.l1:
+            if unused and not (t.recipe.l1 or t.recipe.l2):
                 table[:, :, i, unused] = optim.idle(t.family)[:, None]
         state = self.state
         grads = state.grads if shaping is None else shaping.shaped
@@ -411,8 +433,13 @@ class Fleet:
                 )
             )
         before: list[Callable[[int], None]] = [r.before for r in rates.values()]  # of the raw gradients
+        if noise is not None:
+            before.append(noise.of_batch)
         if shaping is not None:
             before.append(shaping.apply)
+        after: list[Callable[[int], None]] = [r.after for r in rates.values()]
+        if limit is not None:
+            after.append(limit.apply)
         gradients = Gradients(
             state.grads,
             state.grad_views,
@@ -420,7 +447,8 @@ class Fleet:
             self.sizes,
             torch.from_numpy(goes_on.view(np.uint8)),
             _one_after_another(before),
-            _one_after_another([r.after for r in rates.values()]),
+            _one_after_another(after),
+            None if noise is None else noise.of_tick,
         )
         return self.kernels.advance(gradients, updates)
 

@@ -11,6 +11,7 @@ some lane has several parameter groups, else 1; ``T`` ticks; ``p, g, u`` paramet
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,22 @@ def moved(
     return torch.where((base > 0) & (rate > 0), (rate / base).log(), offset), rate
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What decides how learning rates move over an epoch: ``R`` of a lane, which are 1 or n.
+
+    ``base`` (T, rows, R), ``step`` (T, rows), ``low``, ``high`` (rows,), ``sense`` and ``of`` (rows, n), ``offset`` (rows, R).
+    """
+
+    base: NDArray[np.float64]
+    step: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    sense: NDArray[np.float64]
+    of: NDArray[np.int64]
+    offset: NDArray[np.float64]
+
+
 class LaneRates:
     """The learning rates of a stretch of lanes over one epoch.
 
@@ -94,6 +111,8 @@ class LaneRates:
             base[ticks, r] = t.base_rate[:, of[r]] if self._grouped else t.base_rate
             step[ticks, r, 0] = np.where(t.updates + np.arange(len(ticks)) >= max(1, e.warmup), e.step, 0.0)
 
+        self._plan = (base, step[:, :, 0], sense, of)
+
         def on_device(x: NDArray[np.float64]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(x)).to(device)
 
@@ -105,7 +124,7 @@ class LaneRates:
         self._full = torch.from_numpy(np.ascontiguousarray(due).view(np.uint8)).unbind(0)
         self._any, self._all = [bool(row.any()) for row in due], [bool(row.all()) for row in due]
         self._p, self._g = state.params[i:j], state.grads[i:j]
-        self.update = state.own(UPDATE, (layout.size,), layout.dtype)[i:j]
+        self.update = self.update_of(state)[i:j]
         self._kept = state.own(OFFSET, (n,), torch.float64)[i:j]
         self._offset = self._kept[:, :width].clone()
         self._rate = torch.zeros(len(trials), width, dtype=torch.float64, device=device)
@@ -132,6 +151,36 @@ class LaneRates:
         """What the optimizer made of its copy of the parameters is the update at the learning rate 1."""
         if self._any[t]:
             self._kernels.give_back(self._at, self.update, self._p, self._rate, self._full[t])
+
+    @property
+    def n_lanes(self) -> int:
+        return len(self._trials)
+
+    @property
+    def n_ticks(self) -> int:
+        return len(self._when)
+
+    @property
+    def width(self) -> int:
+        """Learning rates of a lane, ``R``."""
+        return int(self._offset.shape[1])
+
+    def plan(self) -> Plan:
+        """All that decides the epoch, for who carries it out elsewhere and hands it over with ``take_back``."""
+        base, step, sense, of = self._plan
+        low, high = self._low[:, 0].cpu().numpy(), self._high[:, 0].cpu().numpy()
+        return Plan(base, step, low, high, sense, of, self._offset.cpu().numpy())
+
+    @staticmethod
+    def update_of(state: LaneState) -> Tensor:
+        """The last updates of all lanes of a fleet, (lanes, P)."""
+        return state.own(UPDATE, (state.layout.size,), state.layout.dtype)
+
+    def take_back(self, offset: NDArray[np.float64], record: NDArray[np.float64]) -> None:
+        """Offsets (rows, R) after the epoch, and the learning rates that were used, (T, rows, R); more than R are alike."""
+        width = self.width
+        self._offset = torch.from_numpy(np.ascontiguousarray(offset[:, :width])).to(self._offset.device)
+        self._record = torch.from_numpy(np.ascontiguousarray(record[:, :, :width])).to(self._record.device)
 
     def finish(self) -> dict[int, tuple[dict[str, tuple[float, ...]], str]]:
         """The epoch is over: by trial, its learning rates at each update by name, and what went wrong with them or ""."""

@@ -40,7 +40,7 @@ class Gradients:
     ``flat`` (lanes, P), of which ``views`` are the parameters' own, (lanes, *shape) each; parameter k has ``sizes[k]``
     elements from ``offsets[k]`` on. ``goes_on`` (T, lanes) uint8 says which lanes add to what earlier ticks of their batch have
     left; the others begin anew. ``shape(t)``, if anything is to be done to a whole batch's gradient, leaves it in the updates' own
-    buffer. ``after(t)`` follows the updates.
+    buffer. ``seen(t, parts)``, if anything is to be known of a tick's own gradients, comes first; ``after(t)`` follows the updates.
     """
 
     flat: Tensor
@@ -50,6 +50,7 @@ class Gradients:
     goes_on: Tensor
     shape: Callable[[int], None] | None
     after: Callable[[int], None] | None = None
+    seen: Callable[[int, Sequence[Tensor]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,8 @@ class TorchKernels(TorchGates):
         steps = [(u.due.any(1).tolist(), self.updater(u)) for u in updates]
 
         def advance(t: int, parts: Sequence[Tensor]) -> None:
+            if gradients.seen is not None:
+                gradients.seen(t, parts)
             if adds[t]:
                 flat.mul_(keep[t])
                 torch._foreach_add_(views, list(parts))

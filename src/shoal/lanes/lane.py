@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.data import Split
-from shoal.extend import LearningRate
-from shoal.lanes import optim, order, rng, tables
+from shoal.extend import Activation, LearningRate
+from shoal.lanes import noise_scale, optim, order, rng, tables
 from shoal.lanes.criteria import denominators, is_known
 from shoal.lanes.parts import Rows
 from shoal.lanes.sampling import Sampling
@@ -73,6 +73,7 @@ class LaneTrial:
     numbers: list[tables.Numbers] = field(default_factory=list, repr=False)  # per group, once there is no schedule
     valid_keys: NDArray[np.int32] | None = field(default=None, repr=False)  # of the validation split, likewise
     even: float | None = None  # the denominator of every sample, if they are all the same
+    size: int = 0  # its batch size, where that moves and has moved; else 0
     rows: Rows | None = None  # of the training split that it trains on; None for all
     valid_rows: Rows | None = None  # of the validation split, likewise
     sampling: Sampling | None = field(default=None, repr=False)  # once an order has been asked for
@@ -93,8 +94,13 @@ class LaneTrial:
         made.rows, made.valid_rows = self.rows, self.valid_rows
         return made
 
-    def tabulate(self, n_updates: int) -> None:
-        """Make the coming epoch's coefficients. Call once per epoch: schedules that step per update advance here."""
+    def tabulate(self, n_updates: int, n: int) -> None:
+        """Make the coming epoch's coefficients. Call once per epoch: schedules that step per update advance here.
+
+        Args:
+            n_updates: Of the epoch.
+            n: Samples of the training split.
+        """
         recipe = self.recipe
         groups = recipe.optimizer.param_groups
         steps = np.arange(self.updates + 1, self.updates + n_updates + 1, dtype=np.float64)
@@ -104,11 +110,14 @@ class LaneTrial:
             numbers = [tables.stacked([tables.numbers(g)]) for g in groups]
         else:
             snapshots: list[list[Mapping[str, float | tuple[float, ...]]]] = [[] for _ in groups]
-            for i in range(n_updates):
+            clock, n_steps = noise_scale.clock_of(self.batch_size, recipe.batch_size, self.n_train(n))
+            for i in range(n_steps):
                 for taken, g in zip(snapshots, groups, strict=True):
                     taken.append(tables.numbers(g))
-                recipe.step_schedule(progress=self.epoch + i / n_updates)
-            numbers = [tables.stacked(taken) for taken in snapshots]
+                recipe.step_schedule(progress=self.epoch + i / n_steps)
+            numbers = [tables.stacked([taken[i] for i in clock]) for taken in snapshots]
+        if (factor := noise_scale.factor_of(self.batch_size, recipe)) != 1.0:
+            numbers = [{**h, "lr": h["lr"] * factor} for h in numbers]
         if learning_rate(recipe) is not None:
             self.base_rate = np.stack([np.broadcast_to(h["lr"], steps.shape) for h in numbers], axis=-1)
             numbers = [{**h, "lr": 1.0} for h in numbers]
@@ -149,16 +158,31 @@ class LaneTrial:
     def weights(self, n: int, quantum: int, order_: NDArray[np.int64]) -> NDArray[np.float64]:
         """What each slot of this epoch counts for, (T, q)."""
         if self.even is not None:
-            return order.even_weights(self.n_train(n), self.recipe.batch_size, quantum, self.even)
+            return order.even_weights(self.n_train(n), self.batch_size, quantum, self.even, self._halve)
         return order.slot_weights(self.shape(n, quantum), order_, self.denominators)
 
     def shape(self, n: int, quantum: int) -> order.EpochShape:
-        return order.epoch_shape(self.n_train(n), self.recipe.batch_size, quantum)
+        return order.epoch_shape(self.n_train(n), self.batch_size, quantum, self._halve)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per update in this epoch."""
+        return self.size or self.recipe.batch_size
+
+    @property
+    def _halve(self) -> int:
+        extension = noise_scale.batch_size(self.recipe)
+        return 0 if extension is None else extension.every
 
 
 def learning_rate(recipe: Recipe) -> LearningRate | None:
     """A recipe's extension of the learning rate, unless it is off."""
     return next((e for e in recipe.extensions if isinstance(e, LearningRate) and e.on), None)
+
+
+def has_shapes(recipe: Recipe) -> bool:
+    """Whether a recipe's activations are learned."""
+    return any(isinstance(e, Activation) and e.on for e in recipe.extensions)
 
 
 # Evaluation draws (a VAE that samples, say) come from an epoch that training never reaches.

@@ -36,6 +36,7 @@ class EpochShape:
 
     ``position`` (T, q): where in the epoch's order a slot's sample stands, -1 for an empty slot. ``batch`` (T,): which batch a tick
     belongs to. ``starts``, ``due`` (T,): whether a tick opens a batch, and whether the update follows it. ``sizes`` (batches,).
+    ``parts_of`` (batches,): in how many ticks a batch is taken; ``share`` (batches,): the sum of the squares of their shares of it.
     """
 
     position: NDArray[np.int64]
@@ -43,6 +44,8 @@ class EpochShape:
     starts: NDArray[np.bool_]
     due: NDArray[np.bool_]
     sizes: NDArray[np.int64]
+    parts_of: NDArray[np.int64]
+    share: NDArray[np.float64]
 
     @property
     def n_ticks(self) -> int:
@@ -54,32 +57,63 @@ class EpochShape:
 
 
 @functools.lru_cache(maxsize=256)
-def epoch_shape(n: int, batch_size: int, q: int) -> EpochShape:
-    """Lay the batches of one epoch out over ticks."""
+def epoch_shape(n: int, batch_size: int, q: int, halve: int = 0) -> EpochShape:
+    """Lay the batches of one epoch out over ticks.
+
+    Args:
+        n: Samples.
+        batch_size: Of all batches but perhaps the last.
+        q: Slots of a tick.
+        halve: Of batches that fit into one tick, the first and every so many are taken in two halves; 0 for none.
+    """
     rows: list[NDArray[np.int64]] = []
     batch: list[int] = []
     starts: list[bool] = []
     due: list[bool] = []
     sizes: list[int] = []
+    share: list[float] = []
     for b, first in enumerate(range(0, n, batch_size)):
         size = min(batch_size, n - first)
         sizes.append(size)
-        ticks = math.ceil(size / q)
-        slots = np.full(ticks * q, -1, dtype=np.int64)
-        slots[:size] = np.arange(first, first + size)
-        rows.append(slots.reshape(ticks, q))
+        most = micro_batch(b, size, q, halve)
+        ticks = math.ceil(size / most)
+        slots = np.full((ticks, q), -1, dtype=np.int64)
+        for t, at in enumerate(range(0, size, most)):
+            slots[t, : min(most, size - at)] = np.arange(first + at, first + min(at + most, size))
+        share.append(float(np.square((slots >= 0).sum(1) / size).sum()))
+        rows.append(slots)
         batch += [b] * ticks
         starts += [True] + [False] * (ticks - 1)
         due += [False] * (ticks - 1) + [True]
     return EpochShape(
-        np.concatenate(rows), np.array(batch), np.array(starts), np.array(due), np.array(sizes, dtype=np.int64)
+        np.concatenate(rows),
+        np.array(batch),
+        np.array(starts),
+        np.array(due),
+        np.array(sizes, dtype=np.int64),
+        np.bincount(batch),
+        np.array(share),
     )
 
 
+def micro_batch(batch: int, size: int, q: int, halve: int = 0) -> int:
+    """Samples of a batch that are taken at a time.
+
+    Args:
+        batch: Which batch of its epoch.
+        size: Its samples.
+        q, halve: As for `epoch_shape`.
+
+    >>> [micro_batch(b, 20, 32, halve=4) for b in range(5)]
+    [10, 32, 32, 32, 10]
+    """
+    return math.ceil(size / 2) if halve and size <= q and batch % halve == 0 else q
+
+
 @functools.lru_cache(maxsize=256)
-def even_weights(n: int, batch_size: int, q: int, denominator: float) -> NDArray[np.float64]:
+def even_weights(n: int, batch_size: int, q: int, denominator: float, halve: int = 0) -> NDArray[np.float64]:
     """``slot_weights`` where every sample has the same denominator: they do not depend on the order, and are shared."""
-    shape = epoch_shape(n, batch_size, q)
+    shape = epoch_shape(n, batch_size, q, halve)
     out = slot_weights(shape, np.arange(n), np.full(n, denominator))
     out.flags.writeable = False
     return out

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shoal.lanes import clip
+from shoal.extend import shapes_of
+from shoal.lanes import clip, max_norm
 from shoal.lanes.criteria import denominators, is_known, scale_of
 from shoal.lanes.fleet import Work
 from shoal.lanes.hypergradient import PlainRates
-from shoal.lanes.lane import EVALUATION_EPOCH, Measured, evaluation_chunk, learning_rate
+from shoal.lanes.lane import EVALUATION_EPOCH, Measured, evaluation_chunk, has_shapes, learning_rate
+from shoal.lanes.noise_scale import PlainNoise, batch_size, clock_of, factor_of
+from shoal.lanes.order import micro_batch, quantum
 from shoal.lanes.rng import KeyedRandom, derive, sample_keys
 from shoal.lanes.sampling import Sampling
 from shoal.metrics import Meter
@@ -35,12 +40,16 @@ class Solo:
         self._rows, self._valid_rows = work.rows(spec.part)
         self.epoch = 0
         self._sampling: Sampling | None = None
+        self._moved: tuple[dict[str, tuple[float, ...]], str] = ({}, "")
         recipe.model.to(work.device)
         if isinstance(recipe.loss, nn.Module):
             recipe.loss.to(work.device)
         follow(recipe.optimizer, work.device)
         _mode(recipe.optimizer, "train")
         self._rates = None if learning_rate(recipe) is None else PlainRates(recipe)
+        n = work.data.train.n if self._rows is None else len(self._rows)
+        moves = batch_size(recipe)
+        self._noise = None if moves is None else PlainNoise(recipe, n, quantum(recipe.batch_size))
         # LBFGS, and whatever else says in the signature of its ``step`` that it evaluates the loss itself.
         closure = inspect.signature(recipe.optimizer.step).parameters.get("closure")
         self._takes_closure = closure is not None and closure.default is inspect.Parameter.empty
@@ -49,16 +58,19 @@ class Solo:
         """The recipe's own loss on a batch."""
         return self.recipe.loss_of(self.recipe.model, batch)
 
-    def step(self, batch: Batch, keys: Tensor) -> Tensor:
-        """One update: the batch's loss before it, without what L1 adds."""
+    def step(self, batch: Batch, keys: Tensor, number: int = 0) -> Tensor:
+        """One update: the batch's loss before it, without what penalties add; ``number`` counts batches of the epoch from 0."""
         recipe = self.recipe
         losses: list[Tensor] = []
 
         def closure() -> float:
-            with KeyedRandom(keys):  # the same draws each time that a line search comes back
-                loss = self.loss(recipe.transformed(batch))
-            recipe.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            if self._noise is None:
+                with KeyedRandom(keys):  # the same draws each time that a line search comes back
+                    loss = self.loss(recipe.transformed(batch))
+                recipe.optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+            else:
+                loss = self._backward_in_parts(self._noise, batch, keys, number)
             if self._rates is not None:
                 self._rates.before()
             clip.plain(recipe)
@@ -68,9 +80,56 @@ class Solo:
         if self._takes_closure:
             recipe.optimizer.step(closure)
         else:
-            closure()
-            (recipe.optimizer if self._rates is None else self._rates).step()
+            with self._followed():
+                closure()
+                (recipe.optimizer if self._rates is None else self._rates).step()
+        max_norm.plain(recipe)
         return losses[0]
+
+    def _backward_in_parts(self, noise: PlainNoise, batch: Batch, keys: Tensor, number: int) -> Tensor:
+        """The gradient of a batch and its loss, micro-batch by micro-batch, as lanes take them; their norms are looked at."""
+        recipe, moves, n = self.recipe, batch_size(self.recipe), len(keys)
+        assert moves is not None
+        parameters = [p for p in recipe.model.parameters() if p.requires_grad]
+        by_sum = is_known(recipe.loss) and recipe.loss.reduction == "sum"  # type: ignore[union-attr]
+        counts = denominators(recipe.loss, batch[-1]) if is_known(recipe.loss) and not by_sum else torch.ones(n)
+        whole = float(counts.sum())
+        most = micro_batch(number, n, noise.quantum, moves.every)
+        sizes, parts, total = [], [], torch.zeros((), device=keys.device)
+        added: list[Tensor | None] = [None] * len(parameters)
+        for at in range(0, n, most):
+            some = slice(at, at + most)
+            share = 1.0 if by_sum else float(counts[some].sum()) / whole if whole else math.nan
+            with KeyedRandom(keys[some]):
+                loss = self.loss(recipe.transformed(tuple(t[some] for t in batch)))
+            recipe.optimizer.zero_grad()
+            if share != 0.0:  # else all of it is ignored, and its mean is 0 / 0
+                (loss * share).backward()  # type: ignore[no-untyped-call]
+                total = total + loss.detach() * share
+            sizes.append(len(keys[some]))
+            parts.append([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+            added = [
+                a if p.grad is None else p.grad if a is None else a + p.grad
+                for a, p in zip(added, parameters, strict=True)
+            ]
+        noise.saw(sizes, parts)
+        for p, grad in zip(parameters, added, strict=True):
+            p.grad = grad
+        return total
+
+    @contextmanager
+    def _followed(self) -> Iterator[None]:
+        """The learning rates as they follow the batch size, for one update."""
+        factor = 1.0 if self._noise is None else factor_of(self._noise.size, self.recipe)
+        groups = self.recipe.optimizer.param_groups
+        base = [group["lr"] for group in groups] if factor != 1.0 else []
+        for group, lr in zip(groups, base, strict=False):
+            group["lr"] = lr * factor
+        try:
+            yield
+        finally:
+            for group, lr in zip(groups, base, strict=False):
+                group["lr"] = lr
 
     def train_epoch(self) -> tuple[float, float]:
         """One epoch of training: (mean loss over samples, loss of the first batch)."""
@@ -82,28 +141,40 @@ class Solo:
             self._sampling = Sampling.of(recipe, data, self._rows)
         order = torch.from_numpy(self._sampling.order(self.spec.seed, self.epoch)).to(device)
         keys = torch.from_numpy(sample_keys(self.spec.seed, self.epoch, n)).to(device)
-        n_updates = math.ceil(n / recipe.batch_size)
+        size = recipe.batch_size if self._noise is None else self._noise.size
+        _, n_steps = clock_of(size, recipe.batch_size, n)
+        stepped = 0
         first, total = math.nan, torch.zeros((), dtype=torch.float64, device=device)
         # Draws that have no keyed form (dropout inside attention) still repeat: torch's generator starts from the seed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.spec.seed, self.epoch))
-            for at in range(0, n, recipe.batch_size):
-                rows = order[at : at + recipe.batch_size]
-                loss = self.step(tuple(t[rows] for t in data.tensors), keys[at : at + recipe.batch_size])
+            for number, at in enumerate(range(0, n, size)):
+                rows = order[at : at + size]
+                loss = self.step(tuple(t[rows] for t in data.tensors), keys[at : at + size], number)
                 if recipe.schedule is not None and recipe.schedule_every != "epoch":
-                    recipe.step_schedule(progress=self.epoch + at / recipe.batch_size / n_updates)
+                    end = at + size
+                    for i in range(stepped, n_steps if end >= n else min(end // recipe.batch_size, n_steps - 1)):
+                        recipe.step_schedule(progress=self.epoch + i / n_steps)
+                        stepped = i + 1
                 total += loss.double() * (len(rows) / n)
                 if at == 0:
                     first = float(loss)
         _mode(recipe.optimizer, "eval")
         self.epoch += 1
+        paths, why = ({}, "") if self._rates is None else self._rates.finish()
+        if self._noise is not None:
+            more, wrong = self._noise.finish()
+            paths, why = {**paths, **more}, why or wrong
+        if has_shapes(recipe):
+            paths = {**paths, **shapes_of(recipe.model)}
+        self._moved = paths, why
         return float(total), first
 
     def run_epoch(self) -> Measured:
         """One epoch of training, then validation."""
         total, first = self.train_epoch()
         valid_loss, metrics = self._validate() if self.work.judged else (0.0, {})
-        paths, why = ({}, "") if self._rates is None else self._rates.finish()
+        paths, why = self._moved
         finite = math.isfinite(total) and math.isfinite(valid_loss) and not why
         return Measured(
             self.spec.key, self.epoch, total, valid_loss, metrics, first, finite, trajectories=paths, why=why

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.lanes.compiled._lower import Lowered
+from shoal.lanes.compiled._moving import RatesStruct
 from shoal.lanes.compiled._places import ctype
 from shoal.lanes.native import NativeKernels
 
@@ -115,6 +116,10 @@ class _Job(ctypes.Structure):
         ("codes", _POINTER),
         ("slopes", _POINTER),
         ("shaping", _POINTER),
+        ("lengths", _POINTER),
+        ("rates", _POINTER),
+        ("measured", _POINTER),
+        ("squares", _POINTER),
     ]
 
 
@@ -132,8 +137,14 @@ class Ticks:
     due: NDArray[np.uint8]
     goes_on: NDArray[np.uint8]
     families: Sequence[int]  # the library's numbers, one per lane that trains
-    shaping: Tensor | None  # (n_lanes that train, 3): L1, and the largest value and norm of a gradient
+    shaping: (
+        Tensor | None
+    )  # (n_lanes that train, 5): L1, L2, the largest value and norm of a gradient, the largest norm of a row
+    lengths: Tensor  # elements in a row of each parameter, 0 for one without rows
     tail: int  # which tick has the smaller last batch, or -1
+    rates: RatesStruct | None = None  # learning rates that move
+    measured: NDArray[np.uint8] | None = None  # at which ticks norms are taken
+    squares: Tensor | None = None  # (T, lanes, 2), written: squared norms of a tick's gradient, and of what is added up
 
 
 class Epoch:
@@ -214,6 +225,10 @@ class Epoch:
             codes=codes.ctypes.data,
             slopes=slopes.data_ptr(),
             shaping=None if ticks.shaping is None else ticks.shaping.data_ptr(),
+            lengths=ticks.lengths.data_ptr(),
+            rates=None if ticks.rates is None else ctypes.addressof(ticks.rates),
+            measured=None if ticks.measured is None else ticks.measured.ctypes.data,
+            squares=None if ticks.squares is None else ticks.squares.data_ptr(),
         )
         own = self._own.__dict__
         if not own:

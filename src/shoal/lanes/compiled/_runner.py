@@ -19,6 +19,7 @@ from torch import Tensor
 
 from shoal.lanes import optim
 from shoal.lanes.activations import TABLE
+from shoal.lanes.compiled._moving import Rates
 from shoal.lanes.compiled._program import Ticks
 from shoal.lanes.native import FAMILIES, NativeKernels
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from shoal.lanes.compiled import Compilation
     from shoal.lanes.fleet import Fleet
     from shoal.lanes.lane import LaneTrial
+    from shoal.lanes.noise_scale import LaneNoise
 
 # A call into the library is not interrupted: no more than this many ticks of lanes are done at once.
 _LANE_TICKS = 20_000
@@ -43,8 +45,6 @@ def obstacle(compilation: Compilation, fleet: Fleet) -> str:
     for _, t in fleet.active:
         if t.family not in FAMILIES:
             return f"optimizers of the family {t.family.name} have no native update"
-        if t.rule:
-            return "a learning rate that moves while the model trains has no native form"
         for kind in t.kinds:
             if fleet.kernels.code(kind) is None:
                 return f"the activation {TABLE[kind].name} has no native form"
@@ -62,6 +62,8 @@ def runner(
     goes_on: NDArray[np.bool_],
     losses: Tensor,
     tail: int,
+    rates: Rates | None = None,
+    noise: LaneNoise | None = None,
 ) -> Runner:
     """What trains lanes of a fleet for one epoch, some ticks at a time.
 
@@ -73,6 +75,8 @@ def runner(
         due, goes_on: As for ``Kernels.advance``, (T, lanes).
         losses: (T, lanes), written.
         tail: Which tick has the smaller last batch, or -1.
+        rates: Learning rates that move; brought up to date.
+        noise: What is measured of gradients; written.
     """
     epoch = compilation.ready()
     kernels, state = fleet.kernels, fleet.state
@@ -82,6 +86,7 @@ def runner(
     inputs = [*state.inputs, *data]
     rows = (state.params, state.first, state.second, state.mean, state.grads)
     shaping = _shaping(fleet, active)
+    lengths = torch.tensor([s.numel() // max(1, s[0]) if len(s) > 1 else 0 for s in fleet.layout.shapes])
     lanes, families = [i for i, _ in active], [FAMILIES[t.family] for _, t in active]
     due_, on_ = due.view(np.uint8), goes_on.view(np.uint8)
 
@@ -103,7 +108,11 @@ def runner(
                 goes_on=on_[first : first + n],
                 families=families[some],
                 shaping=None if shaping is None else shaping[some],
+                lengths=lengths,
                 tail=tail - first if first <= tail < first + n else -1,
+                rates=None if rates is None else rates.struct(some, first),
+                measured=None if noise is None else noise.measured[first : first + n].view(np.uint8),
+                squares=None if noise is None else noise.squares[first : first + n],
             )
             epoch.run(kernels, inputs, len(state.inputs), rows, fleet.offsets, fleet.sizes, ticks)
 
@@ -144,18 +153,19 @@ def _table(
             c = c[:, :, t.group_of] if t.group_of is not None else np.repeat(c, n_groups, axis=2)
         full = np.flatnonzero(due[:, i])
         row[full] = c[: len(full)]
-        if unused and not t.recipe.l1:
+        if unused and not (t.recipe.l1 or t.recipe.l2):
             row[:, :, unused] = optim.idle(t.family)[:, None]
     return torch.from_numpy(out).to(fleet.layout.dtype)
 
 
 def _shaping(fleet: Fleet, active: Sequence[tuple[int, LaneTrial]]) -> Tensor | None:
-    """L1 and the bounds of clipping of every lane, (n_lanes, 3); None where no lane has any."""
+    """Penalties, bounds of clipping and largest norms of weights of every lane, (n_lanes, 5); None where no lane has any."""
     recipes = [t.recipe for _, t in active]
-    if not any(r.l1 or r.clip_value or r.clip_norm for r in recipes):
+    if not any(r.l1 or r.l2 or r.clip_value or r.clip_norm or r.max_norm for r in recipes):
         return None
     off = float("inf")
-    return torch.tensor([(r.l1, r.clip_value or off, r.clip_norm or off) for r in recipes], dtype=fleet.layout.dtype)
+    how = [(r.l1, r.l2, r.clip_value or off, r.clip_norm or off, r.max_norm or off) for r in recipes]
+    return torch.tensor(how, dtype=fleet.layout.dtype)
 
 
 def agrees(compilation: Compilation, fleet: Fleet) -> bool:

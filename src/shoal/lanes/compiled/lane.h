@@ -362,6 +362,22 @@ struct Kernels {
                   const uint8_t*, const T* const*, const uint8_t*);
 };
 
+// Learning rates that move by their hypergradient (lanes/hypergradient.py); T and n_lanes as in Job.
+template <typename T>
+struct Rates {
+  int64_t n;             // R, of a lane: 1, or one per parameter
+  const int32_t* rule;   // (n_lanes): 0 none, 1 additive, 2 multiplicative
+  const double* base;    // (n_lanes, T, R)
+  const double* step;    // (n_lanes, T)
+  const double* low;     // (n_lanes)
+  const double* high;    // (n_lanes)
+  const double* sense;   // (n_lanes, R)
+  const int64_t* of;     // (n_lanes, R), the group of each parameter
+  double* offset;        // (n_lanes, R)
+  double* record;        // (n_lanes, T, R)
+  T* update;             // (width, P)
+};
+
 // Some ticks of an epoch, for some lanes of a fleet.
 template <typename T>
 struct Job {
@@ -391,7 +407,12 @@ struct Job {
   int64_t slots;               // q
   const int32_t* codes;        // the library's number of each kind of activation
   const T* slopes;             // and its slope
-  const T* shaping;            // (n_lanes, 3): L1, and the largest value and norm of a batch's gradient, infinite where off; or null
+  // (n_lanes, 5): L1, L2, the largest value and norm of a batch's gradient and the largest norm of a row, infinite where off; or null
+  const T* shaping;
+  const int64_t* lengths;      // (parameters), elements in a row, 0 for one without rows
+  const Rates<T>* rates;       // or null
+  const uint8_t* measured;     // (T, width), at which ticks norms are taken; or null
+  double* squares;             // (T, width, 2), of a tick's gradient, and of what has been added up
 };
 
 template <typename T>
@@ -400,10 +421,10 @@ using Setup = void (*)(const Job<T>&, char* const* in, char* kept);
 template <typename T>
 using Tick = void (*)(const Job<T>&, char* const* in, char* kept, char* scratch, T* loss, const T** parts);
 
-// What happens to a whole batch's gradient before the optimizer sees it (lanes/clip.py): L1, clipping by value, clipping by norm.
+// What happens to a whole batch's gradient before the optimizer sees it (lanes/clip.py): L1 and L2, clipping by value, by norm.
 template <typename T>
 void shape(int64_t n_parts, const int64_t* offsets, const int64_t* sizes, const T* p, T* g, const T* how) {
-  const T l1 = how[0], value = how[1], norm = how[2];
+  const T l1 = how[0], l2 = how[1], value = how[2], norm = how[3];
   T total = T(0);
   for (int64_t k = 0; k < n_parts; ++k) {
     const T* from = p + offsets[k];
@@ -411,6 +432,8 @@ void shape(int64_t n_parts, const int64_t* offsets, const int64_t* sizes, const 
     const int64_t n = sizes[k];
     if (l1 != T(0))
       for (int64_t i = 0; i < n; ++i) to[i] += l1 * T((T(0) < from[i]) - (from[i] < T(0)));
+    if (l2 != T(0))
+      for (int64_t i = 0; i < n; ++i) to[i] += l2 * from[i];
     if (!std::isinf(value))
       for (int64_t i = 0; i < n; ++i) to[i] = to[i] < -value ? -value : (to[i] > value ? value : to[i]);
 #pragma omp simd reduction(+ : total)
@@ -421,6 +444,109 @@ void shape(int64_t n_parts, const int64_t* offsets, const int64_t* sizes, const 
   if (share >= T(1)) return;  // NaN goes on
   for (int64_t k = 0; k < n_parts; ++k)
     for (int64_t i = 0; i < sizes[k]; ++i) g[offsets[k] + i] *= share;
+}
+
+// What happens to parameters after an update (lanes/max_norm.py): rows that are longer than `limit` are shortened.
+template <typename T>
+void shorten(int64_t n_parts, const int64_t* offsets, const int64_t* sizes, const int64_t* lengths, T* p, T limit) {
+  for (int64_t k = 0; k < n_parts; ++k) {
+    const int64_t n = lengths[k];
+    if (n == 0) continue;
+    for (T* row = p + offsets[k]; row < p + offsets[k] + sizes[k]; row += n) {
+      T total = T(0);
+#pragma omp simd reduction(+ : total)
+      for (int64_t i = 0; i < n; ++i) total += row[i] * row[i];
+      const T norm = std::sqrt(total);
+      if (!(norm > limit)) continue;
+      const T share = limit / (norm + T(1e-7));
+      for (int64_t i = 0; i < n; ++i) row[i] *= share;
+    }
+  }
+}
+
+// Squared norm of all of a gradient: parameter k has sizes[k] elements from at(k) on.
+template <typename T, typename At>
+double squared_norm(int64_t n_parts, const int64_t* sizes, At at) {
+  double all = 0.0;
+  for (int64_t k = 0; k < n_parts; ++k) {
+    const T* __restrict g = at(k);
+    T sum = T(0);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < sizes[k]; ++i) sum += g[i] * g[i];
+    all += double(sum);
+  }
+  return all;
+}
+
+// Moves the learning rates of lane l before the update of tick t by its gradient, which for parameter k begins at at(k). u, the last
+// update, becomes p, for the optimizer to work on.
+template <int64_t N_PARTS, typename T, typename At>
+void move_rates(const Job<T>& job, int64_t l, int64_t t, const T* p, T* u, At at) {
+  const Rates<T>& r = *job.rates;
+  const bool norms = r.rule[l] == 2;
+  double sums[3 * N_PARTS];
+  for (int64_t k = 0; k < N_PARTS; ++k) {
+    const T* __restrict g = at(k);
+    const T* __restrict from = p + job.offsets[k];
+    T* __restrict to = u + job.offsets[k];
+    const int64_t n = job.sizes[k];
+    T gu = T(0), gg = T(0), uu = T(0);
+    if (norms) {
+#pragma omp simd reduction(+ : gu, gg, uu)
+      for (int64_t i = 0; i < n; ++i) {
+        const T a = g[i], b = to[i];
+        gu += a * b;
+        gg += a * a;
+        uu += b * b;
+        to[i] = from[i];
+      }
+    } else {
+#pragma omp simd reduction(+ : gu)
+      for (int64_t i = 0; i < n; ++i) {
+        gu += g[i] * to[i];
+        to[i] = from[i];
+      }
+    }
+    sums[3 * k] = gu, sums[3 * k + 1] = gg, sums[3 * k + 2] = uu;
+  }
+  const double low = r.low[l], high = r.high[l], step = r.step[l * job.n_ticks + t];
+  for (int64_t k = 0; k < r.n; ++k) {
+    double dot = 0.0, gg = 0.0, uu = 0.0;  // over the parameters of the group
+    for (int64_t j = 0; j < N_PARTS; ++j)
+      if (r.n == 1 || r.of[l * r.n + j] == r.of[l * r.n + k]) dot += sums[3 * j], gg += sums[3 * j + 1], uu += sums[3 * j + 2];
+    dot *= r.sense[l * r.n + k];
+    const int64_t now = (l * job.n_ticks + t) * r.n + k;
+    const double base = r.base[now];
+    const auto within = [=](double x) { return x < low ? low : (x > high ? high : x); };  // NaN stays
+    double offset = r.offset[l * r.n + k], rate;
+    if (!norms) {
+      if (step > 0) offset -= step * dot;
+      rate = within(base + offset);
+      offset = rate - base;
+    } else {
+      const double scale = std::sqrt(gg * uu);
+      if (step > 0) offset += std::log1p(step * (scale == 0 ? 0.0 : -dot / scale));
+      rate = within(base * std::exp(offset));
+      if (base > 0 && rate > 0) offset = std::log(rate / base);
+    }
+    r.offset[l * r.n + k] = offset;
+    r.record[now] = rate;
+  }
+}
+
+// u holds p as an optimizer has left it at the learning rate 1: it becomes the update, and p takes its share.
+template <typename T>
+void take_share(const Job<T>& job, int64_t l, int64_t t, int64_t n_parts, T* p, T* u) {
+  const Rates<T>& r = *job.rates;
+  for (int64_t k = 0; k < n_parts; ++k) {
+    const T share = T(r.record[(l * job.n_ticks + t) * r.n + (r.n > 1 ? k : 0)]);
+    T* __restrict to = p + job.offsets[k];
+    T* __restrict by = u + job.offsets[k];
+    for (int64_t i = 0; i < job.sizes[k]; ++i) {
+      by[i] -= to[i];
+      to[i] += share * by[i];
+    }
+  }
 }
 
 // N_STATE tensors of a lane and N_DATA of the data, then a tick's slots: samples, weights, keys.
@@ -448,15 +574,28 @@ void epoch(const Job<T>& job, char* kept, char* scratch, Setup<T> setup, Tick<T>
         tick(job, in, kept, scratch, job.losses + at, parts);
       const T* const* given = parts;
       const uint8_t* goes_on = job.goes_on + at;
-      if (job.shaping != nullptr) {  // the parts are added up first; a batch that is whole is then shaped where it lies
+      const bool moves = job.rates != nullptr && job.rates->rule[l] != 0, measured = job.measured != nullptr && job.measured[at];
+      T* const u = moves ? job.rates->update + lane * P : nullptr;
+      const auto of_tick = [&](int64_t k) { return parts[k]; };
+      const auto of_batch = [&](int64_t k) { return row[4] + job.offsets[k]; };
+      if (measured) job.squares[2 * at] = squared_norm<T>(N_PARTS, job.sizes, of_tick);
+      if (moves && job.due[at] && job.shaping == nullptr && !*goes_on)
+        move_rates<N_PARTS>(job, l, t, row[0], u, of_tick);
+      else if (job.shaping != nullptr || measured || (moves && job.due[at])) {
+        // The parts are added up first; a batch that is whole is then looked at and shaped where it lies.
         job.kernels->advance(-1, 1, P, 1, 0, N_PARTS, job.offsets, job.sizes, nullptr, nullptr, nullptr, nullptr, row[4], nullptr,
                              nullptr, parts, goes_on);
-        if (job.due[at]) shape(N_PARTS, job.offsets, job.sizes, row[0], row[4], job.shaping + l * 3);
+        if (measured) job.squares[2 * at + 1] = squared_norm<T>(N_PARTS, job.sizes, of_batch);
+        if (moves && job.due[at]) move_rates<N_PARTS>(job, l, t, row[0], u, of_batch);
+        if (job.due[at] && job.shaping != nullptr) shape(N_PARTS, job.offsets, job.sizes, row[0], row[4], job.shaping + l * 5);
         given = nullptr;
         goes_on = nullptr;
       }
-      job.kernels->advance(job.family[l], 1, P, job.n_groups, 0, N_PARTS, job.offsets, job.sizes, row[0], row[1], row[2], row[3],
-                           row[4], job.table + (l * job.n_ticks + t) * job.n_coefficients, job.due + at, given, goes_on);
+      job.kernels->advance(job.family[l], 1, P, job.n_groups, 0, N_PARTS, job.offsets, job.sizes, moves ? u : row[0], row[1],
+                           row[2], row[3], row[4], job.table + (l * job.n_ticks + t) * job.n_coefficients, job.due + at, given, goes_on);
+      if (moves && job.due[at]) take_share(job, l, t, N_PARTS, row[0], u);
+      if (job.shaping != nullptr && job.due[at] && !std::isinf(job.shaping[l * 5 + 4]))
+        shorten(N_PARTS, job.offsets, job.sizes, job.lengths, row[0], job.shaping[l * 5 + 4]);
     }
   }
 }

@@ -236,6 +236,8 @@ class NativeKernels:
 
         def advance(t: int, parts: Sequence[Tensor], _held: Any = held) -> None:
             whole = [p.contiguous() for p in parts]
+            if g.seen is not None:
+                g.seen(t, whole)
             sources: Any = pointers(*(p.data_ptr() for p in whole))
             begun = on + t * lanes
             if g.shape is not None or foreign:  # first all of it is added up
