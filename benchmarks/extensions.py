@@ -1,17 +1,23 @@
 """What extensions cost and what they gain: CPU time of training with and without, and the share of poor starts that end well.
 
 ``cost``: the same 32 trials of an MLP 64-64-64-10 in one process, with few epochs and with many; the difference of the CPU times is
-steady state, evaluation included. ``starts``: scikit-learn's digits, learning rates from 1e-5 to 1, with each way of moving them; a
-start ends well if its accuracy is within 0.01 of the best of its optimizer.
+steady state, evaluation included. ``starts``: scikit-learn's digits or Fashion-MNIST, learning rates from 1e-5 to 1, with each way
+of moving them; a start ends well if its accuracy is within 0.01 of the best of its optimizer. ``batch``: samples, updates and CPU
+time until the mean accuracy over seeds reaches a target, with fixed batch sizes and with one that moves. ``shapes``: accuracy with
+learned activations.
+
+Fashion-MNIST comes from Debian's package dataset-fashion-mnist, or any folder with its four archives: ``--folder``.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import math
 import resource
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +27,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import shoal
-from shoal.extend import Extension, LearningRate
+from shoal.extend import Activation, BatchSize, Extension, LearningRate
 
 Parameters = Any
 BASE = "adam"
@@ -34,6 +40,11 @@ COSTS: dict[str, tuple[Callable[[Parameters], torch.optim.Optimizer], Sequence[E
         [LearningRate(rule="additive", step=1e-6)],
     ),
     "adam, learning rate, multiplicative": (lambda p: torch.optim.Adam(p, lr=1e-3), [LearningRate(step=0.02)]),
+    "adam, batch size": (lambda p: torch.optim.Adam(p, lr=1e-3), [BatchSize(bounds=(32, 33))]),
+    "adam, prelu": (lambda p: torch.optim.Adam(p, lr=1e-3), [Activation(shape="prelu")]),
+    "adam, swish": (lambda p: torch.optim.Adam(p, lr=1e-3), [Activation(shape="swish")]),
+    "adam, bias": (lambda p: torch.optim.Adam(p, lr=1e-3), [Activation(shape="bias")]),
+    "adam, mixture": (lambda p: torch.optim.Adam(p, lr=1e-3), [Activation(shape="mixture")]),
     "AdamWScheduleFree": (lambda p: shoal.optim.AdamWScheduleFree(p), []),
     "Prodigy": (lambda p: shoal.optim.Prodigy(p), []),
     "DAdaptAdam": (lambda p: shoal.optim.DAdaptAdam(p), []),
@@ -101,23 +112,48 @@ def cost(args: argparse.Namespace) -> None:
     training_s(BASE, 1, args.trials)  # whatever a process loads and builds is there for all that count
     per_step: dict[str, list[float]] = {name: [] for name in COSTS}
     for _ in range(args.repeats):
-        for name in COSTS:
+        for name in args.only or COSTS:
             spent = training_s(name, many, args.trials) - training_s(name, few, args.trials)
             per_step[name].append(1e6 * spent / ((many - few) * args.trials * 64))
     base = statistics.median(per_step[BASE])
     print("| | CPU us per lane-step | times |\n| --- | --- | --- |")
-    for name, values in per_step.items():
+    for name, values in ((n, v) for n, v in per_step.items() if v):
         us = statistics.median(values)
         print(f"| {name} | {us:.1f} | {us / base:.2f} |", flush=True)
 
 
-def starts(args: argparse.Namespace) -> None:
-    """Print the table of starts."""
+Split = tuple[Tensor, Tensor]
+
+
+def digits() -> tuple[Split, Split]:
+    """scikit-learn's digits: 1,437 samples to train on, 360 to judge by."""
     x, y = load_digits(return_X_y=True)
-    x = torch.tensor(x / 16.0, dtype=torch.float32)
-    y = torch.tensor(y)
+    x, y = torch.tensor(x / 16.0, dtype=torch.float32), torch.tensor(y)
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(x)))
     train, valid = order[:1437], order[1437:]
+    return (x[train], y[train]), (x[valid], y[valid])
+
+
+def fashion(folder: Path, n: int) -> tuple[Split, Split]:
+    """Fashion-MNIST: ``n`` samples to train on, 2,000 others to judge by."""
+
+    def read(name: str, header: int) -> Tensor:
+        with gzip.open(folder / f"{name}.gz") as file:
+            return torch.from_numpy(np.frombuffer(file.read(), dtype=np.uint8)[header:].copy())
+
+    x = read("train-images-idx3-ubyte", 16).view(-1, 784).float() / 255
+    y = read("train-labels-idx1-ubyte", 8).long()
+    return (x[:n], y[:n]), (x[-2000:], y[-2000:])
+
+
+def data_of(args: argparse.Namespace) -> tuple[Split, Split]:
+    """Training and validation data."""
+    return digits() if args.data == "digits" else fashion(args.folder, args.samples)
+
+
+def starts(args: argparse.Namespace) -> None:
+    """Print the table of starts."""
+    train, valid = data_of(args)
     rates = [10.0**e for e in np.linspace(-5, 0, args.rates)]
     cases = [f"{o}, {m}" for o in OPTIMIZERS for m in (MOVES if o in MOVABLE else ["fixed"])]
 
@@ -125,14 +161,14 @@ def starts(args: argparse.Namespace) -> None:
         optimizer, _, moves = trial.suggest_categorical("case", cases).partition(", ")
         lr = trial.suggest_categorical("lr", rates)
         trial.suggest_categorical("replica", list(range(args.replicas)))  # the trial's seed makes other weights
-        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        model = nn.Sequential(nn.Linear(train[0].shape[1], 64), nn.ReLU(), nn.Linear(64, 10))
         made = OPTIMIZERS[optimizer](model.parameters(), lr)
         return shoal.Recipe(model, made, nn.CrossEntropyLoss(), 32, extensions=MOVES[moves](optimizer))
 
     study = shoal.tune(
         define,
-        train=(x[train], y[train]),
-        valid=(x[valid], y[valid]),
+        train=train,
+        valid=valid,
         metric="accuracy",
         n_trials=len(cases) * len(rates) * args.replicas,
         max_epochs=args.max_epochs,
@@ -155,18 +191,100 @@ def starts(args: argparse.Namespace) -> None:
         print(f"| {optimizer} | {moves} | {good} of {len(mine)} | {np.nanmax(mine):.3f} | {worst:.3f} |")
 
 
+def curves(args: argparse.Namespace, make: Callable[[nn.Module], shoal.Recipe], seeds: int) -> tuple[Any, float]:
+    """A study of so many seeds of one recipe, and the CPU seconds that it took."""
+    train, valid = data_of(args)
+
+    def define(trial: optuna.Trial) -> shoal.Recipe:
+        trial.suggest_categorical("replica", list(range(seeds)))
+        return make(nn.Sequential(nn.Linear(train[0].shape[1], 64), nn.ReLU(), nn.Linear(64, 10)))
+
+    before = cpu_s()
+    study = shoal.tune(
+        define,
+        train=train,
+        valid=valid,
+        metric="accuracy",
+        n_trials=seeds,
+        max_epochs=args.max_epochs,
+        sampler="grid",
+        scheduler="none",
+        progress=False,
+    )
+    return study, cpu_s() - before
+
+
+def batch(args: argparse.Namespace) -> None:
+    """Print the table of batch sizes."""
+    torch.set_num_threads(1)
+    n = len(data_of(args)[0][0])
+
+    def recipe(model: nn.Module, size: int, lr: float, moves: Sequence[Extension] = ()) -> shoal.Recipe:
+        return shoal.Recipe(
+            model, torch.optim.Adam(model.parameters(), lr=lr), nn.CrossEntropyLoss(), size, extensions=moves
+        )
+
+    sizes = [16, 32, 64, 128, 256, 512]
+    fixed = {f"{b}": (lambda m, b=b: recipe(m, b, 1e-3 * math.sqrt(b / 32))) for b in sizes}
+    moving = {
+        f"moves, from {b}": (
+            lambda m, b=b: recipe(m, b, 1e-3 * math.sqrt(b / 32), [BatchSize(bounds=(16, 512), every=4)])
+        )
+        for b in (32, 256)
+    }
+    curves(args, fixed["32"], 2)  # whatever a process loads and builds is there for all that count
+    print(
+        "| batch size | samples to the target | updates | CPU s per lane to the target | in the last epoch |\n|"
+        + " --- |" * 5
+    )
+    for name, make in {**fixed, **moving}.items():
+        study, spent = curves(args, make, args.replicas)
+        mean = np.mean([[row.value for row in t.rows] for t in study.record.trials], axis=0)
+        reached = np.flatnonzero(mean >= args.target)
+        epochs = int(reached[0]) + 1 if len(reached) else 0
+        path = [t.values for t in (study.trajectories(i).get("batch_size") for i in range(args.replicas)) if t]
+        used = np.array(path) if path else np.full((args.replicas, args.max_epochs), float(name))
+        updates = np.ceil(n / used[:, :epochs]).sum(1).mean()
+        seconds = spent / args.replicas / args.max_epochs * epochs
+        last = f"{used[:, -1].mean():.0f}, accuracy {mean[-1]:.4f}"
+        shown = f"{epochs * n} | {updates:.0f} | {seconds:.2f}" if epochs else "not reached | | "
+        print(f"| {name} | {shown} | {last} |", flush=True)
+
+
+def shapes(args: argparse.Namespace) -> None:
+    """Print the table of learned activations."""
+    cases: dict[str, Sequence[Extension]] = {"relu": []}
+    cases |= {shape: [Activation(shape=shape)] for shape in ("prelu", "swish", "bias", "mixture")}
+    print("| activation | mean accuracy | standard error |\n|" + " --- |" * 3)
+    for name, moves in cases.items():
+
+        def make(model: nn.Module, moves: Sequence[Extension] = moves) -> shoal.Recipe:
+            optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+            return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(), 32, extensions=moves)
+
+        study, _ = curves(args, make, args.replicas)
+        values = [t.value for t in study.record.trials]
+        error = statistics.stdev(values) / math.sqrt(len(values))
+        print(f"| {name} | {statistics.mean(values):.4f} | {error:.4f} |", flush=True)
+
+
 def main() -> None:
     """Measure and print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cost", "starts"])
+    parser.add_argument("what", choices=["cost", "starts", "batch", "shapes"])
     parser.add_argument("--trials", type=int, default=32, help="cost: lanes")
     parser.add_argument("--epochs", type=int, nargs=2, default=[2, 22], help="cost: epochs of the two runs")
     parser.add_argument("--repeats", type=int, default=3, help="cost: how often; the median counts")
     parser.add_argument("--rates", type=int, default=11, help="starts: learning rates from 1e-5 to 1")
     parser.add_argument("--replicas", type=int, default=2, help="starts: trials per learning rate")
     parser.add_argument("--max-epochs", type=int, default=20, help="starts: epochs of a trial")
+    parser.add_argument("--only", nargs="*", help="cost: which of the rows")
+    parser.add_argument("--data", choices=["digits", "fashion"], default="digits")
+    parser.add_argument("--folder", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--samples", type=int, default=10_000, help="of Fashion-MNIST")
+    parser.add_argument("--target", type=float, default=0.97, help="batch: accuracy to reach")
     args = parser.parse_args()
-    {"cost": cost, "starts": starts}[args.what](args)
+    {"cost": cost, "starts": starts, "batch": batch, "shapes": shapes}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,8 @@ OPTIMIZERS: dict[str, Callable[[Any], optim.Optimizer]] = {
 
 def define(trial: Any) -> Recipe:
     got = dict(trial.params)
-    model = nn.Sequential(nn.Linear(10, 12), nn.Tanh(), nn.Dropout(0.1), nn.Linear(12, 4)).to(
-        getattr(torch, got.pop("dtype", "float64"))
-    )
+    dtype = getattr(torch, got.pop("dtype", "float64"))
+    model = nn.Sequential(nn.Linear(10, 12), nn.Tanh(), nn.Dropout(0.1), nn.Linear(12, 4)).to(dtype)
     optimizer = OPTIMIZERS[got.pop("opt", "momentum")](model.parameters())
     batch, every = got.pop("batch", 20), got.pop("schedule", "")
     schedule = None
@@ -61,7 +60,7 @@ def define(trial: Any) -> Recipe:
     if got:
         got.setdefault("bounds", (4, 100))
         extensions.append(BatchSize(**got))
-    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=model[0].weight.dtype))
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=dtype))
     return Recipe(model, optimizer, loss, batch, schedule, every or "epoch", **shape, extensions=extensions)
 
 

@@ -105,9 +105,8 @@ def test_names_of_activations_are_those_that_lanes_know() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_settled_it_is_plain_pytorch(shape: str) -> None:
-    recipe = rebuild(define, specs_of([{"shape": shape, "start": 0.4, "choices": ("gelu", "tanh")}])[0], WORK)
-    model = recipe.model
+def test_settled_it_is_plain_pytorch(shape: Any) -> None:
+    model = parts(shape=shape, start=0.4, choices=("gelu", "tanh")).model
     shapes = [m for m in model.modules() if isinstance(m, LearnedShape)]
     with torch.no_grad():
         shapes[0].offset.copy_(torch.tensor([0.1, 0.9][-shapes[0].offset.numel() :]))
@@ -168,9 +167,9 @@ def parts(model: nn.Module | None = None, **asked: Any) -> Recipe:
 
 BAD: list[tuple[Callable[[], object], str]] = [
     (
-        lambda: Activation(shape="prelo"),
+        lambda: Activation(shape="prelo"),  # type: ignore[arg-type]
         r"must be 'prelu', 'swish', 'bias' or 'mixture', not 'prelo'. Did you mean 'prelu'",
-    ),  # type: ignore[arg-type]
+    ),
     (lambda: Activation(start=math.inf), r"Activation\(start=...\) must be a finite number or None, not inf"),
     (lambda: Activation(bounds=(0.5, 1.0)), r"Activation\(bounds=...\) = \(0.5, 1\) exclude its start, 0.25"),
     (lambda: Activation(bounds=(1.0, -1.0)), r"Activation\(bounds=...\) must have lowest < highest, not \(1.0, -1.0\)"),

@@ -190,7 +190,9 @@ class LaneNoise:
             n = trial.n_train(self._n)
             kept, scale = renewed(self._kept[i].cpu().numpy(), found, trial.recipe, n, trial.updates)
             self._kept[i] = torch.from_numpy(kept)
-            out[trial.spec.key] = paths_of(trial.batch_size, scale, found, (trial.updates - shape.n_updates + at).tolist())
+            out[trial.spec.key] = paths_of(
+                trial.batch_size, scale, found, (trial.updates - shape.n_updates + at).tolist()
+            )
         return out
 
 
