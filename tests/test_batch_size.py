@@ -16,6 +16,8 @@ from torch import Tensor, nn, optim
 
 import shoal
 from lanes_helpers import (
+    COMPILED,
+    KERNELS,
     Trail,
     assert_same_trail,
     class_data,
@@ -30,6 +32,8 @@ from lanes_helpers import (
 )
 from shoal.errors import RecipeError
 from shoal.extend import BatchSize, LearningRate
+from shoal.lanes import native
+from shoal.lanes.compiled._runner import obstacle
 from shoal.lanes.noise_scale import clock_of, estimates, factor_of, renewed, size_of
 from shoal.lanes.order import epoch_shape, quantum
 from shoal.recipe import Recipe
@@ -240,6 +244,32 @@ def test_lanes_are_the_plain_loop() -> None:
             if spec.params.get("step") == 0:
                 assert found == [20.0] * 4
     assert moved == {1.0, -1.0}  # some grew, some shrank
+
+
+def test_compiled_epochs_measure_and_move_too() -> None:
+    native.prepare()
+    native.wait()
+    found = native.kernels()
+    if found is None:
+        pytest.skip("no compiler")
+    KERNELS.append(found)
+    COMPILED.append(True)
+    try:
+        specs = specs_of([CASES[0], CASES[1], CASES[3], CASES[5], CASES[6], {"opt": "adamw"}])
+        fleet = open_fleet(define, specs[0], 2, WORK)
+        fleet.admit(ready(define, specs[0], WORK))
+        assert fleet.compiled is not None and not obstacle(fleet.compiled, fleet)
+        fused = train_fused(define, specs, WORK, 4)
+    finally:
+        COMPILED.pop()
+        KERNELS.pop()
+    for spec in specs:
+        solo = train_solo(define, spec, WORK, 4)
+        assert_same_trail(fused[spec.number], solo, 1e-9)
+        for a, b in zip(fused[spec.number].rows, solo.rows, strict=True):
+            assert a.trajectories.keys() == b.trajectories.keys()
+            for name, path in a.trajectories.items():
+                assert path == pytest.approx(b.trajectories[name], rel=1e-8), (name, spec.params)
 
 
 def test_neighbours_change_no_bit_whether_they_move_or_not() -> None:
