@@ -14,11 +14,13 @@ from torch import nn, optim
 
 import shoal
 from shoal.errors import UsageError
+from shoal.objectives import Objectives
 from shoal.pruning import PrunerScheduler
 from shoal.records import EpochRow, Event, TrialResult, TrialState
 from shoal.schedulers import Observation
 from shoal.stopping import Limits, Tally
 
+ONE = {1.0: Objectives(("loss",), ("minimize",)), -1.0: Objectives(("accuracy",), ("maximize",))}
 F, S, X = TrialState.FINISHED, TrialState.STOPPED, TrialState.FAILED
 
 
@@ -48,18 +50,18 @@ def ended(*ends: tuple[int, TrialState, float | None]) -> list[TrialResult]:
 )
 def test_when_to_stop(limits: Limits, sign: float, results: Sequence[TrialResult], reason: str) -> None:
     rows = [EpochRow(n, e, 0.0, 0.0, {}) for n in (0, 1) for e in (1, 2, 3)]
-    tally = Tally(limits, sign)
+    tally = Tally(limits, ONE[sign])
     tally.count(rows, [], [])
     for r in results:
         tally.count([], [r], [])
     assert tally.reason == reason
     by_trial = {n: [r for r in rows if r.trial == n] for n in (0, 1)}
     shuffled = random.Random(0).sample(list(results), len(results))
-    assert Tally.of(limits, sign, by_trial, {r.number: r for r in shuffled}, []).reason == reason
+    assert Tally.of(limits, ONE[sign], by_trial, {r.number: r for r in shuffled}, []).reason == reason
 
 
 def test_a_paused_trial_has_had_its_chance_once() -> None:
-    tally = Tally(Limits(patience_trials=2), 1.0)
+    tally = Tally(Limits(patience_trials=2), ONE[1.0])
     tally.count([], ended((0, F, 0.5)), [])
     tally.count([], [], [Event(1, "paused", 1), Event(1, "promoted", 1)])
     tally.count([], ended((1, S, 0.9)), [Event(2, "paused", 1)])

@@ -58,9 +58,9 @@ class Memory:
     def __init__(self) -> None:
         self.search_space = IntersectionSearchSpace(include_pruned=True)
         self._tables: dict[tuple[tuple[str, Any], ...], _Table] = {}
-        # (Ended trial, reports of it if it was pruned) -> how it sorts among its like, best first. A trial that was paused,
-        # and so pruned, may get further.
-        self._keys: dict[tuple[int, int], tuple[float, float]] = {}
+        # (Ended trial, reports of it if it was pruned, how many system attributes it has, constraints among them) -> how it sorts
+        # among its like, best first. A trial that was paused, and so pruned, may get further.
+        self._keys: dict[tuple[int, int, int], tuple[float, float]] = {}
         self.plain = True  # no trial has had constraints so far
 
     def table(self, space: dict[str, BaseDistribution]) -> _Table:
@@ -82,7 +82,7 @@ class Memory:
         return below
 
     def _key(self, t: FrozenTrial, sign: float) -> tuple[float, float]:
-        at = (t.number, -1 if t.state is TrialState.COMPLETE else len(t.intermediate_values))
+        at = (t.number, -1 if t.state is TrialState.COMPLETE else len(t.intermediate_values), len(t.system_attrs))
         found = self._keys.get(at)
         if found is None:
             if t.state is TrialState.COMPLETE:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.errors import UsageError
 from shoal.lanes.rng import derive
+from shoal.objectives import OPTUNA_PREFIX
 from shoal.records import Direction, ParamValue, TrialRecord, TrialResult, TrialSpec, TrialState
 from shoal.samplers import SamplerArgument, quiet, resolve
 from shoal.spaces import Grid, probe
@@ -40,7 +41,7 @@ class Asker:
     Args:
         sampler: A name ("tpe" is the default), a dict of a name and options, or an Optuna sampler object. An object keeps state
             between asks that Shoal cannot see, so a study that uses one does not repeat exactly after an interruption.
-        direction: The study's.
+        directions: The study's, one per objective.
         seed: The study's.
         enqueue: Parameters of the first trials; what a dict leaves out is sampled.
         warm: Ended trials of earlier studies, which samplers see and nobody else.
@@ -53,7 +54,7 @@ class Asker:
     def __init__(
         self,
         sampler: SamplerArgument,
-        direction: Direction,
+        directions: Direction | Sequence[Direction],
         seed: int,
         *,
         enqueue: Sequence[Mapping[str, ParamValue]] = (),
@@ -65,6 +66,12 @@ class Asker:
         from shoal._private import PrivateStorage
 
         self.plan = resolve(sampler)
+        self._directions = [directions] if isinstance(directions, str) else list(directions)
+        if self._several and self.plan.name in ("cmaes", "CmaEsSampler"):
+            raise UsageError(
+                f"sampler={self.plan.name!r} searches for one objective, and the study has {len(self._directions)}: use 'tpe', "
+                "'gp', 'nsgaii' or 'nsgaiii'."
+            )
         self.name, self.learns = self.plan.name, self.plan.learns
         self._seed, self._enqueue = seed, list(enqueue)
         self._grid: Grid | None = None
@@ -74,11 +81,15 @@ class Asker:
         self._storage = PrivateStorage()
         first = self.plan.given or self._fresh(0)
         with quiet():
-            self.study = optuna.create_study(direction=direction, sampler=first, storage=self._storage)
+            self.study = optuna.create_study(directions=self._directions, sampler=first, storage=self._storage)
         self._stopped = False
         # GridSampler and BruteForceSampler call this when they have tried everything.
         setattr(self.study, "stop", self._stop)  # noqa: B010
         self._offset = self._add_warm(warm, define)
+
+    @property
+    def _several(self) -> bool:
+        return len(self._directions) > 1
 
     def _stop(self) -> None:
         self._stopped = True
@@ -99,7 +110,7 @@ class Asker:
             )
         space: Space = probe(define)[0] if define is not None else {}
         for t in warm:
-            frozen = _frozen(t)
+            frozen = _frozen(t, self._several)
             names = [n for n, d in frozen.distributions.items() if space.get(n, d) == d]
             frozen.params = {n: frozen.params[n] for n in names}
             frozen.distributions = {n: frozen.distributions[n] for n in names}
@@ -196,20 +207,26 @@ class Asker:
         with quiet():
             if storage.get_trial(trial_id).state.is_finished():
                 storage.reopen(trial_id)
-            if state == "PRUNED" and result.value is not None:
+            for key, broken_by in result.outcome.constraints.items():
+                storage.set_trial_system_attr(trial_id, f"{OPTUNA_PREFIX}{key}", broken_by)
+            for key, value in result.outcome.measured.items():
+                storage.set_trial_user_attr(trial_id, key, value)
+            # With several objectives, Optuna knows no reports.
+            if state == "PRUNED" and result.value is not None and not self._several:
                 storage.set_trial_intermediate_value(trial_id, result.epoch, result.value)
             if result.lanes:
                 storage.set_trial_user_attr(trial_id, "standard_error", result.standard_error)
                 storage.set_trial_user_attr(trial_id, "lane_values", list(result.lanes))
             if state == "COMPLETE":
-                study.tell(number, result.value)
+                study.tell(number, list(result.outcome.values) or result.value)
             else:
                 study.tell(number, state=OptunaState[state])
 
     def restore(self, trials: Sequence[TrialRecord]) -> None:
         """Put an earlier session's trials back, in the order of their numbers; unfinished ones are running again."""
         with quiet():
-            self._storage.put_back(self.study._study_id, map(_frozen, sorted(trials, key=lambda t: t.spec.number)))
+            ordered = sorted(trials, key=lambda t: t.spec.number)
+            self._storage.put_back(self.study._study_id, (_frozen(t, self._several) for t in ordered))
 
     def plain_study(self) -> optuna.Study:
         """The study without the trials of earlier ones."""
@@ -218,7 +235,7 @@ class Asker:
         if not self._offset:
             return self.study
         with quiet():
-            study = optuna.create_study(direction=self.study.direction)
+            study = optuna.create_study(directions=self._directions)
             study.add_trials(self.study.get_trials(deepcopy=False)[self._offset :])
         return study
 
@@ -230,15 +247,16 @@ def _distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
 
 
-def _frozen(t: TrialRecord) -> FrozenTrial:
+def _frozen(t: TrialRecord, several: bool) -> FrozenTrial:
     import optuna
 
-    stopped = t.state is TrialState.STOPPED and t.value is not None
+    stopped = t.state is TrialState.STOPPED and t.value is not None and not several
     return optuna.trial.create_trial(
         state=optuna.trial.TrialState[_STATES[t.state]],
-        value=t.value if t.state is TrialState.FINISHED else None,
+        values=t.values if t.state is TrialState.FINISHED else None,
         params=dict(t.spec.params),
-        user_attrs=_lanes(t),
+        user_attrs={**_lanes(t), **t.outcome.measured},
+        system_attrs={f"{OPTUNA_PREFIX}{key}": broken_by for key, broken_by in t.outcome.constraints.items()},
         distributions={name: _distribution(d) for name, d in t.spec.distributions.items()},
         intermediate_values={t.epoch: t.value} if stopped and t.value is not None else {},
     )

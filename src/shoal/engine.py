@@ -43,8 +43,9 @@ class Ledger(Protocol):
         """Called for every trial that is paused, with the result that it would have if it ended here."""
         ...
 
-    def keep_weights(self, result: TrialResult, pool: Trainer) -> None:
-        """Called for every trial that finished, while its weights are still in the pool."""
+    def judge(self, result: TrialResult, rows: Sequence[EpochRow], pool: Trainer) -> TrialResult:
+        """Called for every trial that finished or was stopped, while what it trained is still in the pool, with this round's rows:
+        the result as it is to be recorded."""
         ...
 
     def progress(self, pool: Trainer, epochs_per_s: float, elapsed_s: float) -> Progress: ...
@@ -245,9 +246,8 @@ class Engine:
         now: float,
     ) -> None:
         """Carry verdicts out: lanes are freed, weights and everything that happened go to the ledger."""
+        results = [self.ledger.judge(r, rows, self.pool) for r in results]
         for result in results:
-            if result.state is TrialState.FINISHED:
-                self.ledger.keep_weights(result, self.pool)
             if result.number not in self._bare:
                 self.pool.remove(result.number)
             self._running.discard(result.number)

@@ -33,24 +33,33 @@ class History:
     rows: dict[int, list[EpochRow]] = field(default_factory=dict)
     results: dict[int, TrialResult] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    directions: tuple[Direction, ...] = ()  # of all objectives; by default that of the only one
+
+    def __post_init__(self) -> None:
+        self.directions = self.directions or (self.direction,)
 
     @classmethod
     def of(cls, record: StudyRecord, meta: dict[str, Json]) -> History:
         """The history that a record holds."""
-        history = cls(record.name, record.direction, meta, events=list(record.events))
+        history = cls(record.name, record.direction, meta, events=list(record.events), directions=record.directions)
         for t in record.trials:
             number = t.spec.number
             history.specs[number] = t.spec
             if t.rows:
                 history.rows[number] = list(t.rows)
             if t.state is not TrialState.RUNNING:
-                history.results[number] = TrialResult(number, t.state, t.value, t.epoch, t.reason, t.time_s)
+                history.results[number] = ended(t)
         return history
 
     @property
     def sign(self) -> float:
         """1 when lower values are better, -1 when higher ones are."""
         return 1.0 if self.direction == "minimize" else -1.0
+
+    @property
+    def finished(self) -> int:
+        """How many trials have finished."""
+        return sum(r.state is TrialState.FINISHED for r in self.results.values())
 
     @property
     def tick(self) -> int:
@@ -78,5 +87,12 @@ class History:
                 epoch = rows[-1].epoch if rows else 0
                 trials.append(TrialRecord(spec, TrialState.RUNNING, None, epoch, "", rows))
             else:
-                trials.append(TrialRecord(spec, r.state, r.value, r.epoch, r.reason, rows, r.time_s))
-        return StudyRecord(self.name, self.direction, tuple(trials), tuple(self.events), dict(self.meta))
+                trials.append(TrialRecord(spec, r.state, r.value, r.epoch, r.reason, rows, r.time_s, r.outcome))
+        return StudyRecord(
+            self.name, self.direction, tuple(trials), tuple(self.events), dict(self.meta), self.directions
+        )
+
+
+def ended(t: TrialRecord) -> TrialResult:
+    """How a trial that is not running ended."""
+    return TrialResult(t.spec.number, t.state, t.value, t.epoch, t.reason, t.time_s, outcome=t.outcome)

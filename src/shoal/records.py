@@ -1,7 +1,7 @@
 """The data that crosses Shoal's seams: frozen, plain, free of torch, Optuna, clocks and files.
 
-Glossary: a *value* is the metric a study is judged by, in the user's own direction; an *epoch* is counted from 1
-(``epoch=3`` is what was measured after three epochs of training); ``time_s`` is seconds since the study was first
+Glossary: a *value* is the metric a study is judged by, in the user's own direction (of several objectives, the first); an *epoch*
+is counted from 1 (``epoch=3`` is what was measured after three epochs of training); ``time_s`` is seconds since the study was first
 opened, for figures only: no decision reads it.
 """
 
@@ -11,6 +11,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from shoal.pareto import Point, front
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 ParamValue: TypeAlias = str | int | float | bool | None
@@ -86,6 +88,26 @@ class EpochRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a trial is judged by beside its value: nothing, unless its study has several objectives or constraints.
+
+    Attributes:
+        values: Of all objectives, in their order and in the user's directions; () for one objective, or a trial that was stopped.
+        constraints: "latency_ms <= 2" -> by how much it is broken; 0 or less means that it holds.
+        measured: What was measured of the model once, at the end: "n_parameters", "latency_ms".
+    """
+
+    values: tuple[float, ...] = ()
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether no constraint is broken."""
+        return all(value <= 0 for value in self.constraints.values())
+
+
+@dataclass(frozen=True, slots=True)
 class TrialResult:
     """How a trial ended. ``value`` is None for a failed trial; ``epoch`` is the epoch that ``value`` was measured at.
 
@@ -100,6 +122,7 @@ class TrialResult:
     time_s: float = 0.0
     lanes: tuple[float, ...] = ()
     standard_error: float | None = None
+    outcome: Outcome = Outcome()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +153,24 @@ class TrialRecord:
     reason: str
     rows: tuple[EpochRow, ...]
     time_s: float = 0.0
+    outcome: Outcome = Outcome()
+
+    @property
+    def number(self) -> int:
+        """The trial's number."""
+        return self.spec.number
+
+    @property
+    def params(self) -> Mapping[str, ParamValue]:
+        """Its parameters."""
+        return self.spec.params
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Its values, one per objective; () without any."""
+        if self.outcome.values or self.value is None:
+            return self.outcome.values
+        return (self.value,)
 
     @property
     def judged(self) -> EpochRow | None:
@@ -143,7 +184,9 @@ class StudyRecord:
 
     ``meta`` holds JSON facts under these keys: ``metric`` (name), ``options`` (keywords of ``tune``), ``fingerprint``
     (of ``define``'s code), ``space`` (name -> distribution JSON), ``test`` (metric name -> value on the test split, of
-    the winner), ``weights`` (trial number as str -> file), ``hardware``, ``elapsed_s``, ``winner`` (see `shoal.winner`).
+    the winner), ``weights`` (trial number as str -> file), ``hardware``, ``elapsed_s``, ``winner`` (see `shoal.winner`). Of a study
+    with several objectives also ``objectives`` (their names; ``metric`` and ``direction`` are the first one's), of one with
+    constraints ``constraints`` (such as "latency_ms <= 2").
     """
 
     name: str
@@ -151,12 +194,48 @@ class StudyRecord:
     trials: tuple[TrialRecord, ...]
     events: tuple[Event, ...]
     meta: Mapping[str, Json]
+    directions: tuple[Direction, ...] = ()  # of all objectives; by default that of the only one
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directions", self.directions or (self.direction,))
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The names of what trials are judged by, one per direction."""
+        names = self.meta.get("objectives")
+        return tuple(map(str, names)) if isinstance(names, list) else (str(self.meta.get("metric") or "value"),)
+
+    def point(self, trial: TrialRecord) -> Point:
+        """A trial's values, signed so that lower is better."""
+        return signed(trial.values, self.directions)
 
     def best(self) -> TrialRecord | None:
-        """The finished trial with the best value (the lower number wins a tie), or None when nothing has finished."""
+        """The finished trial with the best value (the lower number wins a tie), or None when nothing has finished.
+
+        Trials that break a constraint are left out. Of several objectives the first decides, among the trials of the front.
+        """
         sign = 1.0 if self.direction == "minimize" else -1.0
-        finished = [t for t in self.trials if t.state is TrialState.FINISHED and t.value is not None]
+        finished = self.front() if len(self.directions) > 1 else self._feasible()
         return min(finished, key=lambda t: (sign * (t.value or 0.0), t.spec.number), default=None)
+
+    def front(self) -> tuple[TrialRecord, ...]:
+        """The Pareto front, by trial number: finished trials that break no constraint and that no such trial dominates."""
+        finished = [t for t in self._feasible() if len(t.values) == len(self.directions)]
+        on = front([self.point(t) for t in finished])
+        return tuple(t for t, here in zip(finished, on, strict=True) if here)
+
+    def _feasible(self) -> list[TrialRecord]:
+        finished = (t for t in self.trials if t.state is TrialState.FINISHED and t.value is not None)
+        return [t for t in finished if t.outcome.feasible]
+
+
+def signed(values: tuple[float, ...], directions: tuple[Direction, ...]) -> Point:
+    """Values, turned so that lower is better.
+
+    >>> signed((0.5, 3.0), ("maximize", "minimize"))
+    (-0.5, 3.0)
+    """
+    return tuple(v if d == "minimize" else -v for v, d in zip(values, directions, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ class Refitter:
         number = trial.spec.number
         if number not in self._weights:
             assert trial.value is not None  # only a finished trial wins
-            self._weights.offer(number, trial.value, lambda: self._train(trial))
+            self._weights.offer(number, trial.values, lambda: self._train(trial))
 
     def _train(self, trial: TrialRecord) -> dict[str, Tensor]:
         solo = Solo(trial.spec, self._rebuild(trial.spec), self._work)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, cast
 from shoal.asking import Asker
 from shoal.engine import Standing
 from shoal.errors import StorageError, UsageError
-from shoal.history import History
+from shoal.history import History, ended
+from shoal.objectives import Objectives
 from shoal.records import Direction, Event, Json, StudyRecord, TrialRecord, TrialResult, TrialSpec, TrialState
 from shoal.schedulers import Observation, Scheduler
 from shoal.snapshots import Snapshot, Snapshots, of_meta, whole
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(
-    storage: str | Path | None, direction: Direction, name: str | None = None
+    storage: str | Path | None, directions: Sequence[Direction], name: str | None = None
 ) -> Iterator[tuple[StudyStore | None, StudyRecord | None]]:
     """The stored study, owned until the context ends, and what it holds; (None, None) without one."""
     if storage is None:
@@ -32,7 +33,7 @@ def opened(
         return
     from shoal.storage import DEFAULT_NAME, StudyStore
 
-    with StudyStore.open(storage, name=DEFAULT_NAME if name is None else name, direction=direction) as store:
+    with StudyStore.open(storage, name=DEFAULT_NAME if name is None else name, directions=directions) as store:
         record = store.load()
         yield store, (record if record.trials or record.meta else None)
 
@@ -84,7 +85,7 @@ def restore(
     *,
     asker: Asker,
     store: StudyStore | None,
-    direction: Direction,
+    directions: tuple[Direction, ...],
     max_epochs: int,
     pauses: bool,
     best_epoch: bool,
@@ -103,13 +104,14 @@ def restore(
         weights: Those kept so far, when they are at hand.
     """
     folder = None if store is None else store.beside(".weights")
-    sign = 1.0 if direction == "minimize" else -1.0
+    signs = tuple(1.0 if direction == "minimize" else -1.0 for direction in directions)
     name = "shoal" if store is None else store.name
     if previous is None:
-        start = Restored(History(name, direction, dict(facts)), weights or WeightStore(folder, sign), Standing())
+        history = History(name, directions[0], dict(facts), directions=directions)
+        start = Restored(history, weights or WeightStore(folder, signs), Standing())
     else:
-        start = _exactly(previous, facts, store, max_epochs, folder, sign) or _roughly(
-            previous, facts, store, max_epochs, pauses, folder, sign
+        start = _exactly(previous, facts, store, max_epochs, folder, signs) or _roughly(
+            previous, facts, store, max_epochs, pauses, folder, signs
         )
         if weights is not None:
             start = replace(start, weights=weights)
@@ -145,7 +147,7 @@ def _exactly(
     store: StudyStore | None,
     max_epochs: int,
     folder: Path | None,
-    sign: float,
+    signs: tuple[float, ...],
 ) -> Restored | None:
     """Go back to the last snapshot, from where all that came after it will come again; None where that cannot be promised.
 
@@ -177,7 +179,7 @@ def _exactly(
             trials.append(t)
             continue
         if t.state is not TrialState.RUNNING:
-            ended_before[number] = TrialResult(number, t.state, t.value, t.epoch, t.reason, t.time_s)
+            ended_before[number] = ended(t)
         later |= {row.time_s for row in t.rows if row.epoch > kept}
         if number < at.n_asked:
             rows = tuple(row for row in t.rows if row.epoch <= kept)
@@ -187,16 +189,14 @@ def _exactly(
     same = all(previous.meta.get(key) == facts[key] for key in ("options", "hardware", "sampler", "scheduler"))
     if (anything and not same) or len(previous.events) < at.n_events:
         return None
-    record = StudyRecord(
-        previous.name, previous.direction, tuple(trials), previous.events[: at.n_events], previous.meta
-    )
+    record = replace(previous, trials=tuple(trials), events=previous.events[: at.n_events])
     history = History.of(record, {**previous.meta, **facts, "elapsed_s": at.time_s})
     store.rewind(at.n_events)
     until = max([at.tick + len(later), *(e.tick for e in events)])
     running = {n: epoch for n, epoch in at.open.items() if n not in at.paused}
     return Restored(
         history,
-        WeightStore(folder, sign, _weights_kept(trials, folder)),
+        _weights(record, folder, signs),
         Standing(at.tick, running, at.paused, frozenset(at.bare)),
         [history.specs[n] for n in at.pending],
         asked_before,
@@ -215,7 +215,7 @@ def _roughly(
     max_epochs: int,
     pauses: bool,
     folder: Path | None,
-    sign: float,
+    signs: tuple[float, ...],
 ) -> Restored:
     """Go on with what the rows allow: trials that were running start again from their first epoch, paused ones if promoted."""
     longer = max_epochs > _max_epochs(previous, max_epochs)
@@ -223,7 +223,7 @@ def _roughly(
     states = {TrialState.RUNNING, TrialState.FINISHED} if longer else {TrialState.RUNNING}
     again = [t.spec.number for t in previous.trials if t.state in states and t.spec.number not in paused]
     trials = tuple(_reopened(t) if t.spec.number in again else t for t in previous.trials)
-    record = StudyRecord(previous.name, previous.direction, trials, previous.events, previous.meta)
+    record = replace(previous, trials=trials)
     # A winner that trains again is another one: what was measured on it no longer holds.
     stale = ("winner", "test", "test_trial") if longer else ()
     meta = {**{k: v for k, v in previous.meta.items() if k not in stale}, **facts}
@@ -235,7 +235,7 @@ def _roughly(
             weights_file(folder, number).unlink(missing_ok=True)
     return Restored(
         history,
-        WeightStore(folder, sign, _weights_kept(trials, folder)),
+        _weights(record, folder, signs),
         Standing(history.tick, paused=paused, bare=frozenset(paused)),
         [history.specs[n] for n in sorted(again)],
     )
@@ -276,14 +276,16 @@ def _reopened(trial: TrialRecord) -> TrialRecord:
     return TrialRecord(trial.spec, TrialState.RUNNING, None, 0, "", ())
 
 
-def _weights_kept(trials: Sequence[TrialRecord], folder: Path | None) -> dict[int, tuple[float, str]]:
-    """Trial number -> (value, file). The folder and not the list in the study file: a study that was killed had no time to
+def _weights(record: StudyRecord, folder: Path | None, signs: tuple[float, ...]) -> WeightStore:
+    """The weights that are there. The folder says so and not the list in the study file: a study that was killed had no time to
     bring that up to date."""
     if folder is None:
-        return {}
-    finished = {t.spec.number: t.value for t in trials if t.state is TrialState.FINISHED and t.value is not None}
-    paths = {number: weights_file(folder, number) for number in finished}
-    return {number: (finished[number], str(path)) for number, path in paths.items() if path.exists()}
+        return WeightStore(None, signs)
+    finished = [t for t in record.trials if t.state is TrialState.FINISHED and t.value is not None]
+    paths = {t.spec.number: weights_file(folder, t.spec.number) for t in finished}
+    known = {t.spec.number: (t.values, str(paths[t.spec.number])) for t in finished if paths[t.spec.number].exists()}
+    seen = {t.spec.number: t.values for t in record.front()} if len(signs) > 1 else {}
+    return WeightStore(folder, signs, known, seen)
 
 
 def show(scheduler: Scheduler, history: History) -> None:
@@ -300,14 +302,20 @@ def show(scheduler: Scheduler, history: History) -> None:
         scheduler.observe(seen)
 
 
-def warm_trials(earlier: StudyRecord, direction: Direction, metric: str) -> list[TrialRecord]:
+def warm_trials(earlier: StudyRecord, wanted: Objectives) -> list[TrialRecord]:
     """The trials of an earlier study that a sampler can learn from.
 
     Raises:
-        UsageError: It was judged by another metric or in the other direction.
+        UsageError: It was judged by other metrics or in other directions.
     """
-    judged = earlier.meta.get("metric", metric)
-    if judged != metric or earlier.direction != direction:
+    names = earlier.objectives if earlier.meta.get("metric") else wanted.names
+    if names != wanted.names or earlier.directions != wanted.directions:
+        if wanted.several or len(names) > 1:
+            had = replace(wanted, names=names, directions=earlier.directions).wanted
+            raise UsageError(
+                f"warm_start needs a study that was judged as this one is: it had {had}, this one has {wanted.wanted}."
+            )
+        judged, metric, direction = names[0], wanted.names[0], wanted.directions[0]
         raise UsageError(
             f"warm_start needs a study that was judged as this one is: it had {judged!r} to {earlier.direction}, this one has "
             f"{metric!r} to {direction}."
@@ -330,6 +338,10 @@ def check_same(previous: StudyRecord, facts: Mapping[str, Json]) -> None:
         raise StorageError(
             f"study {previous.name!r} is judged by {previous.meta['metric']!r}, not by {facts['metric']!r}. {advice}"
         )
+    for key, what in (("objectives", "is judged by"), ("constraints", "has the constraints")):
+        had, has = previous.meta.get(key), facts.get(key)
+        if "metric" in previous.meta and had != has:
+            raise StorageError(f"study {previous.name!r} {what} {_listed(had)}, not {_listed(has)}. {advice}")
     if _digest(previous.meta.get("folds")) != _digest(facts.get("folds")):
         raise StorageError(
             f"study {previous.name!r} was started with other folds or seeds (does the splitter have a random_state?). {advice}"
@@ -345,6 +357,10 @@ def check_same(previous: StudyRecord, facts: Mapping[str, Json]) -> None:
             raise UsageError(
                 f"study {previous.name!r} trains up to {before['max_epochs']} epochs; it cannot go on with fewer."
             )
+
+
+def _listed(names: Json) -> str:
+    return ", ".join(map(repr, names)) if isinstance(names, list) else "none"
 
 
 def _digest(folds: Json) -> tuple[Json, ...]:

@@ -8,13 +8,14 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from shoal._text import format_number
 from shoal.asking import Asker
 from shoal.bystander import Bystander
 from shoal.data import Datasets
@@ -26,6 +27,8 @@ from shoal.lanes.parts import Parts
 from shoal.lanes.pool import Candidate
 from shoal.lanes.workers import Trainer
 from shoal.loggers import Logging
+from shoal.measuring import properties_of
+from shoal.objectives import Objectives
 from shoal.progress import ProgressMode, make_progress
 from shoal.recipe import Recipe
 from shoal.records import EpochRow, Event, Progress, TrialRecord, TrialResult, TrialSpec, TrialState
@@ -61,11 +64,14 @@ class Session:
         start: Restored,
         best_epoch: bool,
         limits: Limits,
+        objectives: Objectives,
+        device: torch.device,
         logging: Logging,
         parts: Parts | None = None,
         trial_timeout_s: float | None = None,
     ) -> None:
         self._limit_s = trial_timeout_s
+        self._objectives, self._device = objectives, device
         history, weights = start.history, start.weights
         self.history, self.n_trials, self.pending = history, n_trials, list(start.pending)
         self._asked_before = deque(start.asked_before)
@@ -79,7 +85,7 @@ class Session:
         self._bystander = Bystander()
         self.interrupted = self.timed_out = self.terminated = False
         self.stop_reason = ""
-        self._tally = Tally.of(limits, history.sign, history.rows, history.results, history.events)
+        self._tally = Tally.of(limits, objectives, history.rows, history.results, history.events)
         self._started = time.monotonic() - history.elapsed_s
         self._failures: list[str] = []
         # Configurations that are in training, if discrete; for a sampler that tries each once, those that were as well.
@@ -316,18 +322,61 @@ class Session:
     def pause(self, provisional: TrialResult) -> None:
         self._asker.tell(provisional)
 
-    def keep_weights(self, result: TrialResult, pool: Trainer) -> None:
-        if self._parts.folds:  # the winner is trained again, on all folds together
-            return
-        assert result.value is not None
-        number = result.number
-        self._weights.offer(number, result.value, lambda: pool.state_dict(number, remembered=self._best_epoch))
+    def judge(self, result: TrialResult, rows: Sequence[EpochRow], pool: Trainer) -> TrialResult:
+        """A result with all that its trial is judged by; the weights of the best are kept."""
+        if result.state is TrialState.FAILED or result.value is None:
+            return result
+        judged = self._judge(result, rows, pool)
+        point = self._objectives.point(judged) if judged.state is TrialState.FINISHED else None
+        if (
+            point is not None and not self._parts.folds
+        ):  # with folds, the winner is trained again, on all of them together
+            number = result.number
+            values = judged.outcome.values or (result.value,)
+            self._weights.offer(number, values, lambda: pool.state_dict(number, remembered=self._best_epoch))
+        return judged
+
+    def _judge(self, result: TrialResult, rows: Sequence[EpochRow], pool: Trainer) -> TrialResult:
+        """A result with its outcome; of a finished trial that cannot be judged, how it failed."""
+        wanted, number, value = self._objectives, result.number, cast(float, result.value)
+        if wanted.plain:
+            return result
+        epochs = [*self.history.rows.get(number, ()), *(r for r in rows if r.trial == number)]
+        metrics: Mapping[str, float] = next((r.metrics for r in reversed(epochs) if r.epoch == result.epoch), {})
+        try:
+            if result.state is not TrialState.FINISHED:
+                known = self._properties(number, pool, [n for n in wanted.properties if n != "latency_ms"])
+                return replace(result, outcome=wanted.judge_stopped(value, metrics, known))
+            if missing := wanted.missing(metrics):
+                raise RecipeError(no_outputs(missing), trial=number)
+            outcome = wanted.judge(value, metrics, self._properties(number, pool, wanted.properties))
+            if odd := wanted.odd(outcome):
+                raise RecipeError(f"its {odd} was not a number in epoch {result.epoch}.", trial=number)
+        except Exception as error:
+            return replace(result, state=TrialState.FAILED, value=None, reason=_said(number, error))
+        return replace(result, outcome=outcome)
+
+    def _properties(self, number: int, pool: Trainer, names: Sequence[str]) -> dict[str, float]:
+        """What is measured of a trial's model. In a round that is run again it is what was measured then."""
+        before = self._ended_before.get(number)
+        if before is not None and all(name in before.outcome.measured for name in names):
+            return {name: before.outcome.measured[name] for name in names}
+        if not names:
+            return {}
+        spec = self._parts.split(self.history.specs[number])[0]
+        recipe = replay(self._define, spec, self._n_train, self._data.train.form)
+        if "latency_ms" in names:
+            trained = pool.state_dict(number, remembered=self._best_epoch)
+            recipe.model.load_state_dict(trained, strict=False)  # tied parameters are there once
+        sample = tuple(t[:1].to(self._device) for t in self._data.valid.tensors)
+        return properties_of(recipe, names, sample, self._device)
 
     def progress(self, pool: Trainer, epochs_per_s: float, elapsed_s: float) -> Progress:
         history = self.history
         states = [r.state for r in history.results.values()]
         finished = [r for r in history.results.values() if r.state is TrialState.FINISHED and r.value is not None]
-        best = min(finished, key=lambda r: (history.sign * cast(float, r.value), r.number), default=None)
+        feasible = [r for r in finished if r.outcome.feasible]
+        best = min(feasible, key=lambda r: (history.sign * cast(float, r.value), r.number), default=None)
         paused = self.n_asked - len(self.pending) - len(states) - pool.n_running
         done = len(states) + paused  # most of those that are paused never go on
         remaining = elapsed_s / done * (self.n_trials - done) if done else None
@@ -349,7 +398,31 @@ class Session:
             elapsed_s=elapsed_s,
             remaining_s=remaining,
             paused=paused,
+            message=self._in_words(len(finished) - len(feasible)),
         )
+
+    def _in_words(self, n_broken: int) -> str:
+        """The Pareto front, and how many finished trials break a constraint; nothing where one metric is all."""
+        wanted, points = self._objectives, self._tally.front.points
+        said = []
+        if wanted.several and points:
+            values = [self.history.results[number].outcome.values for number in points]
+            ranges = [
+                f"{name} {format_number(min(own))} to {format_number(max(own))}"
+                for name, own in zip(wanted.names, zip(*values, strict=True), strict=True)
+            ]
+            said.append(f"Pareto front: {len(points)} trial{'s' if len(points) > 1 else ''}, {', '.join(ranges)}")
+        if n_broken:
+            said.append(f"{n_broken} finished trial{'s break' if n_broken > 1 else ' breaks'} a constraint")
+        return "; ".join(said)
+
+
+def no_outputs(metric: str) -> str:
+    """What to do about a metric that could not be measured."""
+    return (
+        f"the metric {metric!r} is measured on outputs, and a callable loss shows none: add predict=lambda model, batch: ... to "
+        "the recipe, or use metric='loss'."
+    )
 
 
 def _said(number: int, error: Exception) -> str:

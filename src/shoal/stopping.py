@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 from shoal.errors import UsageError
-from shoal.records import EpochRow, Event, TrialResult, TrialState
+from shoal.objectives import Objectives
+from shoal.pareto import Front, Point, covers
+from shoal.records import EpochRow, Event, TrialResult, TrialState, signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,8 @@ class Limits:
 
     Args:
         max_total_epochs: Start no further round once all trials together have trained so many epochs, 1 or more.
-        target_value: Stop once a finished trial is as good as this value, or better.
+        target_value: Stop once a finished trial is as good as this value, or better; of several objectives one each, all reached
+            by the same trial.
         patience_trials: Stop once so many trials in a row, 1 or more, have ended or been paused without the best getting better.
 
     Raises:
@@ -25,7 +28,7 @@ class Limits:
     """
 
     max_total_epochs: int | None = None
-    target_value: float | None = None
+    target_value: float | Sequence[float] | None = None
     patience_trials: int | None = None
 
     def __post_init__(self) -> None:
@@ -33,9 +36,17 @@ class Limits:
             number = getattr(self, name)
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
                 raise UsageError(f"{name} must be a whole number of at least 1, or None; not {number!r}.")
-        bad = isinstance(self.target_value, bool) or not isinstance(self.target_value, int | float | None)
-        if bad or (self.target_value is not None and math.isnan(self.target_value)):
-            raise UsageError(f"target_value must be a number, or None; not {self.target_value!r}.")
+        for target in self.targets or ():
+            if isinstance(target, bool) or not isinstance(target, int | float) or math.isnan(target):
+                raise UsageError(f"target_value must be a number, or None; not {target!r}.")
+
+    @property
+    def targets(self) -> tuple[float, ...] | None:
+        """The targets, one per objective."""
+        target = self.target_value
+        if isinstance(target, list | tuple):
+            return tuple(target)
+        return None if target is None else (cast(float, target),)
 
 
 @final
@@ -44,26 +55,31 @@ class Tally:
 
     Args:
         limits: When to stop.
-        sign: 1 when lower values are better, -1 when higher ones are.
+        objectives: Which way is better.
+
+    Attributes:
+        front: The values of the best so far, lower is better: of one objective a single trial's, of several the Pareto front's.
     """
 
-    def __init__(self, limits: Limits, sign: float) -> None:
-        self._limits, self._sign = limits, sign
+    def __init__(self, limits: Limits, objectives: Objectives) -> None:
+        self._limits, self._objectives = limits, objectives
+        self.front = Front()
         self._epochs = 0
-        self._best: TrialResult | None = None
+        self._best: TrialResult | None = None  # the last that was an improvement
+        self._reached: TrialResult | None = None
         self._since: set[int] = set()  # trials that have left their lanes since the best one ended
 
     @classmethod
     def of(
         cls,
         limits: Limits,
-        sign: float,
+        objectives: Objectives,
         rows: Mapping[int, Sequence[EpochRow]],
         results: Mapping[int, TrialResult],
         events: Sequence[Event],
     ) -> Tally:
         """A tally of what happened in earlier sessions, in the order of its times."""
-        tally = cls(limits, sign)
+        tally = cls(limits, objectives)
         tally._epochs = sum(len(r) for r in rows.values())
         rounds: dict[float, tuple[list[TrialResult], list[Event]]] = {}  # all of a round bears the same time
         for number in sorted(results):
@@ -83,13 +99,18 @@ class Tally:
             if r.state is not TrialState.FAILED:
                 self._since.add(r.number)
         for r in results:
-            if r.state is not TrialState.FINISHED or r.value is None:
+            point = self._objectives.point(r) if r.state is TrialState.FINISHED else None
+            if point is None:
                 continue
-            if self._best is None or self._better(r.value, self._best.value):
+            if self.front.add(r.number, point):
                 self._best, self._since = r, set()
+            if self._reached is None and self._target is not None and covers(point, self._target):
+                self._reached = r
 
-    def _better(self, a: float, b: float | None) -> bool:
-        return b is None or self._sign * a < self._sign * b
+    @property
+    def _target(self) -> Point | None:
+        targets = self._limits.targets
+        return None if targets is None else signed(targets, self._objectives.directions)
 
     @property
     def reason(self) -> str:
@@ -99,8 +120,16 @@ class Tally:
             return f"{self._epochs:,} epochs in all, the limit is {limits.max_total_epochs:,}"
         if best is None or best.value is None:
             return ""
-        if limits.target_value is not None and not self._better(limits.target_value, best.value):
+        if self._reached is not None and self._objectives.several:
+            values = ", ".join(f"{v:.6g}" for v in self._reached.outcome.values)
+            return f"trial {self._reached.number} has reached the targets: {values}"
+        if self._reached is not None:
             return f"trial {best.number} has reached the target: {best.value:.6g}"
         if limits.patience_trials is not None and len(self._since) >= limits.patience_trials:
-            return f"{len(self._since)} trials without an improvement on trial {best.number}"
+            what = (
+                "a new trial on the Pareto front"
+                if self._objectives.several
+                else f"an improvement on trial {best.number}"
+            )
+            return f"{len(self._since)} trials without {what}"
         return ""

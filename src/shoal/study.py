@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from shoal.history import History
 from shoal.lanes.fleet import Work
 from shoal.optimism import Optimism, optimism
 from shoal.recipe import Recipe
-from shoal.records import Json, StudyRecord, TrialRecord, TrialSpec, TrialState
+from shoal.records import Direction, Json, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.replay import Define, replay
 from shoal.restoring import opened
 from shoal.scores import Score, scores_of
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from shoal.extend import Trajectory
     from shoal.refitting import Refit
     from shoal.storage import StudyStore
+
+TrialArgument: TypeAlias = "int | TrialRecord | optuna.trial.FrozenTrial | None"
 
 
 class Study:
@@ -68,13 +70,58 @@ class Study:
         return self._history.record
 
     def _best(self) -> TrialRecord:
-        best = self.record.best()
+        record = self.record
+        if len(record.directions) > 1:
+            names = ", ".join(record.objectives)
+            raise StudyError(
+                f"study {self._history.name!r} has {len(record.directions)} objectives ({names}), so no trial is best in all of "
+                "them: best_trials has the Pareto front, and best_model(trial), refit(trial=...) and export(folder, trial=...) "
+                "take one of its trials."
+            )
+        best = record.best()
         if best is None:
             counts = ", ".join(f"{s}: {sum(r.state is s for r in self._history.results.values())}" for s in TrialState)
+            if n := self._history.finished:
+                raise StudyError(
+                    f"each of the {n} finished trials of study {self._history.name!r} breaks a constraint "
+                    f"({', '.join(map(str, cast(list[str], record.meta.get('constraints'))))}); run more trials, or allow more."
+                )
             raise StudyError(
                 f"no trial of study {self._history.name!r} has finished yet ({counts}); run more trials or epochs."
             )
         return best
+
+    def _chosen(self, trial: TrialArgument) -> TrialRecord:
+        """The trial that the user means; None is the best.
+
+        Raises:
+            UsageError: It is none of the study's finished trials.
+            StudyError: It is None, and there is no best trial.
+        """
+        if trial is None:
+            return self._best()
+        number = getattr(trial, "number", trial)
+        found = None
+        if isinstance(number, int) and not isinstance(number, bool):
+            found = next((t for t in self.record.trials if t.spec.number == number), None)
+        if found is None or found.state is not TrialState.FINISHED:
+            said = "there is none" if found is None else f"trial {number} is {found.state}"
+            raise UsageError(
+                f"trial= takes the number of a finished trial of study {self._history.name!r}, or the trial itself; got "
+                f"{number!r:.40}, and {said}."
+            )
+        return found
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Which way is better, one per objective."""
+        return list(self.record.directions)
+
+    @property
+    def best_trials(self) -> list[TrialRecord]:
+        """The Pareto front, by number: the finished trials that break no constraint, and that no other such trial equals in every
+        objective and beats in one. With one objective, all trials of the best value."""
+        return list(self.record.front())
 
     @property
     def best_trial(self) -> TrialRecord:
@@ -113,17 +160,22 @@ class Study:
         assert found is not None
         return found
 
-    def best_model(self) -> nn.Module:
+    def best_model(self, trial: TrialArgument = None) -> nn.Module:
         """The best trial's model with its trained weights, in evaluation mode, on the CPU.
 
         Of a study with folds it is trained on all folds' rows together, for as many epochs as the trial was judged by; with seeds
         alone, it is the model of the first seed.
 
+        Args:
+            trial: Another trial whose weights are kept, as a number or one of ``best_trials``; needed where there are several
+                objectives.
+
         Raises:
-            StudyError: If no trial has finished.
+            StudyError: If no trial has finished, or there are several objectives and no trial is named.
+            UsageError: If there is no such trial, or it has not finished.
             StorageError: If its weights are gone.
         """
-        return self._trained_best().model
+        return self._trained(self._chosen(trial)).model
 
     @property
     def test_scores(self) -> dict[str, Score]:
@@ -131,12 +183,13 @@ class Study:
         winner = self._history.meta.get("winner")
         return scores_of(winner.get("test")) if isinstance(winner, dict) else {}
 
-    def refit(self, *, epochs: int | None = None, seed: int | None = None) -> Refit:
+    def refit(self, *, epochs: int | None = None, seed: int | None = None, trial: TrialArgument = None) -> Refit:
         """Train the winner once more, on train + valid (or all folds), for as many epochs as it was judged by.
 
         Args:
             epochs: To train for, if not as many.
             seed: Of its weights and orders, if not the trial's own.
+            trial: Another finished trial than the best, as a number or one of ``best_trials``.
 
         Returns:
             The model with its test scores (see `shoal.refitting.Refit`).
@@ -147,7 +200,7 @@ class Study:
         """
         from shoal.refitting import refit
 
-        return refit(self._best(), self._define, self._work, epochs=epochs, seed=seed)
+        return refit(self._chosen(trial), self._define, self._work, epochs=epochs, seed=seed)
 
     def ensemble(self, k: int = 5) -> Ensemble:
         """The best ``k`` trials as one model that averages their predictions.
@@ -164,6 +217,11 @@ class Study:
         """
         from shoal.ensembles import Ensemble
 
+        if len(self._history.directions) > 1:
+            raise StudyError(
+                "an ensemble averages the best trials by one metric, and this study has several objectives; take models out of "
+                "best_trials with best_model(trial)."
+            )
         self._best()
         kept = self.weights.kept
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(kept):
@@ -174,7 +232,12 @@ class Study:
         return Ensemble({n: trained(specs[n], self._again, self.weights) for n in kept[:k]}, self._work)
 
     def export(
-        self, folder: str | Path, *, formats: Sequence[str] = ("script", "weights"), check: bool = False
+        self,
+        folder: str | Path,
+        *,
+        formats: Sequence[str] = ("script", "weights"),
+        check: bool = False,
+        trial: TrialArgument = None,
     ) -> Exported:
         """Write the winner into a folder that needs no Shoal.
 
@@ -183,6 +246,7 @@ class Study:
             formats: Any of "script" (``train.py``, which trains it again in plain PyTorch), "weights" (one safetensors file with
                 the architecture), "pt2" (``torch.export``) and "onnx" (needs the extra ``onnx``).
             check: Whether to run the script in an interpreter of its own and compare what it measures.
+            trial: Another trial than the best, whose weights are kept, as a number or one of ``best_trials``.
 
         Returns:
             What was written (see `shoal.export.Exported`).
@@ -194,12 +258,12 @@ class Study:
         """
         from shoal.export import export
 
-        best, recipe = self._best(), self._trained_best()
+        best = self._chosen(trial)
+        recipe = self._trained(best)
         fresh = self._again(best.spec)
         return export(self.record, best, self._define, recipe, fresh, self._data, folder, formats=formats, check=check)
 
-    def _trained_best(self) -> Recipe:
-        best = self._best()
+    def _trained(self, best: TrialRecord) -> Recipe:
         if self._refit is not None:  # of an interrupted study, whose end would have done so
             self._refit(best)
         return trained(best.spec, self._again, self.weights)
@@ -240,7 +304,7 @@ class Study:
         """
         self._history.meta[key] = fact
         if self._store is not None:
-            with opened(self._store.place.optuna_url, self._history.direction, self._store.name) as (store, _):
+            with opened(self._store.place.optuna_url, self._history.directions, self._store.name) as (store, _):
                 assert store is not None
                 store.set_meta(self._history.meta)
 

@@ -20,6 +20,7 @@ from shoal.engine import Engine, Rules
 from shoal.errors import RecipeError, StorageError, UsageError
 from shoal.folds import FoldsArgument, facts_of, make_parts
 from shoal.history import History
+from shoal.judging import DirectionArgument, MetricArgument, check_together, judged_by
 from shoal.lanes import native
 from shoal.lanes.decisions import Decisions
 from shoal.lanes.fleet import Work
@@ -30,7 +31,8 @@ from shoal.lanes.together import Together
 from shoal.lanes.workers import WorkerDied, n_workers, pools
 from shoal.loggers import Logger, Logging
 from shoal.loggers import check as check_loggers
-from shoal.metrics import Metric, further, resolve, standard_metrics
+from shoal.metrics import Metric, further, standard_metrics
+from shoal.objectives import Objectives
 from shoal.planner import total_lanes
 from shoal.progress import ProgressMode, stages_shown
 from shoal.recipe import Recipe
@@ -39,9 +41,9 @@ from shoal.refit import Refitter
 from shoal.replay import Define, check_space, fingerprint, replay, run_define
 from shoal.restoring import check_same, opened, recorded_pools, restore, show, warm_trials
 from shoal.samplers import SamplerArgument
-from shoal.schedulers import Asha, Promoter, Scheduler
+from shoal.schedulers import Asha, Fifo, Patience, Promoter, Scheduler
 from shoal.schedulers import resolve as resolve_scheduler
-from shoal.session import Session, candidate
+from shoal.session import Session, candidate, no_outputs
 from shoal.signature import Signer
 from shoal.spaces import check_points
 from shoal.stopping import Limits
@@ -63,8 +65,9 @@ def tune(
     train: Any,
     valid: Any = None,
     test: Any = None,
-    metric: str | Callable[..., float] | None = None,
-    direction: Direction | None = None,
+    metric: MetricArgument = None,
+    direction: DirectionArgument = None,
+    constraints: Sequence[str] = (),
     metrics: Sequence[str | Callable[..., float]] = (),
     value: Literal["last", "best"] = "last",
     folds: FoldsArgument = None,
@@ -84,7 +87,7 @@ def tune(
     timeout_s: float | None = None,
     trial_timeout_s: float | None = None,
     max_total_epochs: int | None = None,
-    target_value: float | None = None,
+    target_value: float | Sequence[float] | None = None,
     patience_trials: int | None = None,
     loggers: Sequence[Logger] = (),
     progress: ProgressMode = True,
@@ -97,8 +100,9 @@ def tune(
         valid: Likewise, or the fraction of ``train`` to split off (default 0.2). Trials are judged on it.
         test: Likewise, or None. Touched once, for the winner.
         metric: A name ("accuracy", "f1", "loss", "rmse", ...) or a callable ``(outputs, targets) -> number``; by default accuracy
-            for integer targets and the loss otherwise.
-        direction: "minimize" or "maximize"; follows from a named metric.
+            for integer targets and the loss otherwise. A list makes several objectives: ``["accuracy", "n_parameters"]``.
+        direction: "minimize" or "maximize", one for each metric; follows from a named metric.
+        constraints: Bounds that a trial must keep to be best: ``["latency_ms <= 2", "accuracy >= 0.9"]``.
         metrics: Further metrics, by name or as callables, that are recorded beside it and decide nothing.
         value: Which epoch a trial is judged by, and whose weights are kept: its "last" or its "best".
         folds: Cross-validation in the place of ``valid``: a number of folds (stratified for a target of classes), a splitter of
@@ -124,8 +128,9 @@ def tune(
         trial_timeout_s: How long one call of ``define``, or one epoch of a trial, may take. What takes longer is cut off, and its
             trial fails; a fleet has that long for each of its lanes. Python code only: a single call into compiled code ends first.
         max_total_epochs: Start no further round once all trials together have trained so many epochs.
-        target_value: Stop once a finished trial is as good as this value, or better.
-        patience_trials: Stop once so many trials in a row have ended, or been paused, without the best getting better.
+        target_value: Stop once a finished trial is as good as this value, or better; of several objectives a list, one for each.
+        patience_trials: Stop once so many trials in a row have ended, or been paused, without the best getting better (of several
+            objectives, without a new one on the Pareto front).
         loggers: Where else to record the trials, such as ``shoal.loggers.TensorBoard("runs")``.
         progress: True for a live table (plain lines where there is no terminal), False for silence, "json", or a callable.
 
@@ -140,16 +145,8 @@ def tune(
     _check_numbers(n_trials, max_epochs, timeout_s, seed)
     check_loggers(loggers)
     _check_seconds("trial_timeout_s", trial_timeout_s)
-    for what, given in (("metric", metric), ("direction", direction)):
-        if isinstance(given, list | tuple):
-            raise UsageError(
-                f"a study has one {what} to decide by, not {len(given)}: there are no several objectives yet. Choose one, and have "
-                "the others recorded with metrics=[...]."
-            )
     if value not in ("last", "best"):
         raise UsageError(f"value must be 'last' or 'best', not {value!r}.")
-    if direction not in (None, "minimize", "maximize"):
-        raise UsageError(f"direction must be 'minimize' or 'maximize', not {direction!r}.")
     if not callable(define):
         raise UsageError(f"define must be a function of a trial, not {type(define).__qualname__}.")
     where = device_named(device)
@@ -163,22 +160,23 @@ def tune(
         )
     parts = make_parts(folds, seeds, groups, data.train, seed)
     targets = data.train.target
-    chosen = resolve(metric, targets=targets, direction=direction)
-    others = further(metrics, targets=targets)
-    way: Direction = chosen.direction if chosen is not None else (direction or "minimize")
-    metric_name = chosen.name if chosen is not None else "loss"
+    judged = judged_by(metric, direction, constraints, targets=targets)
+    chosen, objectives = judged.lead, judged.objectives
+    others = (*judged.others, *further(metrics, targets=targets))
+    metric_name, way = objectives.names[0], objectives.directions[0]
     limits = Limits(max_total_epochs, target_value, patience_trials)
+    check_together(objectives, limits, reproducible=reproducible)
 
     def make_scheme() -> Scheduler:
-        return _scheduler(scheduler, max_epochs, n_trials, way)
+        return _scheduler(scheduler, max_epochs, n_trials, objectives)
 
     def make_asker() -> Asker:
-        return _asker(sampler, way, seed, enqueue, warm_start, metric_name, define, data.train.n)
+        return _asker(sampler, objectives, seed, enqueue, warm_start, define, data.train.n)
 
     scheme, asker = make_scheme(), make_asker()
     options: dict[str, Json] = {
-        "metric": metric_name if not callable(metric) else None,
-        "direction": way,
+        "metric": judged.as_json,
+        "direction": list[Json](objectives.directions) if objectives.several else way,
         "metrics": None if any(callable(m) for m in metrics) else list(cast("Sequence[str]", metrics)),
         "value": value,
         "folds": folds if folds is None or (isinstance(folds, int) and groups is None) else False,
@@ -190,7 +188,7 @@ def tune(
         "enqueue": [dict(point) for point in enqueue],
         "warm_start": _warm_path(warm_start),
         "max_total_epochs": max_total_epochs,
-        "target_value": target_value,
+        "target_value": list(target_value) if isinstance(target_value, Sequence) else target_value,
         "patience_trials": patience_trials,
         "seed": seed,
         "device": device,
@@ -208,6 +206,10 @@ def tune(
     }
     if parts is not None:
         facts["folds"] = facts_of(parts, folds)
+    if objectives.several:
+        facts["objectives"] = list[Json](objectives.names)
+    if objectives.constraints:
+        facts["constraints"] = options["constraints"] = [c.key for c in objectives.constraints]
     n_parts = 1 if parts is None else len(parts)
     work = Work(_to(data, where), _metrics(chosen, others, targets), where, parts)
     lanes = total_lanes(n_trials, learns=asker.learns, cheap=where.type != "cpu", parts=n_parts)
@@ -238,7 +240,7 @@ def tune(
         # Workers are forked before the study file is opened: its writer is a thread, and a fork is simplest without.
         with (
             pools(make_pool, admission, count) as pool,
-            opened(storage, way, study_name) as (store, previous),
+            opened(storage, objectives.directions, study_name) as (store, previous),
             Logging(loggers, metric_name) as logging,
         ):
             if previous is not None:
@@ -250,7 +252,7 @@ def tune(
                 facts,
                 asker=asker,
                 store=store,
-                direction=way,
+                directions=objectives.directions,
                 max_epochs=max_epochs,
                 pauses=isinstance(scheme, Promoter),
                 best_epoch=value == "best",
@@ -277,13 +279,19 @@ def tune(
                 start=start,
                 best_epoch=value == "best",
                 limits=limits,
+                objectives=objectives,
+                device=where,
                 parts=parts,
                 trial_timeout_s=trial_timeout_s,
                 logging=logging,
             )
             engine = Engine(session, trainer, scheme, rules, lanes, start.standing, history.rows)
             nobody_chose = sampler is None and scheduler is None
-            picked = _said_first(asker, scheme, lanes, n_trials, max_epochs) if nobody_chose else ""
+            picked = (
+                _said_first(asker, scheme, lanes, n_trials, max_epochs, several=objectives.several)
+                if nobody_chose
+                else ""
+            )
             try:
                 session.run(engine, left_s, progress, picked)
             except WorkerDied as error:
@@ -364,7 +372,7 @@ def resume(
     max_epochs: int | None = None,
     timeout_s: float | None = None,
     max_total_epochs: int | None = None,
-    target_value: float | None = None,
+    target_value: float | Sequence[float] | None = None,
     patience_trials: int | None = None,
     loggers: Sequence[Logger] = (),
     progress: ProgressMode = True,
@@ -411,7 +419,7 @@ def resume(
             "this study was started warm from a study in memory, which no file can hold; call tune() again with the same "
             "arguments and this storage, which continues it."
         )
-    limits = {
+    limits: dict[str, Any] = {
         "max_total_epochs": max_total_epochs,
         "target_value": target_value,
         "patience_trials": patience_trials,
@@ -435,8 +443,25 @@ def resume(
     )
 
 
-def _scheduler(scheduler: SchedulerArgument, max_epochs: int, n_trials: int, direction: Direction) -> Scheduler:
-    """The scheduler that the user meant; Optuna's pruners are made into one."""
+def _scheduler(scheduler: SchedulerArgument, max_epochs: int, n_trials: int, objectives: Objectives) -> Scheduler:
+    """The scheduler that the user meant.
+
+    Raises:
+        UsageError: It makes no sense, or ranks trials by one metric where there are several objectives.
+    """
+    if not objectives.several:
+        return _named_scheduler(scheduler, max_epochs, n_trials, objectives.directions[0])
+    found = _named_scheduler("none" if scheduler is None else scheduler, max_epochs, n_trials, objectives.directions[0])
+    if type(found).__module__.startswith("shoal.") and not isinstance(found, Fifo | Patience):
+        raise UsageError(
+            f"scheduler={found.name!r} ranks trials by one metric, and would stop what leads in another, such as small models. "
+            "With several objectives use 'none' (the default) or 'patience', which compares a trial with itself."
+        )
+    return found
+
+
+def _named_scheduler(scheduler: SchedulerArgument, max_epochs: int, n_trials: int, direction: Direction) -> Scheduler:
+    """A scheduler by its name, or an object; Optuna's pruners are made into one."""
     if scheduler is not None and not isinstance(scheduler, str | Scheduler):
         import optuna
 
@@ -449,11 +474,10 @@ def _scheduler(scheduler: SchedulerArgument, max_epochs: int, n_trials: int, dir
 
 def _asker(
     sampler: SamplerArgument,
-    direction: Direction,
+    objectives: Objectives,
     seed: int,
     enqueue: Sequence[Mapping[str, ParamValue]],
     warm_start: str | Path | Study | None,
-    metric: str,
     define: Define,
     n_train: int,
 ) -> Asker:
@@ -465,8 +489,8 @@ def _asker(
     check_points(dry, enqueue)
     warm: list[TrialRecord] = []
     if warm_start is not None:
-        warm = warm_trials(warm_start.record if isinstance(warm_start, Study) else _read(warm_start), direction, metric)
-    return Asker(sampler, direction, seed, enqueue=enqueue, warm=warm, define=dry)
+        warm = warm_trials(warm_start.record if isinstance(warm_start, Study) else _read(warm_start), objectives)
+    return Asker(sampler, objectives.directions, seed, enqueue=enqueue, warm=warm, define=dry)
 
 
 def _read(storage: str | Path) -> StudyRecord:
@@ -484,7 +508,7 @@ def _warm_path(warm_start: str | Path | Study | None) -> Json:
     return None if warm_start is None else shown(warm_start)  # a password stays out of the study
 
 
-def _said_first(asker: Asker, scheme: Scheduler, lanes: int, n_trials: int, max_epochs: int) -> str:
+def _said_first(asker: Asker, scheme: Scheduler, lanes: int, n_trials: int, max_epochs: int, *, several: bool) -> str:
     """What was picked for a user who named neither sampler nor scheduler, and why."""
     if lanes >= n_trials:
         sampler = f"sampler {asker.name} (all {n_trials} trials start at once, so it draws them at random)"
@@ -496,6 +520,8 @@ def _said_first(asker: Asker, scheme: Scheduler, lanes: int, n_trials: int, max_
             f"scheduler {scheme.name} (at epochs {at} of {max_epochs} the best 1 in {scheme.eta} go on; others wait, and go on "
             "if their turn comes)"
         )
+    elif several:
+        judge = f"scheduler {scheme.name} (a trial that trails in one objective may lead in another)"
     else:
         judge = f"scheduler {scheme.name} (nothing to save with {n_trials} trials of {max_epochs} epochs)"
     return f"picked {sampler} and {judge}"
@@ -510,11 +536,7 @@ def _value_of(chosen: Metric | None) -> Callable[[Measured], float]:
         if name == "loss":
             return m.metrics.get(name, m.valid_loss)
         if name not in m.metrics:
-            raise RecipeError(
-                f"the metric {name!r} is measured on outputs, and a callable loss shows none: add "
-                "predict=lambda model, batch: ... to the recipe, or use metric='loss'.",
-                trial=m.trial,
-            )
+            raise RecipeError(no_outputs(name), trial=m.trial)
         return m.metrics[name]
 
     return value_of

@@ -10,10 +10,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from shoal.errors import StorageError
+from shoal.pareto import Front, Point, spread
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
 
 KEPT = 5
+KEPT_OF_FRONT = 20  # of a Pareto front; of a larger one those that are spread widest over it
 
 
 def weights_file(folder: Path, trial: int) -> Path:
@@ -22,46 +24,73 @@ def weights_file(folder: Path, trial: int) -> Path:
 
 
 class WeightStore:
-    """Keeps the state dicts of the best few trials.
+    """Keeps the state dicts of the best few trials, or of the Pareto front.
 
     Args:
         folder: Where files go; None keeps them in memory.
-        sign: 1 when lower values are better, -1 when higher ones are.
-        known: Trial number -> (value, file) of what an earlier session left.
+        sign: 1 when lower values are better, -1 when higher ones are; of several objectives one each.
+        known: Trial number -> (value, file) of what an earlier session left; several objectives have a tuple of values.
+        seen: Trial number -> values of trials that are on the front and whose weights are gone.
     """
 
-    def __init__(self, folder: Path | None, sign: float, known: Mapping[int, tuple[float, str]] | None = None) -> None:
-        self.folder, self._sign = folder, sign
-        self._rank: dict[int, float] = {n: sign * v for n, (v, _) in (known or {}).items()}
+    def __init__(
+        self,
+        folder: Path | None,
+        sign: float | Sequence[float],
+        known: Mapping[int, tuple[float | Sequence[float], str]] | None = None,
+        seen: Mapping[int, Sequence[float]] | None = None,
+    ) -> None:
+        self.folder, self._signs = folder, tuple(sign) if isinstance(sign, Sequence) else (sign,)
+        self._rank: dict[int, Point] = {n: self._point(v) for n, (v, _) in (known or {}).items()}
         self.files: dict[int, str] = {n: file for n, (_, file) in (known or {}).items()}
         self._memory: dict[int, dict[str, Tensor]] = {}
+        self._front = Front()
+        if self._several:
+            for number, point in {**self._rank, **{n: self._point(v) for n, v in (seen or {}).items()}}.items():
+                self._front.add(number, point)
 
     def __contains__(self, trial: int) -> bool:
         return trial in self._rank
 
     @property
-    def kept(self) -> list[int]:
-        """The trials whose weights are kept, the best first."""
-        return [number for _, number in sorted((rank, number) for number, rank in self._rank.items())]
+    def _several(self) -> bool:
+        return len(self._signs) > 1
 
-    def offer(self, trial: int, value: float, state: Callable[[], dict[str, Tensor]]) -> None:
-        """Keep a trial's weights if it is among the best few; ``state`` is only called when it is."""
+    def _point(self, value: float | Sequence[float]) -> Point:
+        values = value if isinstance(value, Sequence) else (value,)
+        return tuple(s * v for s, v in zip(self._signs, values, strict=True))
+
+    @property
+    def kept(self) -> list[int]:
+        """The trials whose weights are kept, the best first; of several objectives by the first."""
+        return sorted(self._rank, key=lambda number: (self._rank[number], number))
+
+    def offer(self, trial: int, value: float | Sequence[float], state: Callable[[], dict[str, Tensor]]) -> None:
+        """Keep a trial's weights if it is among the best few, or on the front; ``state`` is only called when it is."""
         self._rank.pop(trial, None)
-        ranked = sorted((r, n) for n, r in self._rank.items())
-        mine = (self._sign * value, trial)
-        if len(ranked) >= KEPT and mine > ranked[KEPT - 1]:
+        mine = self._point(value)
+        if self._several:
+            self._front.add(trial, mine)
+        ranked = self._chosen({**self._rank, trial: mine})
+        if trial not in ranked:
             return
-        self._rank[trial] = mine[0]
+        self._rank[trial] = mine
         if self.folder is None:
             self._memory[trial] = state()
         else:
             self.files[trial] = str(self._write(trial, state()))
-        for _, loser in sorted((r, n) for n, r in self._rank.items())[KEPT:]:
+        for loser in self._rank.keys() - ranked:
             del self._rank[loser]
             self._memory.pop(loser, None)
             if loser in self.files:
                 with contextlib.suppress(OSError):
                     os.remove(self.files.pop(loser))
+
+    def _chosen(self, points: Mapping[int, Point]) -> list[int]:
+        """Which trials' weights are worth keeping."""
+        if self._several:
+            return spread({n: p for n, p in points.items() if n in self._front.points}, KEPT_OF_FRONT)
+        return sorted(points, key=lambda number: (points[number], number))[:KEPT]
 
     def _write(self, trial: int, state: dict[str, Tensor]) -> Path:
         from safetensors import SafetensorError

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shoal.errors import StorageError
-from shoal.records import Json
+from shoal.records import Json, Outcome
 
 _KEY = "$float"
 LANES = "(lanes)"  # beside an epoch's metrics: what there is of the trial's lanes; no metric has such a name
@@ -35,6 +35,29 @@ def encode(value: object, what: str) -> str:
         with contextlib.suppress(ValueError):
             return json.dumps(value, allow_nan=False)
     return json.dumps(_pack(value, what), allow_nan=False)
+
+
+def judged(value: float | None, outcome: Outcome) -> str | None:
+    """What a trial is judged by as text: its value alone, or an object where its study has several objectives or constraints."""
+    if outcome == Outcome():
+        return None if value is None else encode(value, "value")
+    told = {"value": value, "values": outcome.values, "constraints": outcome.constraints, "measured": outcome.measured}
+    return encode(told, "what it is judged by")
+
+
+def unjudged(text: str | None) -> tuple[Any, Outcome]:
+    """What `judged` was given; the value is not checked.
+
+    Raises:
+        TypeError: A number is none.
+    """
+    found = None if text is None else decode(text)
+    if type(found) is not dict:
+        return found, Outcome()
+    values, constraints, measured = tuple(found["values"]), found["constraints"], found["measured"]
+    if not all(type(number) in (float, int) for number in (*values, *constraints.values(), *measured.values())):
+        raise TypeError(f"what it is judged by: {text!r:.80}")
+    return found["value"], Outcome(values, constraints, measured)
 
 
 def decode(text: str) -> Any:

@@ -40,9 +40,11 @@ _VALUES = (str, int, float, bool, type(None))
 def load(place: Place, name: str | None) -> StudyRecord:
     """Read one study of a file or database; see `shoal.storage.load_study`."""
     with _study(place, name) as (connection, study_id, found):
+        directions = directions_of(connection, study_id)
         return StudyRecord(
             name=found,
-            direction=direction_of(connection, study_id),
+            direction=directions[0],
+            directions=directions,
             trials=_trials(connection, place, study_id),
             events=_events(connection, place, study_id),
             meta=_meta(connection, place, study_id),
@@ -99,10 +101,11 @@ def check_format(place: Place, name: str, found: object) -> None:
         )
 
 
-def direction_of(connection: sa.Connection, study_id: int) -> Direction:
-    """Whether smaller or larger values are better in a study."""
-    query = sa.select(DIRECTIONS.c.direction).where(DIRECTIONS.c.study_id == study_id)
-    return "maximize" if connection.scalar(query) == "MAXIMIZE" else "minimize"
+def directions_of(connection: sa.Connection, study_id: int) -> tuple[Direction, ...]:
+    """Whether smaller or larger values are better in a study, for each of its objectives."""
+    query = sa.select(DIRECTIONS.c.direction).where(DIRECTIONS.c.study_id == study_id).order_by(DIRECTIONS.c.objective)
+    found = connection.scalars(query).all()
+    return tuple("maximize" if one == "MAXIMIZE" else "minimize" for one in found) or ("minimize",)
 
 
 def _find(connection: sa.Connection, place: Place, name: str | None) -> tuple[int, str]:
@@ -194,16 +197,18 @@ def _trial(row: Any, rows: tuple[EpochRow, ...]) -> TrialRecord:
     for text in distributions.values():
         _check_distribution(text)
     state = TrialState(row.state)
+    value, outcome = _codec.unjudged(row.value)
     if type(row.number) is not int or type(row.epoch) is not int or type(row.reason) is not str:
         raise TypeError("number, epoch or reason")
     return TrialRecord(
         spec=TrialSpec(row.number, int(row.seed), params, distributions),
         state=state,
-        value=None if row.value is None else _number(_codec.decode(row.value)),
+        value=None if value is None else _number(value),
         epoch=rows[-1].epoch if state is TrialState.RUNNING and rows else row.epoch,
         reason=row.reason,
         rows=rows,
         time_s=_number(row.time_s),
+        outcome=outcome,
     )
 
 

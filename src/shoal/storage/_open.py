@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import sqlalchemy as sa
 from optuna.storages._rdb import models
 from optuna.study import StudyDirection
@@ -10,49 +12,59 @@ from shoal.errors import StorageError
 from shoal.records import Direction
 from shoal.storage import _codec
 from shoal.storage._database import Database
-from shoal.storage._load import check_format, direction_of, study_format
+from shoal.storage._load import check_format, directions_of, study_format
 from shoal.storage._place import Place
 from shoal.storage._tables import FORMAT, FORMAT_KEY, META, STUDIES, TRIAL, TRIALS, create_tables
 
 
-def open_study(connection: sa.Connection, database: Database, name: str, direction: Direction) -> tuple[int, list[int]]:
+def open_study(
+    connection: sa.Connection, database: Database, name: str, directions: Sequence[Direction]
+) -> tuple[int, list[int]]:
     """Create a study, or check that an existing one may be continued; inside the caller's transaction.
 
     Returns:
         The study's key, and Optuna's trial keys by trial number.
 
     Raises:
-        StorageError: the study is not Shoal's, has the other direction, or has been continued by Optuna. What is refused
+        StorageError: the study is not Shoal's, has other directions, or has been continued by Optuna. What is refused
             is not changed.
     """
     create_tables(connection, database)
     study_id = connection.scalar(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name))
     if study_id is None:
-        return _create(connection, name, direction), []
-    _check(connection, database.place, study_id, name, direction)
+        return _create(connection, name, directions), []
+    _check(connection, database.place, study_id, name, directions)
     return study_id, _trial_ids(connection, database.place, study_id, name)
 
 
-def _create(connection: sa.Connection, name: str, direction: Direction) -> int:
+def _create(connection: sa.Connection, name: str, directions: Sequence[Direction]) -> int:
     connection.execute(sa.insert(models.StudyModel.__table__).values(study_name=name))
     study_id = int(connection.scalars(sa.select(STUDIES.c.study_id).where(STUDIES.c.study_name == name)).one())
-    value = StudyDirection.MAXIMIZE if direction == "maximize" else StudyDirection.MINIMIZE
-    row = {"study_id": study_id, "direction": value, "objective": 0}
-    connection.execute(sa.insert(models.StudyDirectionModel.__table__).values(row))
+    rows = [
+        {"study_id": study_id, "direction": StudyDirection[direction.upper()], "objective": objective}
+        for objective, direction in enumerate(directions)
+    ]
+    connection.execute(sa.insert(models.StudyDirectionModel.__table__), rows)
     mark = {"study_id": study_id, "key": FORMAT_KEY, "json": _codec.encode(FORMAT, "format")}
     connection.execute(sa.insert(META).values(mark))
     return study_id
 
 
-def _check(connection: sa.Connection, place: Place, study_id: int, name: str, direction: Direction) -> None:
+def _check(connection: sa.Connection, place: Place, study_id: int, name: str, directions: Sequence[Direction]) -> None:
     found = study_format(connection, study_id)
     if found is None:
         raise StorageError(f"the study {name!r} in {place} belongs to plain Optuna; choose another storage or name.")
     check_format(place, name, found)
-    if (own := direction_of(connection, study_id)) != direction:
+    own, wanted = directions_of(connection, study_id), tuple(directions)
+    if len(own) == len(wanted) == 1 and own != wanted:
         raise StorageError(
-            f"the study {name!r} in {place} wants to {own} its value, not to {direction} it: choose another name, or "
+            f"the study {name!r} in {place} wants to {own[0]} its value, not to {wanted[0]} it: choose another name, or "
             "the same direction."
+        )
+    if own != wanted:
+        raise StorageError(
+            f"the study {name!r} in {place} has the directions {', '.join(own)}, not {', '.join(wanted)}: choose another name, or "
+            "the same objectives."
         )
 
 

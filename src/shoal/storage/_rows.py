@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 from optuna.storages._rdb import models
 from optuna.trial import TrialState as OptunaState
 
+from shoal.objectives import OPTUNA_PREFIX, PROPERTIES
 from shoal.records import TrialResult, TrialState
 from shoal.storage import _codec
 from shoal.storage._database import Owner
@@ -29,6 +31,7 @@ _TRIALS = models.TrialModel.__table__
 _PARAMS = models.TrialParamModel.__table__
 _VALUES = models.TrialValueModel.__table__
 _ATTRS = models.TrialUserAttributeModel.__table__
+_SYSTEM = models.TrialSystemAttributeModel.__table__
 _STEPS = models.TrialIntermediateValueModel.__table__
 
 _STATES = {
@@ -65,16 +68,19 @@ class RowWriter:
         owner: the study's, whose connection nobody else uses.
         study_id: the study's key in Optuna's tables.
         trial_ids: Optuna's trial key by trial number, for the trials that are stored already.
+        several: whether the study has several objectives. Optuna then knows no reports, and a pruned trial has no value.
     """
 
-    def __init__(self, owner: Owner, study_id: int, trial_ids: list[int]) -> None:
+    def __init__(self, owner: Owner, study_id: int, trial_ids: list[int], *, several: bool = False) -> None:
         self._owner = owner
+        self._several = several
         self._connection = owner.connection
         self._study_id = study_id
         self._trial_ids = trial_ids
         self._put_step = self._upsert(_STEPS, ("trial_id", "step"))
         self._put_value = self._upsert(_VALUES, ("trial_id", "objective"))
         self._put_attr = self._upsert(_ATTRS, ("trial_id", "key"))
+        self._put_system = self._upsert(_SYSTEM, ("trial_id", "key"))
         self._put_epoch = self._upsert(EPOCH, ("study_id", "trial", "epoch"))
         self._put_trajectory = self._upsert(TRAJECTORY, ("study_id", "trial", "epoch"))
         self._put_meta = self._upsert(META, ("study_id", "key"))
@@ -136,7 +142,7 @@ class RowWriter:
     def recorded(self, rows: Sequence[dict[str, Any]]) -> None:
         """Epochs, as rows of shoal_epoch without the study."""
         steps = []
-        for row in rows:
+        for row in () if self._several else rows:
             value, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(row["value"])
             steps.append(
                 {
@@ -176,21 +182,26 @@ class RowWriter:
 
     def _close(self, results: Sequence[TrialResult], ends: dict[int, datetime.datetime]) -> None:
         latest = list({result.number: result for result in results}.values())  # the last word on each trial counts
-        states, values, attrs, own = [], [], [], []
+        states, values, attrs, system, own = [], [], [], [], []
         for result in latest:
             trial_id = self._trial_ids[result.number]
-            value = self._optuna_value(result)
+            shown = self._optuna_values(result)
             state = _STATES[result.state]
-            if state is OptunaState.COMPLETE and value is None:
+            if state is OptunaState.COMPLETE and not shown:
                 state = OptunaState.FAIL  # what Optuna itself makes of a value that is NaN
             states.append({"key_": trial_id, "state_": state, "end_": ends.get(result.number)})
-            if value is not None:
+            for objective, value in enumerate(shown):
                 stored, kind = models.TrialValueModel.value_to_stored_repr(value)
-                values.append({"trial_id": trial_id, "objective": 0, "value": stored, "value_type": kind})
+                values.append({"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind})
+            system += [
+                {"trial_id": trial_id, "key": f"{OPTUNA_PREFIX}{key}", "value_json": json.dumps(broken_by)}
+                for key, broken_by in result.outcome.constraints.items()
+            ]
             if result.state is not TrialState.RUNNING:
                 attrs.append({"trial_id": trial_id, "key": "epoch", "value_json": str(result.epoch)})
                 told: dict[str, Any] = {"reason": result.reason or None, "standard_error": result.standard_error}
                 told["lane_values"] = list(result.lanes) or None
+                told |= result.outcome.measured
                 attrs += [
                     {"trial_id": trial_id, "key": key, "value_json": _codec.encode(said, key)}
                     for key, said in told.items()
@@ -200,38 +211,43 @@ class RowWriter:
                 {
                     "number_": result.number,
                     "state_": result.state.value,
-                    "value_": None if result.value is None else _codec.encode(result.value, "value"),
+                    "value_": _codec.judged(result.value, result.outcome),
                     "epoch_": result.epoch,
                     "reason_": result.reason,
                     "time_": result.time_s,
                 }
             )
         keys = [{"key_": row["key_"]} for row in states]
-        is_mine = sa.or_(*(_ATTRS.c.key == key for key in ("reason", "epoch", "standard_error", "lane_values")))
+        names = ("reason", "epoch", "standard_error", "lane_values", *PROPERTIES)
+        is_mine = sa.or_(*(_ATTRS.c.key == key for key in names))
         self._many(sa.delete(_VALUES).where(_VALUES.c.trial_id == sa.bindparam("key_")), keys)
         self._many(sa.delete(_ATTRS).where(_ATTRS.c.trial_id == sa.bindparam("key_"), is_mine), keys)
+        is_bound = _SYSTEM.c.key.startswith(OPTUNA_PREFIX, autoescape=True)
+        self._many(sa.delete(_SYSTEM).where(_SYSTEM.c.trial_id == sa.bindparam("key_"), is_bound), keys)
         changed: dict[str, Any] = {"state": sa.bindparam("state_"), "datetime_complete": sa.bindparam("end_")}
         self._many(sa.update(_TRIALS).where(_TRIALS.c.trial_id == sa.bindparam("key_")).values(changed), states)
         self._many(self._put_value, values)
         self._many(self._put_attr, attrs)
+        self._many(self._put_system, system)
         fields: dict[str, Any] = {name: sa.bindparam(f"{name}_") for name in ("state", "value", "epoch", "reason")}
         mine = sa.and_(TRIAL.c.study_id == self._study_id, TRIAL.c.number == sa.bindparam("number_"))
         self._many(sa.update(TRIAL).where(mine).values(**fields, time_s=sa.bindparam("time_")), own)
 
-    def _optuna_value(self, result: TrialResult) -> float | None:
-        """The value that Optuna shows: none for a failed trial, the last finite one for a pruned trial."""
-        value = None if result.value is None or math.isnan(result.value) else result.value
+    def _optuna_values(self, result: TrialResult) -> Sequence[float]:
+        """The values that Optuna shows: none for a failed trial, the last finite one for a pruned trial of one objective."""
         if result.state is TrialState.FINISHED:
-            return value
-        if result.state is not TrialState.STOPPED:
-            return None
-        if value is not None and math.isfinite(value):
-            return value
+            values = result.outcome.values if self._several else (result.value,)
+            return [v for v in values if v is not None] if all(v is not None and v == v for v in values) else ()
+        if result.state is not TrialState.STOPPED or self._several:
+            return ()
+        if result.value is not None and math.isfinite(result.value):
+            return (result.value,)
         finite = sa.and_(EPOCH.c.value > -math.inf, EPOCH.c.value < math.inf)
         query = sa.select(EPOCH.c.value).where(
             EPOCH.c.study_id == self._study_id, EPOCH.c.trial == result.number, finite
         )
-        return self._connection.scalar(query.order_by(EPOCH.c.epoch.desc()).limit(1))
+        last: float | None = self._connection.scalar(query.order_by(EPOCH.c.epoch.desc()).limit(1))
+        return () if last is None else (last,)
 
     def _many(self, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
         if rows:

@@ -18,6 +18,7 @@ from shoal.records import (
     EpochRow,
     Event,
     Json,
+    Outcome,
     ParamValue,
     StudyRecord,
     TrialResult,
@@ -84,7 +85,9 @@ class StudyStore:
     server is lost, batches wait in memory and are written when it is back.
     """
 
-    def __init__(self, place: Place, name: str, owner: Owner, study_id: int, trial_ids: list[int]) -> None:
+    def __init__(
+        self, place: Place, name: str, owner: Owner, study_id: int, trial_ids: list[int], n_objectives: int = 1
+    ) -> None:
         """Use `open`: this takes over what is owned already."""
         from shoal.storage import _rows
 
@@ -96,12 +99,19 @@ class StudyStore:
         self._closed = False
         self._n_trials = len(trial_ids)
         self._n_events = _next_seq(owner.connection, study_id)
-        rows = _rows.RowWriter(owner, study_id, trial_ids)
+        rows = _rows.RowWriter(owner, study_id, trial_ids, several=n_objectives > 1)
         self._writer: BatchWriter[Operation] = BatchWriter(rows.commit, period_s=_COMMIT_PERIOD_S)
         atexit.register(self.close)  # an exception that ends the program must not cost the last 0.3 s
 
     @classmethod
-    def open(cls, url: str | Path, *, name: str, direction: Direction) -> StudyStore:
+    def open(
+        cls,
+        url: str | Path,
+        *,
+        name: str,
+        direction: Direction | None = None,
+        directions: Sequence[Direction] = (),
+    ) -> StudyStore:
         """Create a study or go on with one, and become its owner.
 
         Args:
@@ -109,6 +119,7 @@ class StudyStore:
                 ``postgresql://user@host/database``.
             name: of the study. A file may hold several, but has one owner at a time; in a database each has its own.
             direction: ``"minimize"`` or ``"maximize"``; must be the study's own when it exists.
+            directions: in its place, one for each of several objectives.
 
         Raises:
             StudyLockedError: another process, or another store of this process, owns the file or the study.
@@ -119,15 +130,16 @@ class StudyStore:
         from shoal.storage._load import sound
 
         check_name(name)
+        ways = tuple(directions) or (direction or "minimize",)
         place = place_of(url)
         database = _database.database_of(place)
         owner = database.own(name)
         try:
             with sound(place, "its list of trials"), owner.opening() as connection:
-                study_id, trial_ids = _open.open_study(connection, database, name, direction)
+                study_id, trial_ids = _open.open_study(connection, database, name, ways)
             owner.settle(study_id)
             with sound(place, "its list of events"), database.explained("opening"):
-                return cls(place, name, owner, study_id, trial_ids)
+                return cls(place, name, owner, study_id, trial_ids, len(ways))
         except BaseException:
             owner.release()
             raise
@@ -196,7 +208,8 @@ class StudyStore:
         """Say how trials ended; may be said again of a trial that was continued, and then replaces what was said.
 
         For Optuna, FINISHED is COMPLETE (FAIL when the value is NaN, as Optuna itself has it), FAILED is FAIL, and
-        STOPPED is PRUNED with its value, or with its last finite one when that is not finite.
+        STOPPED is PRUNED with its value, or with its last finite one when that is not finite (with several objectives,
+        without any).
         """
         self._check_usable()
         self._check_known(result.number for result in results)
@@ -342,6 +355,11 @@ def _plain(result: TrialResult) -> TrialResult:
         epoch=int(result.epoch),
         reason=_storable(result.reason),
         time_s=float(result.time_s),
+        outcome=Outcome(
+            tuple(map(float, result.outcome.values)),
+            {key: float(value) for key, value in result.outcome.constraints.items()},
+            {key: float(value) for key, value in result.outcome.measured.items()},
+        ),
     )
 
 

@@ -41,7 +41,8 @@ TRIAL = sa.Table(
     sa.Column("seed", sa.Text, nullable=False),  # text: a seed of 64 bits overflows SQLite's signed integers
     sa.Column("spec", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
-    sa.Column("value", sa.Text),  # JSON: a NULL could not tell "no value" from "the value is NaN"
+    # JSON: a NULL could not tell "no value" from "the value is NaN". Where there is more to say, an object (`_codec.judged`).
+    sa.Column("value", sa.Text),
     sa.Column("epoch", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("time_s", sa.Float, nullable=False),
@@ -90,7 +91,7 @@ _ALEMBIC = sa.Table(
     sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 STUDIES = sa.table("studies", sa.column("study_id"), sa.column("study_name"))
-DIRECTIONS = sa.table("study_directions", sa.column("study_id"), sa.column("direction"))
+DIRECTIONS = sa.table("study_directions", sa.column("study_id"), sa.column("direction"), sa.column("objective"))
 TRIALS = sa.table("trials", sa.column("trial_id"), sa.column("number"), sa.column("study_id"))
 
 

@@ -63,7 +63,12 @@ FLAG: Final = Kind("true or false", {"type": "boolean"}, (bool,))
 COUNT: Final = Kind("a whole number of at least 1", {"type": "integer", "minimum": 1}, (int,), low=1)
 FOLDS: Final = Kind("a whole number of at least 2", {"type": "integer", "minimum": 2}, (int,), low=2)
 SEED: Final = Kind("a whole number of at least 0", {"type": "integer", "minimum": 0}, (int,), low=0)
-NUMBER: Final = Kind("a finite number", {"type": "number"}, (int, float))
+NUMBERS: Final = Kind(
+    "a finite number, or a list of numbers",
+    {"oneOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}, "minItems": 1}]},
+    (int, float),
+    many=True,
+)
 SECONDS: Final = Kind(
     "a number of seconds above 0", {"type": "number", "exclusiveMinimum": 0}, (int, float), low=0, above=True
 )
@@ -110,6 +115,8 @@ class Key:
     def schema(self) -> dict[str, Json]:
         """As JSON schema."""
         limits: dict[str, Json] = {"enum": list(self.choices)} if self.choices else dict(self.kind.schema)
+        if self.choices and self.kind.many:
+            limits = {"oneOf": [dict(limits), {"type": "array", "items": dict(limits), "minItems": 1}]}
         return {"description": self.help, **limits}
 
 
@@ -172,15 +179,16 @@ KEYS: Final[tuple[Key, ...]] = (
         sets="sampler",
     ),
     Key("scheduler", "name", TEXT, "which trials are stopped early", '"asha"', sets="scheduler"),
-    Key("metrics", "metric", TEXT, "what trials are judged by", '"accuracy"'),
+    Key("metrics", "metric", TEXTS, "what trials are judged by; a list for several objectives", '"accuracy"'),
     Key(
         "metrics",
         "direction",
-        TEXT,
-        "which way is better; follows from a named metric",
+        TEXTS,
+        "which way is better, one for each metric; follows from a named metric",
         '"maximize"',
         ("minimize", "maximize"),
     ),
+    Key("metrics", "constraints", TEXTS, "bounds that the best must keep", '["n_parameters <= 100000"]'),
     Key("metrics", "metrics", TEXTS, "further metrics to record", '["f1"]'),
     Key("metrics", "value", TEXT, "which epoch a trial is judged by", '"best"', ("last", "best")),
     Key("metrics", "folds", FOLDS, "cross-validate trials on so many folds", "5", sources=("code",)),
@@ -190,7 +198,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("budget", "timeout_s", SECONDS, "start no further epoch after so many seconds", "60"),
     Key("budget", "trial_timeout_s", SECONDS, "cut off a define, or an epoch of a trial, that takes longer", "30"),
     Key("budget", "max_total_epochs", COUNT, "stop once all trials together have trained so many epochs", "1000"),
-    Key("budget", "target_value", NUMBER, "stop once a finished trial is as good as this", "0.99"),
+    Key("budget", "target_value", NUMBERS, "stop once a finished trial is as good as this", "0.99"),
     Key("budget", "patience_trials", COUNT, "stop after so many trials in a row without a better one", "50"),
     Key("study", "storage", TEXT, "the study file; by default this file's name with .db", '"study.db"'),
     Key("study", "study_name", TEXT, "its name, if the storage holds several", '"shoal"'),

@@ -151,8 +151,9 @@ class _Reader:
                 given[keyword] = self._beside(given[keyword])
         if source == "code":
             given["define"] = self._beside(given["define"])
-        if isinstance(given.get("metrics"), str):
-            given["metrics"] = [given["metrics"]]
+        for name in ("metrics", "constraints"):
+            if isinstance(given.get(name), str):
+                given[name] = [given[name]]
         return StudyFile(self.path, source, given, knobs, self.lines)
 
     def _values(self, tables: Mapping[str, Mapping[str, Any]]) -> list[tuple[Key, Any]]:
@@ -177,9 +178,10 @@ class _Reader:
         if value == "":
             self.fault("is empty.", key.section, key.name)
             return False
-        if key.choices and value not in key.choices:
-            self.fault(f"{value!r} is not known.{did_you_mean(str(value), key.choices)}", key.section, key.name)
-            return False
+        for entry in value if isinstance(value, list) and key.choices else [value]:
+            if key.choices and entry not in key.choices:
+                self.fault(f"{entry!r} is not known.{did_you_mean(str(entry), key.choices)}", key.section, key.name)
+                return False
         return True
 
     def _source(self, given: Mapping[str, Any]) -> Source | None:

@@ -231,7 +231,8 @@ def _check(ready: ReadyStudy) -> None:
     """Names of samplers, schedulers and metrics, the device, and the points to try first."""
     from shoal import samplers, schedulers
     from shoal.devices import device_named
-    from shoal.metrics import further, resolve
+    from shoal.judging import judged_by
+    from shoal.metrics import further
     from shoal.replay import run_define
     from shoal.spaces import check_points
 
@@ -249,7 +250,10 @@ def _check(ready: ReadyStudy) -> None:
     targets = data.train.tensors[-1] if len(data.train.tensors) > 1 else None
     with _at(file, "metrics", "metric"):
         if "metric" in written:
-            resolve(keywords["metric"], targets=targets, direction=keywords.get("direction"))
+            judged_by(keywords["metric"], keywords.get("direction"), (), targets=targets)
+    with _at(file, "metrics", "constraints"):
+        if "constraints" in written:
+            judged_by(keywords.get("metric"), keywords.get("direction"), keywords["constraints"], targets=targets)
     with _at(file, "metrics", "metrics"):
         if "metrics" in written:
             further(keywords["metrics"], targets=targets)

@@ -41,15 +41,26 @@ def summary(ready: ReadyStudy) -> str:
     trials = f"{keywords.get('n_trials', 100):,} trials of at most {keywords.get('max_epochs', 30):,} epochs"
     sampler = keywords.get("sampler", "tpe")
     name = sampler["name"] if isinstance(sampler, dict) else sampler
+    several = isinstance(keywords.get("metric"), list) and len(keywords["metric"]) > 1
     scheme = schedulers.resolve(
-        keywords.get("scheduler"), max_epochs=keywords.get("max_epochs", 30), n_trials=keywords.get("n_trials", 100)
+        keywords.get("scheduler") or ("none" if several else None),
+        max_epochs=keywords.get("max_epochs", 30),
+        n_trials=keywords.get("n_trials", 100),
     )
     rows.append(("search", f"{trials}, sampler {name}, scheduler {scheme.name}"))
     limits = ("timeout_s", "max_total_epochs", "target_value", "patience_trials")
     said = [f"{limit} {keywords[limit]}" for limit in limits if keywords.get(limit) is not None]
     if said:
         rows.append(("ends at", ", ".join(said)))
-    rows.append(("metric", str(keywords.get("metric") or "accuracy for classes, else the loss")))
+    metric = keywords.get("metric")
+    rows.append(
+        (
+            "metric",
+            ", ".join(metric) if isinstance(metric, list) else str(metric or "accuracy for classes, else the loss"),
+        )
+    )
+    if keywords.get("constraints"):
+        rows.append(("constraints", ", ".join(keywords["constraints"])))
     rows.append(("storage", _storage(keywords.get("storage"))))
     return "\n".join(f"{label:<{_LABEL}}{text}" for label, text in rows)
 
