@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_optuna_plots_the_front_and_names_the_columns_as_ever(stored: shoal.Stud
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         axes = plot_pareto_front(loaded(stored), target_names=["accuracy", "n_parameters"])
-    front = {tuple(map(float, xy)) for xy in axes.collections[-1].get_offsets()}
+    front = {(float(x), float(y)) for x, y in np.asarray(axes.collections[-1].get_offsets())}
     assert front == {t.values for t in stored.best_trials}
     pytest.importorskip("pandas")
     frame = stored.trials_dataframe()

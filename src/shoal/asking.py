@@ -247,7 +247,7 @@ def _distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
 
 
-def _frozen(t: TrialRecord, several: bool) -> FrozenTrial:
+def _frozen(t: TrialRecord, several: bool = False) -> FrozenTrial:
     import optuna
 
     stopped = t.state is TrialState.STOPPED and t.value is not None and not several
