@@ -65,7 +65,9 @@ class Library:
         test: object = None,
         metric: str | None = None,
         direction: str | None = None,
+        constraints: object = (),
         metrics: object = (),
+        target_value: object = None,
         value: str = "last",
         n_trials: int = 100,
         max_epochs: int = 30,
@@ -164,6 +166,17 @@ def test_tune_passes_file_options_and_defaults(library: Library, capsys: pytest.
     [
         ("--n-trials 9 --max-epochs 4", {"n_trials": 9, "max_epochs": 4}),
         ("--metric loss --direction minimize", {"metric": "loss", "direction": "minimize"}),
+        (
+            "--metric accuracy --metric n_parameters --direction maximize --direction minimize --target-value 0.9 "
+            "--target-value 99",
+            {
+                "metric": ["accuracy", "n_parameters"],
+                "direction": ["maximize", "minimize"],
+                "target_value": [0.9, 99.0],
+            },
+        ),
+        ("--constraint loss<=1 --constraint f1>=0.5", {"constraints": ["loss<=1", "f1>=0.5"]}),
+        ("--target-value 0.5", {"target_value": 0.5}),
         ("--metrics f1,recall_class_2", {"metrics": ["f1", "recall_class_2"], "metric": "accuracy"}),
         ("--sampler random --scheduler fifo", {"sampler": "random", "scheduler": "fifo"}),
         (

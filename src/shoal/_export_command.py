@@ -24,6 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         dest="formats",
         help="script, weights, pt2 or onnx; again for more (default: script and weights)",
     )
+    parser.add_argument(
+        "--trial", metavar="N", type=int, help="another trial than the best, such as one of a Pareto front"
+    )
     parser.add_argument("--check", action="store_true", help="run the script, and see that it measures the same")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
@@ -44,6 +47,7 @@ def run_export(arguments: argparse.Namespace, user: Any) -> int:
         test=user.test,
         formats=arguments.formats or ("script", "weights"),
         check=arguments.check,
+        trial=arguments.trial,
     )
     if arguments.json:
         facts = {

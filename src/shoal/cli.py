@@ -21,11 +21,11 @@ from shoal import _data_commands as data_files
 from shoal import _export_command, _finder_commands
 from shoal import _study_commands as study_files
 from shoal._completion import SHELLS, completion_script
-from shoal._text import format_number, format_param, json_ready
+from shoal._text import format_number, format_param, format_params, json_ready
 from shoal._user_file import UserFile, load_user_file
 from shoal.errors import ShoalError, StudyError, UsageError, did_you_mean
 from shoal.progress import stages_shown
-from shoal.records import Json, StudyRecord
+from shoal.records import Json, StudyRecord, TrialRecord, TrialState
 from shoal.stages import enter
 
 EXIT_FAILED: Final = 1
@@ -39,6 +39,7 @@ _TUNE_KEYWORDS: Final = (
     "n_trials",
     "max_epochs",
     "metric",
+    "constraints",
     "metrics",
     "direction",
     "sampler",
@@ -103,7 +104,23 @@ def build_parser() -> argparse.ArgumentParser:
     _add_budget(tune, resume=False)
     # Options that are not given are absent, so that they do not override the file's own.
     for flags, settings in (
-        (["--metric"], {"metavar": "M", "help": "metric to judge trials by, such as accuracy or loss"}),
+        (
+            ["--metric"],
+            {
+                "metavar": "M",
+                "action": "append",
+                "help": "metric to judge trials by, such as accuracy or loss; again for further objectives, such as n_parameters",
+            },
+        ),
+        (
+            ["--constraint"],
+            {
+                "metavar": "BOUND",
+                "action": "append",
+                "dest": "constraints",
+                "help": "bound that the best must keep, such as 'latency_ms <= 2'; again for more",
+            },
+        ),
         (
             ["--metrics"],
             {
@@ -114,7 +131,11 @@ def build_parser() -> argparse.ArgumentParser:
         ),
         (
             ["--direction"],
-            {"choices": ["minimize", "maximize"], "help": "minimize or maximize the metric"},
+            {
+                "choices": ["minimize", "maximize"],
+                "action": "append",
+                "help": "minimize or maximize the metric; once for each",
+            },
         ),
         (["--sampler"], {"metavar": "S", "help": "how to choose parameters, such as tpe or random"}),
         (
@@ -282,8 +303,9 @@ def _add_budget(parser: argparse.ArgumentParser, *, resume: bool) -> None:
         "--target-value",
         metavar="VALUE",
         type=float,
+        action="append",
         default=absent,
-        help="stop when a finished trial is as good as this",
+        help="stop when a finished trial is as good as this; once for each objective",
     )
     parser.add_argument(
         "--patience-trials",
@@ -369,6 +391,16 @@ def _refuse_passwords(arguments: argparse.Namespace) -> None:
             )
 
 
+# Options that are given once for each objective. One of them is one, and not a list of one.
+_ONE_EACH: Final = ("metric", "direction", "target_value")
+
+
+def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options among these that are on the command line, as keywords."""
+    found = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    return {name: v[0] if name in _ONE_EACH and len(v) == 1 else v for name, v in found.items()}
+
+
 def run_tune(arguments: argparse.Namespace) -> int:
     """``shoal tune``: the file's options, overridden by those of the command line."""
     if study_files.is_study(arguments.file):
@@ -378,7 +410,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
     data_files.refuse_options(arguments)
     user = _load(arguments.file)
     keywords: dict[str, Any] = {"storage": f"{user.path.stem}.db", **user.options}
-    keywords.update({key: getattr(arguments, key) for key in _TUNE_KEYWORDS if hasattr(arguments, key)})
+    keywords.update(_given(arguments, _TUNE_KEYWORDS))
     keywords.update(_progress(arguments))
     study = _library().tune(user.define, train=user.train, valid=user.valid, test=user.test, **keywords)
     return _finish(study, keywords["storage"], arguments)
@@ -386,11 +418,8 @@ def run_tune(arguments: argparse.Namespace) -> int:
 
 def run_resume(arguments: argparse.Namespace) -> int:
     """``shoal resume``: the study's own options; the file brings code and data, and its options are not read again."""
-    keywords = {
-        key: getattr(arguments, key)
-        for key in ("n_trials", "max_epochs", "timeout_s", "max_total_epochs", "target_value", "patience_trials")
-        if hasattr(arguments, key)
-    }
+    budget = ("n_trials", "max_epochs", "timeout_s", "max_total_epochs", "target_value", "patience_trials")
+    keywords = _given(arguments, budget)
     if arguments.study_name is not None:
         keywords["study_name"] = arguments.study_name
     keywords.update(_progress(arguments))
@@ -410,7 +439,7 @@ def run_resume(arguments: argparse.Namespace) -> int:
 
 def _tune_data(arguments: argparse.Namespace) -> int:
     """``shoal tune`` on a data file or a folder."""
-    keywords = {key: getattr(arguments, key) for key in _TUNE_KEYWORDS if hasattr(arguments, key)}
+    keywords = _given(arguments, _TUNE_KEYWORDS)
     storage = keywords.setdefault("storage", data_files.study_name(arguments.file))
     keywords.update(_progress(arguments))
     ready = data_files.prepare(arguments, keywords.get("seed", 0))
@@ -420,7 +449,7 @@ def _tune_data(arguments: argparse.Namespace) -> int:
 
 def _tune_study(arguments: argparse.Namespace) -> int:
     """``shoal tune`` on a study file."""
-    given = {key: getattr(arguments, key) for key in _TUNE_KEYWORDS if hasattr(arguments, key)}
+    given = _given(arguments, _TUNE_KEYWORDS)
     ready = study_files.prepare(arguments, given)
     study, tuned = study_files.tune(ready, _progress(arguments))
     return _finish(study, ready.keywords["storage"], arguments, tuned)
@@ -470,6 +499,8 @@ def run_best(arguments: argparse.Namespace) -> int:
     """``shoal best``: reads the study file only."""
     record = _load_study(arguments)
     facts = _best_facts(record)
+    if facts is None and (told := _broken(record)):
+        raise StudyError(told)
     if facts is None:
         raise StudyError(f"no trial of {arguments.study!r} has finished yet. Go on with it: shoal resume.")
     print(_json(facts) if arguments.json else _best_text(facts))
@@ -546,7 +577,8 @@ def _finish(study: Any, storage: object, arguments: argparse.Namespace, tuned: A
             result["notes"] = list(tuned.notes)
         print(_json(result))
     else:
-        lines = ["No trial has finished." if facts is None else _best_text(facts)]
+        none = "No trial has finished." if not (told := _broken(record)) else told[0].upper() + told[1:]
+        lines = [none if facts is None else _best_text(facts)]
         lines.append(_row("study", _where(storage) or "in memory, gone when this program ends"))
         if report is not None:
             lines.append(_row("report", str(report)))
@@ -583,6 +615,8 @@ def _best_facts(record: StudyRecord) -> dict[str, Json] | None:
     if best is None:
         return None
     weights = record.meta.get("weights")
+    several = {"front": [_member(record, t) for t in record.front()]} if len(record.directions) > 1 else {}
+    kept = {"constraints": dict[str, Json](best.outcome.constraints)} if best.outcome.constraints else {}
     return {
         "trial": best.spec.number,
         "metric": str(record.meta.get("metric") or "value"),
@@ -593,7 +627,24 @@ def _best_facts(record: StudyRecord) -> dict[str, Json] | None:
         "params": dict(best.spec.params),
         "test": record.meta.get("test") or None,
         "weights": weights.get(str(best.spec.number)) if isinstance(weights, Mapping) else None,
+        **kept,
+        **several,
     }
+
+
+def _member(record: StudyRecord, trial: TrialRecord) -> Json:
+    """A trial of the Pareto front."""
+    values = dict[str, Json](zip(record.objectives, trial.values, strict=True))
+    return {"trial": trial.spec.number, "values": values, "params": dict[str, Json](trial.spec.params)}
+
+
+def _broken(record: StudyRecord) -> str:
+    """What to say where trials have finished, and all break a constraint; "" elsewhere."""
+    n = sum(t.state is TrialState.FINISHED for t in record.trials)
+    bounds = record.meta.get("constraints")
+    if not n or not isinstance(bounds, list):
+        return ""
+    return f"each of the {n} finished trials breaks a constraint ({', '.join(map(str, bounds))}); run more trials, or allow more."
 
 
 def _sureness(record: StudyRecord) -> dict[str, Json]:
@@ -608,8 +659,23 @@ def _sureness(record: StudyRecord) -> dict[str, Json]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _front_rows(facts: Mapping[str, Any]) -> list[str]:
+    """The Pareto front, one trial on a line, the best in the first objective first."""
+    members = sorted(facts.get("front", ()), key=lambda m: m["trial"] != facts["trial"])
+    rows = []
+    for i, m in enumerate(members):
+        values = ", ".join(f"{name} {format_number(value)}" for name, value in m["values"].items())
+        rows.append(_row("front" if i == 0 else "", f"trial {m['trial']}: {values} ({format_params(m['params'])})"))
+    return rows
+
+
 def _best_text(facts: Mapping[str, Any]) -> str:
-    lines = [_row("best trial", f"{facts['trial']} (epoch {facts['epoch']})")]
+    label, of = (
+        ("best trial", "")
+        if "front" not in facts
+        else ("shown", f", the one of the front with the best {facts['metric']}")
+    )
+    lines = [*_front_rows(facts), _row(label, f"{facts['trial']} (epoch {facts['epoch']}){of}")]
     # In full: this is where people copy parameters from.
     params = [f"{name} = {value!r}" for name, value in facts["params"].items()]
     lines += [_row("params" if i == 0 else "", text) for i, text in enumerate(params)]
@@ -624,6 +690,8 @@ def _best_text(facts: Mapping[str, Any]) -> str:
         lines.append(_row("expected", said))
     if facts["test"]:
         lines.append(_row("test", ", ".join(f"{name} {format_param(value)}" for name, value in facts["test"].items())))
+    if "constraints" in facts:
+        lines.append(_row("keeps", ", ".join(facts["constraints"])))
     if facts["weights"]:
         lines.append(_row("weights", str(facts["weights"])))
     return "\n".join(lines)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from shoal.data import load
-from shoal.errors import StorageError, StudyError
+from shoal.errors import StorageError, StudyError, UsageError
 from shoal.export import Exported, export
+from shoal.records import StudyRecord, TrialRecord, TrialState
 from shoal.replay import Define, fingerprint, replay
 from shoal.storage import file_beside, load_study, place_of, shown
 from shoal.weights import WeightStore, trained, weights_file
@@ -25,8 +26,9 @@ def export_study(
     test: Any = None,
     formats: Sequence[str] = ("script", "weights"),
     check: bool = False,
+    trial: int | None = None,
 ) -> Exported:
-    """Export the best trial of a study file.
+    """Export the best trial of a study file, or another one whose weights are kept.
 
     Args:
         storage: The study file.
@@ -35,13 +37,15 @@ def export_study(
         study_name: Which study, where the storage holds several.
         train, valid, test: The data the study was started with.
         formats, check: As for `shoal.export.export`.
+        trial: Its number, if not the best.
 
     Raises:
         StorageError: If the file belongs to other code or data, or the weights are gone.
-        StudyError: If no trial has finished.
+        StudyError: If no trial has finished, or there are several objectives and no trial is named.
+        UsageError: If there is no such trial that has finished.
     """
     record = load_study(storage, study_name)
-    best, options = record.best(), record.meta.get("options")
+    best, options = _named(record, trial), record.meta.get("options")
     if best is None or best.value is None:
         raise StudyError(f"no trial of {shown(storage)!r} has finished yet. Go on with it: shoal resume.")
     seed = options.get("seed", 0) if isinstance(options, dict) else 0
@@ -60,3 +64,17 @@ def export_study(
     recipe = trained(best.spec, lambda spec: replay(define, spec, data.train.n, data.train.form), weights)
     fresh = replay(define, best.spec, data.train.n, data.train.form)
     return export(record, best, define, recipe, fresh, data, folder, formats=formats, check=check)
+
+
+def _named(record: StudyRecord, trial: int | None) -> TrialRecord | None:
+    if trial is None:
+        if len(record.directions) > 1 and (front := record.front()):
+            raise StudyError(
+                f"study {record.name!r} has several objectives, so no trial is best in all of them: choose one of the Pareto front "
+                f"with --trial ({', '.join(str(t.spec.number) for t in front)})."
+            )
+        return record.best()
+    found = next((t for t in record.trials if t.spec.number == trial and t.state is TrialState.FINISHED), None)
+    if found is None:
+        raise UsageError(f"study {record.name!r} has no trial {trial} that has finished.")
+    return found

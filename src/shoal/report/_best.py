@@ -24,6 +24,7 @@ def best_section(record: StudyRecord) -> str:
     best = record.best()
     if best is None:
         return note("No trial has finished yet, so there is no best configuration.")
+    several = len(record.directions) > 1
     # Parameters in full and not rounded: this is where people copy them from.
     parts = [pairs("Parameters", {name: _exact(value) for name, value in best.spec.params.items()})]
     lanes = lanes_in_words(record)
@@ -36,10 +37,11 @@ def best_section(record: StudyRecord) -> str:
         parts.append(pairs(_title("Test", record, best, "test"), {n: _scored(n, test[n], intervals) for n in names}))
     columns = f'<div class="columns">{"".join(parts)}</div>'
     return (
-        columns
+        (note(f"Of the Pareto front below, the trial with the best {metric_name(record)}.") if several else "")
+        + columns
         + _sureness(record, best)
         + comparison_section(record)
-        + _runners_up(record, best)
+        + ("" if several else _runners_up(record, best))
         + _snippet(record, best)
     )
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from shoal._text import format_param
 from shoal.records import EpochRow, Json, ParamValue, StudyRecord, TrialRecord, TrialState
+from shoal.report._front import front_data
 from shoal.report._lanes import lanes, speedups
 from shoal.report._numbers import metric_name, packed, rounded
 from shoal.report._trajectories import trajectories
@@ -42,6 +43,7 @@ def report_data(record: StudyRecord, importances: Mapping[str, float] | None = N
     return {
         "metric": metric_name(record),
         "direction": record.direction,
+        **({"objectives": front_data(record, trials)} if len(record.directions) > 1 else {}),
         "best": -1 if best is None else [trial.spec.number for trial in trials].index(best.spec.number),
         "states": [str(state) for state in STATES],
         "trials": {

@@ -13,12 +13,14 @@ from shoal.errors import StorageError, UsageError
 from shoal.records import StudyRecord
 from shoal.report import _plots
 from shoal.report._axes import View
+from shoal.report._pareto import pareto
 from shoal.stages import counted
 
 Draw: TypeAlias = Callable[[Any, View], "bool | None"]
 FIGURES: Final[Mapping[str, tuple[Draw, tuple[float, float]]]] = {
     "curves": (_plots.curves, (7.2, 4.0)),
     "history": (_plots.history, (7.2, 3.4)),
+    "pareto": (pareto, (5.6, 3.6)),
     "importances": (_plots.importances, (6.0, 3.2)),
     "choices": (_plots.choices, (7.2, 3.0)),
     "slices": (_plots.slices, (7.2, 3.0)),

@@ -24,6 +24,7 @@ from shoal.optimism import optimism
 from shoal.records import Json, StudyRecord, TrialState
 from shoal.report._best import best_section, interval_of, lanes_in_words
 from shoal.report._data import report_data
+from shoal.report._front import front_section
 from shoal.report._html import note, pairs, tile
 from shoal.report._numbers import elapsed_s, metric_name, text
 from shoal.report._predictions import predictions_section
@@ -45,6 +46,7 @@ SCRIPTS: Final = (
     "parallel.js",
     "residuals.js",
     "lanes.js",
+    "pareto.js",
     "table.js",
     "start.js",
 )
@@ -120,6 +122,7 @@ def render_report(
         connect="; connect-src 'self'" if live else "",
         tiles=_tiles(record),
         best=best_section(record),
+        front=front_section(record),
         predictions=predictions_section(record),
         facts=_facts(record),
         data=data,
@@ -131,9 +134,14 @@ def _asset(name: str) -> str:
 
 
 def _summary(record: StudyRecord) -> str:
-    verb = "Maximizes" if record.direction == "maximize" else "Minimizes"
+    wanted = zip(record.objectives, record.directions, strict=True)
+    verbs = [f"{'aximizes' if way == 'maximize' else 'inimizes'} {name}" for name, way in wanted]
     lanes = lanes_in_words(record)
-    parts = [f"{verb} {metric_name(record)} " + (f"over {lanes}" if lanes else "on the validation set")]
+    parts = [
+        " and ".join(f"{'m' if k else 'M'}{verb}" for k, verb in enumerate(verbs))
+        + " "
+        + (f"over {lanes}" if lanes else "on the validation set")
+    ]
     fleets = {event.fleet for event in record.events if event.kind == "admitted"}
     if fleets:
         parts.append(f"{len(fleets)} fleet" + ("s" if len(fleets) > 1 else ""))

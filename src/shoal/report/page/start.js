@@ -7,7 +7,7 @@ function refresh() {
   fillSelect($("colour"), options, $("colour").value);
   recolour();
   refreshCurves(); refreshHistory(); refreshImportances(); refreshGroups(); refreshMoved(); refreshSlices();
-  refreshContour(); refreshParallel(); refreshResiduals(); refreshLanes();
+  refreshContour(); refreshParallel(); refreshResiduals(); refreshLanes(); refreshPareto();
   refreshTable();
   held = false;
   search($("search").value);

@@ -29,6 +29,7 @@ function openStudy(text) {
     data, number, epoch, start,
     metric: data.metric,
     best: data.best,
+    objectives: data.objectives && { ...data.objectives, values: data.objectives.values.map((own) => own.map(num)) },
     up: data.direction === "maximize",
     all: number.map((_, i) => i),
     state: data.trials.state.map((i) => data.states[i]),

@@ -15,6 +15,7 @@ function makeCells() {
     { key: "value", label: study.metric, get: (i) => study.value[i], text: (i) => short(study.value[i]) },
     { key: "epoch", label: "Epoch", get: (i) => study.epoch[i], text: (i) => String(study.epoch[i]) },
   ];
+  cells.push(...frontCells());
   study.params.forEach((p, k) => {
     const ranks = p.choices ? named(p.choices) : null;
     cells.push({ key: "p" + k, label: p.name, left: Boolean(p.choices), words: p.choices, text: (i) => paramText(p, i), get: (i) => (p.values[i] === null ? null : ranks ? ranks.get(p.choices[p.values[i]]) : p.values[i]) });
@@ -98,8 +99,8 @@ function fillRows() {
 function refreshTable() {
   table.cells = makeCells();
   if (!table.cells.some((cell) => cell.key === table.key)) {
-    table.key = study.best < 0 ? "number" : "value";
-    table.down = study.best >= 0 && study.up;
+    table.key = study.best < 0 ? "number" : study.objectives ? "front" : "value";
+    table.down = table.key === "value" && study.up;
   }
   // Widths from the longest texts: with only the rows in view to go by, columns would jump while scrolling.
   const ctx = element("canvas").getContext("2d");
