@@ -127,7 +127,9 @@ def test_the_command_line_prints_the_front(tmp_path: Path, capsys: pytest.Captur
     lines = capsys.readouterr().out.splitlines()
     best = record.best()
     assert best is not None and len(record.front()) > 1
-    assert lines[0].startswith(f"front       trial {best.number}: accuracy {best.value:.5g}"[:30])
+    assert lines[0].startswith(
+        f"front       trial {best.number}: accuracy {best.value:.5g}, n_parameters {best.values[1]:.0f} (lr="
+    )
     assert f"shown       {best.number} (epoch 3), the one of the front with the best accuracy" in lines
     assert f"keeps       {BOUND}" in lines
     assert main(["best", path, "--json"]) == 0

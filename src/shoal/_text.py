@@ -23,6 +23,15 @@ def format_number(value: float, digits: int = 5) -> str:
     return f"{value:.{digits}g}"
 
 
+def format_value(value: float) -> str:
+    """The value of an objective: whole numbers in full, since they count something.
+
+    >>> format_value(183028.0), format_value(0.98123456)
+    ('183028', '0.98123')
+    """
+    return format_number(int(value) if float(value).is_integer() else value)
+
+
 def format_param(value: object) -> str:
     """One parameter's value as a person would type it: short floats, everything else as ``str``."""
     if isinstance(value, float):

@@ -21,7 +21,7 @@ from shoal import _data_commands as data_files
 from shoal import _export_command, _finder_commands
 from shoal import _study_commands as study_files
 from shoal._completion import SHELLS, completion_script
-from shoal._text import format_number, format_param, format_params, json_ready
+from shoal._text import format_number, format_param, format_params, format_value, json_ready
 from shoal._user_file import UserFile, load_user_file
 from shoal.errors import ShoalError, StudyError, UsageError, did_you_mean
 from shoal.progress import stages_shown
@@ -664,7 +664,7 @@ def _front_rows(facts: Mapping[str, Any]) -> list[str]:
     members = sorted(facts.get("front", ()), key=lambda m: m["trial"] != facts["trial"])
     rows = []
     for i, m in enumerate(members):
-        values = ", ".join(f"{name} {format_number(value)}" for name, value in m["values"].items())
+        values = ", ".join(f"{name} {format_value(value)}" for name, value in m["values"].items())
         rows.append(_row("front" if i == 0 else "", f"trial {m['trial']}: {values} ({format_params(m['params'])})"))
     return rows
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from shoal._text import format_number
+from shoal._text import format_value
 from shoal.asking import Asker
 from shoal.bystander import Bystander
 from shoal.data import Datasets
@@ -408,7 +408,7 @@ class Session:
         if wanted.several and points:
             values = [self.history.results[number].outcome.values for number in points]
             ranges = [
-                f"{name} {format_number(min(own))} to {format_number(max(own))}"
+                f"{name} {format_value(min(own))} to {format_value(max(own))}"
                 for name, own in zip(wanted.names, zip(*values, strict=True), strict=True)
             ]
             said.append(f"Pareto front: {len(points)} trial{'s' if len(points) > 1 else ''}, {', '.join(ranges)}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any, Final
 
-from shoal._text import format_param
+from shoal._text import format_param, format_value
 from shoal.records import Json, StudyRecord, TrialRecord, TrialState
 from shoal.report._html import grid, note
-from shoal.report._numbers import rounded, text
+from shoal.report._numbers import rounded
 
 # Rows of the table; the table of all trials below it has the others.
 MAX_ROWS: Final = 50
@@ -23,11 +24,16 @@ def front_data(record: StudyRecord, trials: list[TrialRecord]) -> Json:
         "names": list(record.objectives),
         "directions": list(record.directions),
         "values": [
-            [rounded(t.values[k]) if len(t.values) > k else None for t in trials] for k in range(len(record.directions))
+            [_number(t.values[k]) if len(t.values) > k else None for t in trials] for k in range(len(record.directions))
         ],
         "front": [i for i, t in enumerate(trials) if t.spec.number in on],
         "broken": [i for i, t in enumerate(trials) if not t.outcome.feasible],
     }
+
+
+def _number(value: float) -> Json:
+    """Counts in full, all else as in the rest of the page."""
+    return int(value) if value.is_integer() else rounded(value)
 
 
 def front_section(record: StudyRecord) -> str:
@@ -82,10 +88,10 @@ def _table(record: StudyRecord, front: list[TrialRecord]) -> str:
     weights = record.meta.get("weights")
     rows = []
     for t in shown:
-        measured = [text(t.outcome.measured.get(name)) for name in beside]
+        measured = [format_value(t.outcome.measured.get(name, math.nan)) for name in beside]
         own = [format_param(t.spec.params[n]) if n in t.spec.params else "-" for n in params]
         kept = "kept" if isinstance(weights, dict) and str(t.spec.number) in weights else "-"
-        rows.append([f"Trial {t.spec.number}", *map(text, t.values), *measured, str(t.epoch), *own, kept])
+        rows.append([f"Trial {t.spec.number}", *map(format_value, t.values), *measured, str(t.epoch), *own, kept])
     head = [
         "",
         *(_arrow(n, d) for n, d in zip(record.objectives, record.directions, strict=True)),

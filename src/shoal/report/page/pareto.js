@@ -70,7 +70,7 @@ function frontCells() {
   const rank = (i) => (front.on.has(i) ? 0 : front.broken.has(i) ? 2 : 1);
   const cells = [{ key: "front", label: "Front", left: true, words, text: (i) => words[rank(i)], get: rank }];
   wanted().names.forEach((name, k) => {
-    if (k) cells.push({ key: "objective" + k, label: name, get: (i) => wanted().values[k][i], text: (i) => short(wanted().values[k][i]) });
+    if (k) cells.push({ key: "objective" + k, label: name, get: (i) => wanted().values[k][i], text: (i) => { const v = wanted().values[k][i]; return Number.isInteger(v) ? String(v) : short(v); } });
   });
   return cells;
 }
