@@ -181,7 +181,7 @@ def test_data_that_cannot_be_trained_on(tmp_path: Path, train: Any, message: str
         ({"metric": "acuracy"}, "Did you mean 'accuracy'"),
         ({"scheduler": "ahsa"}, "Did you mean 'asha'"),
         ({"metric": ["accuracy", "acc"]}, "Unknown metric 'acc'. Did you mean 'accuracy'?"),
-        ({"direction": ("minimize", "maximize")}, "metric names 1 objective(s), and direction has 2 entries"),
+        ({"direction": ("minimize", "maximize")}, "and direction has 2 entries: give one for each"),
         ({"sampler": "tpee"}, "Did you mean 'tpe'"),
         ({"sampler": 3}, "a dict with a name, or an optuna.samplers object, not int"),
         ({"n_trials": 0}, "n_trials must be a whole number of at least 1, not 0"),
