@@ -60,6 +60,7 @@ def test_groups_stay_together_outside_and_inside() -> None:
         ({"valid": 0.2}, r"nested\(\) has no valid=: outer= holds rows out"),
         ({"test": 0.2}, r"nested\(\) has no test="),
         ({"folds": [([0], [1])]}, r"nested\(\) needs folds= as a number or a splitter"),
+        ({"metric": ["accuracy", "n_parameters"]}, "several objectives have a front: give it one metric"),
         ({"outer": None}, r"nested\(\) needs outer=: a number of folds"),
     ],
 )

@@ -28,6 +28,7 @@ from shoal.errors import StorageError, StudyLockedError, UsageError
 from shoal.records import EpochRow, StudyRecord, TrialResult, TrialSpec, TrialState
 from shoal.storage import StudyStore, _postgres_owner, has_password, load_study, place_of, study_stamp
 from shoal.study_file import _summary
+from test_front_report import study as several
 from test_storage_faults import OWNER, SRC
 
 SECRET = quote(PASSWORD, safe="")
@@ -489,6 +490,25 @@ def test_the_same_study_as_in_a_file(tmp_path: Path, url: str, monkeypatch: pyte
     assert url.rpartition("/")[2].encode() in page.current()[0]
     with pytest.raises(StorageError, match="there is no study file"):
         load_study("none.db")
+
+
+def test_a_front_is_what_optuna_finds_there(url: str) -> None:
+    record = several(20)  # of two objectives, with a constraint
+    ends = [TrialResult(t.number, t.state, t.value, t.epoch, outcome=t.outcome) for t in record.trials]
+    with StudyStore.open(url, name="two", directions=record.directions) as store:
+        store.asked([t.spec for t in record.trials])
+        store.recorded([row for t in record.trials for row in t.rows])
+        store.ended(ends)
+        store.restart([7])
+        store.ended([ends[7]])
+        assert [t.outcome for t in store.load().trials] == [t.outcome for t in record.trials]
+    theirs = optuna.load_study(study_name="two", storage=place_of(url).optuna_url)
+    assert [d.name.lower() for d in theirs.directions] == list(record.directions)
+    assert [t.number for t in theirs.best_trials] == [t.number for t in record.front()]
+    assert [t.constraints for t in theirs.trials] == [dict(t.outcome.constraints) for t in record.trials]
+    backend = theirs._storage._backend  # type: ignore[attr-defined]
+    backend.remove_session()
+    backend.engine.dispose()
 
 
 @pytest.fixture(autouse=True)

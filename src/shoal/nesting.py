@@ -79,6 +79,11 @@ def nested(
             raise UsageError(
                 f"nested() has no {name}=: outer= holds rows out, and tune's folds= or its default splits the rest."
             )
+    metric = options.get("metric")
+    if isinstance(metric, list | tuple) and len(metric) > 1:
+        raise UsageError(
+            "nested() estimates the score of one winner, and several objectives have a front: give it one metric."
+        )
     inner = options.get("folds")
     if inner is not None and not isinstance(inner, int | Splitter):
         raise UsageError(
