@@ -181,7 +181,13 @@ def test_resolve(
 
 @pytest.mark.parametrize(
     ("targets", "names"),
-    [(INTS, ["accuracy", "f1"]), (FLOATS, ["mae", "rmse", "r2"]), (None, []), (INTS[:, None], [])],
+    [
+        (INTS, ["accuracy", "f1"]),
+        (torch.tensor([[0.0, 1.0], [1.0, 1.0]]), ["accuracy", "f1"]),
+        (FLOATS, ["mae", "rmse", "r2"]),
+        (None, []),
+        (INTS[:, None], []),
+    ],
 )
 def test_standard_metrics(targets: Tensor | None, names: list[str]) -> None:
     assert [metric.name for metric in standard_metrics(targets)] == names

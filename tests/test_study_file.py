@@ -349,7 +349,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(lines) - 1))
         line = lines[at]
-        match draw(st.integers(0, 6)):
+        match draw(st.integers(0, 7)):
             case 0 | 1 if " = " in line:
                 lines[at] = f"{line.split(' = ')[0]} = {draw(VALUES)}"
             case 2:
@@ -366,6 +366,10 @@ def mutated(draw: st.DrawFn) -> bytes:
             case 5:
                 place = draw(st.integers(0, len(line)))
                 lines[at] = line[:place] + line[place + 1 :]
+            case 6:
+                name = draw(st.sampled_from(["LearningRate", "LearningRat", "x.y"]))
+                field = draw(st.sampled_from(["on", "step", "bounds", "rule", "warmup", "stp"]))
+                lines += [f"[extensions.{name}]", f"{field} = {draw(VALUES)}"]
             case _:
                 lines.insert(at, f"{draw(st.sampled_from([key.name for key in KEYS]))} = {draw(VALUES)}")
         if not lines:

@@ -287,8 +287,7 @@ class Fleet:
         n, q, device, dtype = self.work.data.train.n, self.quantum, self.work.device, self.layout.dtype
         shapes = {i: t.shape(n, q) for i, t in active}
         ticks = max(s.n_ticks for s in shapes.values())
-        orders = {i: t.sample_order(self.work.data.train) for i, t in active}
-        keys = {i: t.keys(n) for i, t in active}
+        orders, keys = self._samples(active)
         due = np.zeros((ticks, self.width), dtype=bool)
         for i, s in shapes.items():
             due[: s.n_ticks, i] = s.due
@@ -330,16 +329,21 @@ class Fleet:
             idx, weights, key = (
                 np.zeros((last - first, self.width, q), dtype=d) for d in (np.int64, np.float64, np.int32)
             )
+            twins: dict[tuple[int, int], int] = {}  # the first lane of an order and a batch size
             for i, trial in active:
                 s = shapes[i]
+                stop = min(last, s.n_ticks)
+                if stop > first:
+                    weights[: stop - first, i] = weights_of[i][first:stop]
+                if (twin := twins.setdefault((id(orders[i]), id(s)), i)) != i:
+                    idx[:, i], key[:, i] = idx[:, twin], key[:, twin]
+                    continue
                 if trial.rows is not None:  # empty slots too hold a sample that the lane may see
                     idx[:, i] = trial.rows[0]
-                stop = min(last, s.n_ticks)
                 if stop > first:
                     position = s.position[first:stop]
                     idx[: stop - first, i] = np.where(position >= 0, orders[i][position], idx[: stop - first, i])
                     key[: stop - first, i] = keys[i][position]
-                    weights[: stop - first, i] = weights_of[i][first:stop]
             if run is not None:
                 run(first, idx, weights, key)
                 continue
@@ -369,6 +373,21 @@ class Fleet:
         host = losses.double().cpu()
         # Ticks after a lane's epoch is over hold whatever padding gave; their share is zero, and zero times NaN is not.
         return host[0], torch.where(share > 0, host * share, 0.0).sum(0), moved
+
+    def _samples(
+        self, active: Sequence[tuple[int, LaneTrial]]
+    ) -> tuple[dict[int, NDArray[np.int64]], dict[int, NDArray[np.int32]]]:
+        """Each lane's samples in this epoch's order, and their random keys; lanes of one seed and the same rows share them."""
+        data = self.work.data.train
+        orders: dict[int, NDArray[np.int64]] = {}
+        keys: dict[int, NDArray[np.int32]] = {}
+        first: dict[tuple[int, int, int], int] = {}
+        for i, t in active:
+            plain = t.recipe.sample_weights is None  # else who is drawn may differ
+            twin = first.setdefault((t.spec.seed, t.epoch, id(t.rows)), i) if plain else i
+            orders[i] = orders[twin] if twin != i else t.sample_order(data)
+            keys[i] = keys[twin] if twin != i else t.keys(data.n)
+        return orders, keys
 
     def _codes(self) -> list[int]:
         """Family and rule of each lane, as one number."""

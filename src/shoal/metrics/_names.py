@@ -142,11 +142,11 @@ def standard_metrics(targets: Tensor | None) -> tuple[Metric, ...]:
         targets: as for ``resolve``.
 
     Returns:
-        accuracy and f1 for 1-D integer targets and for floats ``(n,)`` or ``(n, 1)`` that are all 0 or 1; mae, rmse and r2 for
+        accuracy and f1 for 1-D integer targets and for floats ``(n,)`` or ``(n, k)`` that are all 0 or 1; mae, rmse and r2 for
         other floats; nothing for others or for None. They are left out where the model's outputs do not suit.
     """
     names: tuple[str, ...] = ()
-    if targets is not None and (_is_classes(targets) or (targets[:1].numel() == 1 and is_bits(targets))):
+    if targets is not None and (_is_classes(targets) or (targets.ndim <= 2 and is_bits(targets))):
         names = ("accuracy", "f1")
     elif targets is not None and targets.is_floating_point():
         names = ("mae", "rmse", "r2")

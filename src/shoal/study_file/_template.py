@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from typing import Final
@@ -63,7 +62,7 @@ def _extensions() -> list[str]:
     for name, kind in extensions().items():
         lines += [f"# [extensions.{name}]", f"# # {(kind.__doc__ or '').splitlines()[0]}"]
         for field in fields_of(name).values():
-            if field.default is not dataclasses.MISSING and field.default is not None:
+            if isinstance(field.default, bool | int | float | str | tuple):
                 lines.append(f"# {field.name} = {_toml(field.default)}")
     return lines
 

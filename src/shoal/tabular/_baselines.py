@@ -83,7 +83,10 @@ def compare(
 
 
 def measure(task: Task, truth: Array, guess: Array) -> dict[str, float]:
-    """scikit-learn's scores of one model's decisions: both (n,) for classes, else (n, k)."""
+    """scikit-learn's scores of one model's decisions: both (n,) for classes, else (n, k).
+
+    Of several labels, the accuracy is that of whole rows, as in the study.
+    """
     from sklearn import metrics
 
     found: tuple[Any, ...]
@@ -94,10 +97,10 @@ def measure(task: Task, truth: Array, guess: Array) -> dict[str, float]:
             metrics.mean_absolute_error(truth, guess),
         )
     else:
-        pairs = [(truth, guess)] if truth.ndim == 1 else list(zip(truth.T, guess.T, strict=True))
-        accuracy = np.mean([metrics.accuracy_score(t, g) for t, g in pairs])
-        f1 = np.mean([metrics.f1_score(t, g, average="macro", zero_division=0) for t, g in pairs])
-        found = (accuracy, f1)
+        if truth.ndim == 2 and truth.shape[1] == 1:
+            truth, guess = truth[:, 0], guess[:, 0]
+        f1 = metrics.f1_score(truth, guess, average="macro", zero_division=0)
+        found = (metrics.accuracy_score(truth, guess), f1)
     return dict(zip(_MEASURES[task], map(float, found), strict=True))
 
 
