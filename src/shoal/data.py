@@ -21,6 +21,7 @@ from shoal.batches import Form, target_of
 from shoal.errors import DataError, UsageError
 from shoal.padding import IGNORE_INDEX
 
+HELD_OUT = "hyper_valid"  # what users call it
 _HASH_BYTES = 8 * 2**20  # per tensor: below this all bytes are hashed, above it rows evenly spaced and a checksum
 
 
@@ -58,16 +59,24 @@ class Split:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Datasets:
-    """All splits of a study. ``fingerprint`` tells on resume whether the data is still the same."""
+    """All splits of a study. ``fingerprint`` tells on resume whether the data is still the same; ``held_out`` is what extensions
+    take a validation gradient on, out of the training data and in no other split."""
 
     train: Split
     valid: Split
     test: Split | None
     fingerprint: str
+    held_out: Split | None = None
 
 
 def load(
-    train: object, valid: object = None, test: object = None, *, seed: int = 0, valid_default: float = 0.2
+    train: object,
+    valid: object = None,
+    test: object = None,
+    *,
+    seed: int = 0,
+    valid_default: float = 0.2,
+    hyper_valid: object = None,
 ) -> Datasets:
     """Read every split into tensors and check it.
 
@@ -82,6 +91,7 @@ def load(
         test: as ``valid``, as a fraction of what ``train`` was at first; None means no test set.
         seed: of the splits, 0 or more.
         valid_default: the fraction for ``valid=None``.
+        hyper_valid: as ``test``; drawn last, so that the other two do not depend on it.
 
     Returns:
         The splits. They may share memory with what was passed; nothing writes to them.
@@ -98,23 +108,27 @@ def load(
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UsageError(f"seed must be a whole number, 0 or more; got {seed!r}.")
     valid = valid_default if valid is None else valid
-    fractions = {name: _fraction(part, name) for name, part in (("valid", valid), ("test", test)) if _is_number(part)}
+    given = {"valid": valid, "test": test, HELD_OUT: hyper_valid}
+    fractions = {name: _fraction(part, name) for name, part in given.items() if _is_number(part)}
 
-    parts = _read_all({"train": train, **{k: v for k, v in (("valid", valid), ("test", test)) if _is_data(v)}})
+    parts = _read_all({"train": train, **{k: v for k, v in given.items() if _is_data(v)}})
     whole = parts.pop("train")
     parts = {name: _alike(whole, part, name) for name, part in parts.items()}
     if fractions:
         chosen = _draw(whole, fractions, seed)
         parts |= {name: _take(whole, index) for name, index in chosen.items() if name != "train"}
         whole = _take(whole, chosen["train"])
-    return Datasets(whole, parts["valid"], parts.get("test"), _fingerprint(whole, parts["valid"], parts.get("test")))
+    held_out = parts.get(HELD_OUT)
+    return Datasets(
+        whole, parts["valid"], parts.get("test"), _seal(whole, parts["valid"], parts.get("test"), held_out), held_out
+    )
 
 
-def load_whole(train: object, test: object = None, *, seed: int = 0) -> Datasets:
+def load_whole(train: object, test: object = None, *, seed: int = 0, hyper_valid: object = None) -> Datasets:
     """As `load`, for folds: nothing is split off to validate on, and ``valid`` is ``train`` itself, of which folds take rows.
 
     Args:
-        train, test, seed: As for `load`.
+        train, test, seed, hyper_valid: As for `load`. What is held out is in no fold.
 
     Raises:
         DataError: As for `load`.
@@ -124,14 +138,17 @@ def load_whole(train: object, test: object = None, *, seed: int = 0) -> Datasets
         >>> data.train.n, data.valid is data.train
         (8, True)
     """
-    parts = _read_all({"train": train, **({"test": test} if _is_data(test) else {})})
-    whole, held_out = parts["train"], parts.get("test")
-    if held_out is not None:
-        held_out = _alike(whole, held_out, "test")
-    elif test is not None:
-        chosen = _draw(whole, {"test": _fraction(test, "test")}, seed)
-        held_out, whole = _take(whole, chosen["test"]), _take(whole, chosen["train"])
-    return Datasets(whole, whole, held_out, _fingerprint(whole, None, held_out))
+    given = {"test": test, HELD_OUT: hyper_valid}
+    parts = _read_all({"train": train, **{k: v for k, v in given.items() if _is_data(v)}})
+    whole = parts.pop("train")
+    parts = {name: _alike(whole, part, name) for name, part in parts.items()}
+    fractions = {name: _fraction(part, name) for name, part in given.items() if _is_number(part)}
+    if fractions:
+        chosen = _draw(whole, fractions, seed)
+        parts |= {name: _take(whole, index) for name, index in chosen.items() if name != "train"}
+        whole = _take(whole, chosen["train"])
+    test_, held_out = parts.get("test"), parts.get(HELD_OUT)
+    return Datasets(whole, whole, test_, _seal(whole, None, test_, held_out), held_out)
 
 
 def _read_all(sources: dict[str, object]) -> dict[str, Split]:
@@ -267,7 +284,8 @@ def _draw(split: Split, fractions: dict[str, float], seed: int) -> dict[str, npt
     labels = _classes(split)
     rest = np.arange(split.n, dtype=np.int64)
     chosen: dict[str, npt.NDArray[np.int64]] = {}
-    for name in sorted(fractions):  # the test set first: it then does not depend on valid's fraction
+    # The test set first: it then does not depend on valid's fraction; and neither on what is held out.
+    for name in sorted(fractions, key=("test", "valid", HELD_OUT).index):
         mask = _pick(labels[rest], sizes[name], rng)
         chosen[name], rest = rest[mask], rest[~mask]
     return chosen | {"train": rest}
@@ -307,6 +325,11 @@ def _pick(classes: npt.NDArray[np.int64], size: int, rng: np.random.Generator) -
 def _take(split: Split, rows: npt.NDArray[np.int64]) -> Split:
     index = torch.from_numpy(rows)
     return Split(tuple(memory.taken(tensor, index) for tensor in split.tensors), split.names)
+
+
+def _seal(train: Split, valid: Split | None, test: Split | None, held_out: Split | None) -> str:
+    """The fingerprint of all splits; without hyper-validation data that of the others."""
+    return _fingerprint(train, valid, test, *([] if held_out is None else [held_out]))
 
 
 def _fingerprint(*splits: Split | None) -> str:

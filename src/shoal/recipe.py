@@ -147,8 +147,8 @@ class Recipe:
                     "schedule_every='fraction' is for CosineAnnealingWarmRestarts, the only scheduler that takes fractions of an "
                     f"epoch, not for {_kind(self.schedule)}; use 'epoch' or 'step'."
                 )
-        self._check_extensions()
         object.__setattr__(self, "loss", _as_module(self.loss))
+        self._check_extensions()
         object.__setattr__(self, "training", {name: m.training for name, m in self.model.named_modules()})
 
     def _strength(self, name: str) -> float | None:

@@ -69,7 +69,7 @@ def refit(
         tensors = zip(data.train.tensors, data.valid.tensors, strict=True)
         both = Split(tuple(torch.cat(pair) for pair in tensors), data.train.names)
     spec = best.spec if seed is None else replace(best.spec, seed=seed)
-    all_of_it = Work(Datasets(both, data.valid, data.test, data.fingerprint), work.metrics, work.device)
+    all_of_it = Work(Datasets(both, data.valid, data.test, data.fingerprint, data.held_out), work.metrics, work.device)
     solo = Solo(spec, replay(define, spec, both.n, both.form), all_of_it)
     recipe, losses = solo.recipe, []
     for epoch in range(best.epoch if epochs is None else epochs):

@@ -21,10 +21,12 @@ from shoal.bystander import Bystander
 from shoal.data import Datasets
 from shoal.engine import Engine, Standing
 from shoal.errors import FuseError, RecipeError, ReplayError, StudyError, blame
+from shoal.extend._by_validation import by_validation
 from shoal.lanes.limits import SETUP_S, at_most
 from shoal.lanes.noise_scale import batch_size
 from shoal.lanes.parts import Parts
 from shoal.lanes.pool import Candidate
+from shoal.lanes.regularised import held_out_of
 from shoal.lanes.workers import Trainer
 from shoal.loggers import Logging
 from shoal.measuring import properties_of
@@ -201,6 +203,8 @@ class Session:
                     recipe = run_define(self._define, trial, seed, self._n_train, form)
             except Exception as e:  # whatever the user's code raises fails this trial, and no other
                 error = _said(trial.number, e)
+            if recipe is not None and by_validation(recipe):
+                held_out_of(recipe, self._data)  # no trial starts without
             spec = self._asker.spec(trial)
             key = point_key(spec.params, spec.distributions)
             self._bystander.keep(recipe)

@@ -72,6 +72,7 @@ def tune(
     value: Literal["last", "best"] = "last",
     folds: FoldsArgument = None,
     groups: Any = None,
+    hyper_valid: Any = None,
     seeds: int = 1,
     n_trials: int = 100,
     max_epochs: int = 30,
@@ -108,6 +109,8 @@ def tune(
         folds: Cross-validation in the place of ``valid``: a number of folds (stratified for a target of classes), a splitter of
             scikit-learn, or pairs of row indices. A trial trains in one lane per fold, and its value is the mean over them.
         groups: One group per row of ``train``; rows of a group stay in one fold.
+        hyper_valid: What extensions such as ``shoal.extend.WeightDecay`` take their gradient on, as ``test``: data, or the fraction
+            of ``train`` to split off. It is neither trained on nor reported, and in no fold.
         seeds: Training runs of each trial (of each fold), under seeds of their own; its value is the mean over all of them.
         n_trials: Trials in all. A study file that already has some is continued up to this number.
         max_epochs: Epochs of a trial that is not stopped early. A larger number than a study file was made with trains its
@@ -154,9 +157,9 @@ def tune(
         native.prepare()  # first of all: a compiler takes a second, and so does what comes next
     with stages_shown(progress):
         data = (
-            load(train, valid, test, seed=seed)
+            load(train, valid, test, seed=seed, hyper_valid=hyper_valid)
             if folds is None
-            else _load_whole(train, valid, test, seed, folds, groups)
+            else _load_whole(train, valid, test, seed, folds, groups, hyper_valid)
         )
     parts = make_parts(folds, seeds, groups, data.train, seed)
     targets = data.train.target
@@ -180,6 +183,7 @@ def tune(
         "metrics": None if any(callable(m) for m in metrics) else list(cast("Sequence[str]", metrics)),
         "value": value,
         "folds": folds if folds is None or (isinstance(folds, int) and groups is None) else False,
+        "hyper_valid": hyper_valid if hyper_valid is None or isinstance(hyper_valid, float) else False,
         "seeds": seeds,
         "n_trials": n_trials,
         "max_epochs": max_epochs,
@@ -367,6 +371,7 @@ def resume(
     train: Any,
     valid: Any = None,
     test: Any = None,
+    hyper_valid: Any = None,
     study_name: str | None = None,
     n_trials: int | None = None,
     max_epochs: int | None = None,
@@ -386,6 +391,7 @@ def resume(
         storage: The study file or database.
         define: The code that made the study; the file holds none.
         train, valid, test: The data the study was started with.
+        hyper_valid: Likewise, unless it was a fraction.
         study_name: Which study of ``storage``; None is the only one.
         n_trials, max_epochs: Larger numbers than before, or None to complete what was asked for.
         max_total_epochs, target_value, patience_trials: Limits to go on to, or None for those that the study was started with.
@@ -413,6 +419,12 @@ def resume(
         raise UsageError(
             "this study was started with a splitter, row indices or groups, which no file holds; call tune() again with the same "
             "arguments and this storage, which continues it."
+        )
+    if hyper_valid is not None:
+        kept["hyper_valid"] = hyper_valid
+    elif kept.get("hyper_valid") is False:
+        raise UsageError(
+            "this study was started with hyper-validation data, which no file holds; give resume(hyper_valid=...)."
         )
     if kept.get("warm_start") is False:
         raise UsageError(
@@ -561,12 +573,13 @@ def _metrics(chosen: Metric | None, others: Sequence[Metric], target: torch.Tens
 def _to(data: Datasets, device: torch.device) -> Datasets:
     if device.type == "cpu":
         return data
-    return Datasets(
-        data.train.to(device), data.valid.to(device), data.test.to(device) if data.test else None, data.fingerprint
-    )
+    test, held_out = (split.to(device) if split else None for split in (data.test, data.held_out))
+    return Datasets(data.train.to(device), data.valid.to(device), test, data.fingerprint, held_out)
 
 
-def _load_whole(train: Any, valid: Any, test: Any, seed: int, folds: object, groups: object) -> Datasets:
+def _load_whole(
+    train: Any, valid: Any, test: Any, seed: int, folds: object, groups: object, hyper_valid: Any
+) -> Datasets:
     """The data of a study with folds.
 
     Raises:
@@ -576,6 +589,12 @@ def _load_whole(train: Any, valid: Any, test: Any, seed: int, folds: object, gro
         raise UsageError(
             "folds= takes the place of valid=: every row is validated on in its fold. Leave one of the two out."
         )
+    drawn = isinstance(hyper_valid, Real) and not isinstance(hyper_valid, bool)
+    if drawn and (groups is not None or not isinstance(folds, int)):
+        raise UsageError(
+            f"hyper_valid={hyper_valid} draws rows at random, and what is left are other rows than folds= and groups= speak of; "
+            "split them off yourself and pass them as hyper_valid=."
+        )
     if isinstance(test, Real) and not isinstance(test, bool):
         ordered = type(folds).__name__ == "TimeSeriesSplit"
         if groups is not None or ordered:
@@ -583,7 +602,7 @@ def _load_whole(train: Any, valid: Any, test: Any, seed: int, folds: object, gro
             raise UsageError(
                 f"test={test} draws rows at random, which breaks up {kept}; split them off yourself and pass them as test=."
             )
-    return load_whole(train, test, seed=seed)
+    return load_whole(train, test, seed=seed, hyper_valid=hyper_valid)
 
 
 def _check_numbers(n_trials: int, max_epochs: int, timeout_s: float | None, seed: int) -> None:

@@ -49,6 +49,7 @@ _ELEMENTWISE: dict[type[nn.Module], _Elementwise] = {
 }
 _CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
 _BY_SAMPLE = (nn.MultiLabelSoftMarginLoss, nn.MultiMarginLoss)
+SMOOTHING = "loss.label_smoothing"
 _WEIGHTED = (*_CLASS, nn.BCELoss, nn.BCEWithLogitsLoss, *_BY_SAMPLE)
 
 
@@ -128,7 +129,12 @@ def used(criterion: Any, values: Mapping[str, Tensor]) -> frozenset[str]:
 
 
 def numerators(
-    criterion: Any, out: Tensor, target: Tensor, values: Mapping[str, Tensor], uses: frozenset[str] | None = None
+    criterion: Any,
+    out: Tensor,
+    target: Tensor,
+    values: Mapping[str, Tensor],
+    uses: frozenset[str] | None = None,
+    slopes: bool = False,
 ) -> Tensor:
     """Per sample: out (q, ...), target (q, ...) -> (q,).
 
@@ -137,6 +143,7 @@ def numerators(
         out, target: A micro-batch.
         values: One lane's numbers, from ``criterion_values``.
         uses: Which of them to look at, from ``used``; by default all.
+        slopes: Whether the result is to have a gradient in label smoothing as well.
 
     Raises:
         ValueError: If an element-wise criterion gets outputs and targets of different shapes. torch would broadcast, with a
@@ -145,7 +152,7 @@ def numerators(
     name = type(criterion).__name__
     kept = values if uses is None else {key: v for key, v in values.items() if key in uses}
     if type(criterion) in _CLASS:
-        return _class_numerators(criterion, out, target, kept)
+        return _class_numerators(criterion, out, target, kept, slopes)
     if type(criterion) is nn.MultiMarginLoss:
         return _multi_margin(criterion, out, target, kept.get("loss.weight"))
     if out.shape != target.shape:
@@ -200,8 +207,10 @@ def _multi_margin(criterion: Any, out: Tensor, target: Tensor, weight: Tensor | 
     return loss if weight is None else loss * torch.where(hot, weight.to(out.dtype), 0.0).sum(1)
 
 
-def _class_numerators(criterion: Any, out: Tensor, target: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-    if type(criterion) is nn.CrossEntropyLoss and out.dim() == 2 and not target.is_floating_point():
+def _class_numerators(
+    criterion: Any, out: Tensor, target: Tensor, values: Mapping[str, Tensor], slopes: bool
+) -> Tensor:
+    if type(criterion) is nn.CrossEntropyLoss and out.dim() == 2 and not target.is_floating_point() and not slopes:
         weight, smoothing = _spread(values.get("loss.weight"), out.shape[1], out), values.get("loss.label_smoothing")
         return class_loss(out, target, weight, smoothing, criterion.ignore_index)
     # Classes first, (C, q, ...): along a short last axis, torch's softmax kernels are 15 times slower on a CPU.
@@ -223,7 +232,8 @@ def _class_numerators(criterion: Any, out: Tensor, target: Tensor, values: Mappi
     # Chosen, not multiplied: a class that is impossible (log p = -inf) must not make 0 x inf of a sample it is not the class of.
     loss = -torch.where(hot, weighted, 0.0).sum(0)
     if smoothing is not None:
-        spread = torch.where(hot.any(0) & (smoothing > 0), -weighted.sum(0), 0.0)
+        counts = hot.any(0) if slopes else hot.any(0) & (smoothing > 0)
+        spread = torch.where(counts, -weighted.sum(0), 0.0)
         loss = (1.0 - smoothing) * loss + (smoothing / classes) * spread
     return _per_sample(loss)
 

@@ -26,16 +26,17 @@ from shoal.lanes.clip import Shaping
 from shoal.lanes.compiled import Compilation
 from shoal.lanes.compiled._moving import Rates
 from shoal.lanes.compiled._runner import Runner, obstacle, runner
-from shoal.lanes.criteria import is_known, scale_of, used, wants_classes
+from shoal.lanes.criteria import SMOOTHING, is_known, scale_of, used, wants_classes
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.hypergradient import LaneRates
 from shoal.lanes.kernels import Advance, Gradients, Kernels, Spans, TorchKernels, Updates
-from shoal.lanes.lane import LaneTrial, Measured, evaluation_chunk, evaluation_weight, has_shapes
+from shoal.lanes.lane import LaneTrial, Measured, evaluation_chunk, evaluation_weight, has_shapes, smooths
 from shoal.lanes.lift import lift_values
 from shoal.lanes.max_norm import MaxNorm
 from shoal.lanes.noise_scale import KEPT, LaneNoise, batch_size, size_of
 from shoal.lanes.parts import Parts, Rows
 from shoal.lanes.probe import output_classes
+from shoal.lanes.regularised import LaneRegularisers
 from shoal.lanes.state import LaneRow, LaneState
 from shoal.lanes.step import Layout, Program, values_by_name
 from shoal.lanes.tables import first_second
@@ -226,7 +227,10 @@ class Fleet:
         active = [i for i, t in enumerate(self.lanes) if t is not None]
         loss = self.program._recipe.loss
         if active and is_known(loss):
-            self.program.refresh(used(loss, {name: self.state.extra[name][active] for name in self.layout.values}))
+            uses = used(loss, {name: self.state.extra[name][active] for name in self.layout.values})
+            if any(smooths(t.recipe) for t in self.lanes if t is not None):
+                uses |= {SMOOTHING}  # which may be 0 yet
+            self.program.refresh(uses)
         else:
             self.program.refresh()
 
@@ -289,8 +293,10 @@ class Fleet:
         ticks = max(s.n_ticks for s in shapes.values())
         orders, keys = self._samples(active)
         due = np.zeros((ticks, self.width), dtype=bool)
+        goes_on = np.zeros((ticks, self.width), dtype=bool)  # the tick adds to a batch that an earlier one opened
         for i, s in shapes.items():
             due[: s.n_ticks, i] = s.due
+            goes_on[: s.n_ticks, i] = ~s.starts
         recipes: list[Recipe | None] = [None] * self.width
         for i, trial in active:
             recipes[i] = trial.recipe
@@ -303,13 +309,12 @@ class Fleet:
             for code, i, j in runs_of(self._codes())
             if code % _RULES
         }
+        regularisers = LaneRegularisers.of(self, due, goes_on, shaping)
         advance: Advance | None = None
         tail = self.tail
         share = torch.zeros(ticks, self.width, dtype=torch.float64)  # of the epoch's samples, per tick
-        goes_on = np.zeros((ticks, self.width), dtype=bool)  # the tick adds to a batch that an earlier one opened
         for i, s in shapes.items():
             share[: s.n_ticks, i] = torch.from_numpy(s.sizes[s.batch] / len(orders[i]))
-            goes_on[: s.n_ticks, i] = ~s.starts
         losses = torch.empty(ticks, self.width, dtype=dtype, device=device)
         loss_rows = losses.unbind(0)
         data = self.work.data.train.tensors
@@ -355,9 +360,11 @@ class Fleet:
                 slots = (idx_t[at], weight_t[at], key_t[at])
                 if self.exact and t == ticks - 1 and tail != q:  # the last batch is smaller, and may not be padded
                     slots = tuple(x[:, :tail].contiguous() for x in slots)  # type: ignore[assignment]
+                if regularisers is not None:
+                    regularisers.saw(slots)
                 outputs = program.train(state.inputs, data, *slots)
                 if advance is None:  # only now is there a graph, which tells what the loss reaches
-                    advance = self._advance(active, due, goes_on, shaping, rates, limit, noise)
+                    advance = self._advance(active, due, goes_on, shaping, rates, limit, noise, regularisers)
                 if state.buffers:
                     torch._foreach_copy_(state.buffers, outputs[n_grads:-1])
                 loss_rows[t].copy_(outputs[-1])
@@ -370,6 +377,9 @@ class Fleet:
         for trial_, (paths, why) in {} if noise is None else noise.finish().items():
             others, wrong = moved.get(trial_, ({}, ""))
             moved[trial_] = ({**others, **paths}, wrong or why)
+        for of, (paths, why) in ({} if regularisers is None else regularisers.finish()).items():
+            others, other = moved.get(of, ({}, ""))
+            moved[of] = ({**others, **paths}, other or why)
         host = losses.double().cpu()
         # Ticks after a lane's epoch is over hold whatever padding gave; their share is zero, and zero times NaN is not.
         return host[0], torch.where(share > 0, host * share, 0.0).sum(0), moved
@@ -402,6 +412,7 @@ class Fleet:
         rates: Mapping[int, LaneRates],
         limit: MaxNorm | None,
         noise: LaneNoise | None,
+        regularisers: LaneRegularisers | None,
     ) -> Advance:
         """What follows the gradients of a tick: adding them up, and this epoch's updates, one per stretch of lanes of one family.
 
@@ -413,6 +424,7 @@ class Fleet:
             rates: Learning rates that move, by the first lane of each stretch.
             limit: What happens to parameters after an update.
             noise: What is measured of gradients.
+            regularisers: What moves by a hyper-validation gradient.
         """
         families = [optim.Family.SGD if t is None else t.family for t in self.lanes]
         unused = list(self.program.unused)
@@ -439,6 +451,9 @@ class Fleet:
             if family in distance.FAMILIES:
                 trials = [t for t in self.lanes[i:j] if t is not None]
                 own = distance.Distances(state, family, i, trials, full, coefficients, grads[i:j], self._owner)
+            needed = optim.uses(np.moveaxis(part, 1, -1))
+            if regularisers is not None:
+                needed |= regularisers.follow(family, i, coefficients, rates.get(i))
             updates.append(
                 Updates(
                     family,
@@ -446,7 +461,7 @@ class Fleet:
                     (params, state.first[i:j], state.second[i:j], state.mean[i:j], grads[i:j]),
                     coefficients,
                     torch.from_numpy(np.ascontiguousarray(full).view(np.uint8)),
-                    optim.uses(np.moveaxis(part, 1, -1)),
+                    needed,
                     self._owner,
                     own,
                 )
@@ -459,6 +474,9 @@ class Fleet:
         after: list[Callable[[int], None]] = [r.after for r in rates.values()]
         if limit is not None:
             after.append(limit.apply)
+        if regularisers is not None:
+            before.append(regularisers.before)
+            after.append(regularisers.after)
         gradients = Gradients(
             state.grads,
             state.grad_views,

@@ -193,6 +193,11 @@ class LaneRates:
             out[trial.spec.key] = named(rates[:, columns] if self._grouped else rates, trial.updates)
         return out
 
+    @property
+    def now(self) -> Tensor:
+        """The learning rates of the last update, (rows, 1 or n), float64; what they say of rows that were not due means nothing."""
+        return self._rate
+
     def _by_group(self, sums: Tensor) -> tuple[Tensor, ...]:
         """(rows, n, 3) -> three of (rows, 1), or of (rows, n): each parameter then has the sum of its whole group."""
         gu, gg, uu = sums.unbind(2)
@@ -248,6 +253,11 @@ class PlainRates:
             if p.grad is not None:
                 u = self._updates[k][id(p)] = p - start
                 p.copy_(start.add_(u, alpha=float(self._rate[k])))
+
+    @property
+    def now(self) -> list[float]:
+        """The learning rate of each parameter group at the last update."""
+        return [float(rate) for rate in self._rate]
 
     def finish(self) -> tuple[dict[str, tuple[float, ...]], str]:
         """As for lanes, of the one trial."""

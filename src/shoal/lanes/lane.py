@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.data import Split
-from shoal.extend import Activation, LearningRate
+from shoal.extend import Activation, LabelSmoothing, LearningRate
+from shoal.extend._by_validation import by_validation
 from shoal.lanes import noise_scale, optim, order, rng, tables
 from shoal.lanes.criteria import denominators, is_known
 from shoal.lanes.parts import Rows
@@ -69,7 +70,7 @@ class LaneTrial:
 
     base_rate: NDArray[np.float64] = field(
         default_factory=lambda: np.empty((0, 1)), repr=False
-    )  # (updates, groups): learning rates without what an extension adds, which then are 1 in the table
+    )  # (updates, groups): learning rates without what an extension adds; where one moves them, they are 1 in the table
     numbers: list[tables.Numbers] = field(default_factory=list, repr=False)  # per group, once there is no schedule
     valid_keys: NDArray[np.int32] | None = field(default=None, repr=False)  # of the validation split, likewise
     even: float | None = None  # the denominator of every sample, if they are all the same
@@ -118,8 +119,9 @@ class LaneTrial:
             numbers = [tables.stacked([taken[i] for i in clock]) for taken in snapshots]
         if (factor := noise_scale.factor_of(self.batch_size, recipe)) != 1.0:
             numbers = [{**h, "lr": h["lr"] * factor} for h in numbers]
-        if learning_rate(recipe) is not None:
+        if recipe.extensions:
             self.base_rate = np.stack([np.broadcast_to(h["lr"], steps.shape) for h in numbers], axis=-1)
+        if learning_rate(recipe) is not None:
             numbers = [{**h, "lr": 1.0} for h in numbers]
         while len(self.carried) < len(groups):
             self.carried.append({})
@@ -183,6 +185,11 @@ def learning_rate(recipe: Recipe) -> LearningRate | None:
 def has_shapes(recipe: Recipe) -> bool:
     """Whether a recipe's activations are learned."""
     return any(isinstance(e, Activation) and e.on for e in recipe.extensions)
+
+
+def smooths(recipe: Recipe) -> bool:
+    """Whether a recipe's label smoothing moves, so that it is looked at also where it is 0."""
+    return any(isinstance(e, LabelSmoothing) for e in by_validation(recipe))
 
 
 # Evaluation draws (a VAE that samples, say) come from an epoch that training never reaches.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoal.extend._by_validation import DROPOUTS
 from shoal.keys import Reader, derived
 from shoal.lanes.activations import LaneActivation, kind_of
 from shoal.lanes.functional import batch_norm
@@ -55,6 +56,11 @@ class LaneDropout(nn.Module):
 def _is_dropout(module: nn.Module) -> bool:
     plain = not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
     return type(module) in _DROPOUTS and not module.inplace and plain
+
+
+def dropouts(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules whose rate ``shoal.extend.Dropout`` moves, by name; their lane tensors are called ``name.p``."""
+    return [(name, m) for name, m in model.named_modules() if name and type(m) in DROPOUTS and _is_dropout(m)]
 
 
 def _has_rate(module: nn.Module) -> bool:

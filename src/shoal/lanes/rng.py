@@ -20,6 +20,8 @@ __all__ = ["KeyedRandom", "LaneRate", "derive", "handles", "mask_of", "mix", "pe
 
 Handler = Callable[..., Any]
 
+_TEMPERATURE = 0.1  # of relaxed masks
+
 # One node of a traced graph, so that a fleet may compute it in one pass. It has no gradient: nothing flows through a mask.
 _SCHEMA = "(Tensor keys, Tensor element, Tensor threshold, Tensor scale) -> Tensor"
 for _name in ("keep_mask", "lane_keep_mask"):
@@ -69,18 +71,40 @@ class KeyedRandom(keyed.KeyedRandom):
         lanes: Whether this pass is for lanes: recurrent layers become one operation, packed sequences stay padded.
         rate: Stands for every rate of dropout; for a probe, which must not miss one that happens to be 0 in this trial.
         slack: Sequences that are padded to the longest one get this many steps more; for a probe.
+        relaxed: Whether masks whose rate is a tensor are the continuous relaxation of a mask, which has a gradient in the rate.
     """
 
     handlers: ClassVar[dict[Callable[..., Any], Handler]] = dict(keyed.KeyedRandom.handlers)
 
-    def __init__(self, keys: Tensor, *, lanes: bool = False, rate: float | None = None, slack: int = 0) -> None:
+    def __init__(
+        self,
+        keys: Tensor,
+        *,
+        lanes: bool = False,
+        rate: float | None = None,
+        slack: int = 0,
+        relaxed: bool = False,
+    ) -> None:
         super().__init__(keys)
-        self.lanes, self.rate, self.slack = lanes, rate, slack
+        self.lanes, self.rate, self.slack, self.relaxed = lanes, rate, slack, relaxed
         self.packed = False  # sequences have been packed
 
     def _kept(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
         kept: Tensor = torch.ops.shoal.keep_mask(keys, element, threshold, scale)
         return kept
+
+    def mask(self, p: float | Tensor, shape: torch.Size | tuple[int, ...], like: Tensor) -> Tensor:
+        """As ever; relaxed, ``sigmoid((logit u - logit p') / 0.1) / (1 - p)`` of the random numbers u that a mask compares with p.
+
+        Gal et al. 2017, Concrete dropout, equation 5. p' = 0.001 + 0.998 p has a logit also where p is 0.
+        """
+        if not self.relaxed or not isinstance(p, Tensor):
+            return super().mask(p, shape, like)
+        keys, element = self._draw(shape, like.device)
+        u = ((mix(keys[:, None] ^ element) >> 1).to(like.dtype) + (2.0**30 + 0.5)) * 2.0**-31
+        rate = p.to(like.dtype)
+        kept = torch.sigmoid((torch.logit(u) - torch.logit(0.001 + 0.998 * rate)) / _TEMPERATURE)
+        return (kept / (1.0 - rate)).view(shape)
 
     def _given(self, p: float | Tensor) -> float | Tensor:
         return self.rate if self.rate is not None else p.tensor if isinstance(p, LaneRate) else p

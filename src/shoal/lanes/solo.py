@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.extend import shapes_of
+from shoal.extend._by_validation import by_validation
 from shoal.lanes import clip, max_norm
 from shoal.lanes.criteria import denominators, is_known, scale_of
 from shoal.lanes.fleet import Work
@@ -24,6 +25,7 @@ from shoal.lanes.hypergradient import PlainRates
 from shoal.lanes.lane import EVALUATION_EPOCH, Measured, evaluation_chunk, has_shapes, learning_rate
 from shoal.lanes.noise_scale import PlainNoise, batch_size, clock_of, factor_of
 from shoal.lanes.order import micro_batch, quantum
+from shoal.lanes.regularised import PlainRegularisers, held_out_of
 from shoal.lanes.rng import KeyedRandom, derive, sample_keys
 from shoal.lanes.sampling import Sampling
 from shoal.metrics import Meter
@@ -50,6 +52,9 @@ class Solo:
         n = work.data.train.n if self._rows is None else len(self._rows)
         moves = batch_size(recipe)
         self._noise = None if moves is None else PlainNoise(recipe, n, quantum(recipe.batch_size))
+        self._regularisers: PlainRegularisers | None = None
+        if by_validation(recipe):
+            self._regularisers = PlainRegularisers(recipe, held_out_of(recipe, work.data), spec.seed, self._rates)
         # LBFGS, and whatever else says in the signature of its ``step`` that it evaluates the loss itself.
         closure = inspect.signature(recipe.optimizer.step).parameters.get("closure")
         self._takes_closure = closure is not None and closure.default is inspect.Parameter.empty
@@ -74,6 +79,8 @@ class Solo:
             if self._rates is not None:
                 self._rates.before()
             clip.plain(recipe)
+            if self._regularisers is not None:
+                self._regularisers.before()
             losses.append(loss.detach())
             return losses[-1] + clip.penalty(recipe)  # type: ignore[return-value]
 
@@ -84,6 +91,8 @@ class Solo:
                 closure()
                 (recipe.optimizer if self._rates is None else self._rates).step()
         max_norm.plain(recipe)
+        if self._regularisers is not None:
+            self._regularisers.after(batch, keys)
         return losses[0]
 
     def _backward_in_parts(self, noise: PlainNoise, batch: Batch, keys: Tensor, number: int) -> Tensor:
@@ -167,6 +176,9 @@ class Solo:
             paths, why = {**paths, **more}, why or wrong
         if has_shapes(recipe):
             paths = {**paths, **shapes_of(recipe.model)}
+        if self._regularisers is not None:
+            others, other = self._regularisers.finish()
+            paths, why = {**paths, **others}, why or other
         self._moved = paths, why
         return float(total), first
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, grad, grad_and_value, vmap
 
 from shoal.errors import FuseError, line_of
 from shoal.lanes import graph
-from shoal.lanes.criteria import criterion_values, denominator, is_known, numerators
+from shoal.lanes.criteria import SMOOTHING, criterion_values, denominator, is_known, numerators
 from shoal.lanes.kernels import Kernels
 from shoal.lanes.lift import lift_template, lift_values
 from shoal.lanes.numbers import Guards, Place, filled, places, tensors, values_of
@@ -124,13 +124,20 @@ class Objective(nn.Module):
         values: dict[str, Tensor],
         evaluate: bool,
         uses: frozenset[str] | None = None,
+        slopes: bool = False,
     ) -> tuple[Tensor, Any]:
-        """(weighted sum of numerators or the user's scalar, outputs if evaluating); ``uses`` as for ``numerators``."""
+        """(weighted sum of numerators or the user's scalar, outputs if evaluating); the last two as for ``numerators``."""
         with filled(self._places, {name: values[name] for name in self._places}, Guards()):
-            return self._forward(batch, weights, values, evaluate, uses)
+            return self._forward(batch, weights, values, evaluate, uses, slopes)
 
     def _forward(
-        self, batch: Batch, weights: Tensor, values: dict[str, Tensor], evaluate: bool, uses: frozenset[str] | None
+        self,
+        batch: Batch,
+        weights: Tensor,
+        values: dict[str, Tensor],
+        evaluate: bool,
+        uses: frozenset[str] | None,
+        slopes: bool,
     ) -> tuple[Tensor, Any]:
         recipe = self._recipe[0]
         given = batch if evaluate else recipe.transformed(batch)
@@ -140,7 +147,7 @@ class Objective(nn.Module):
         if not is_known(recipe.loss):
             loss = recipe.loss(out, target)
         else:
-            each = numerators(recipe.loss, out, target, values, uses)
+            each = numerators(recipe.loss, out, target, values, uses, slopes)
             if given is batch or keeps_targets(recipe.transform, batch, given):
                 loss = (each * weights).sum()
             else:  # the slots' weights follow from the data's own targets; such a batch is whole
@@ -291,6 +298,37 @@ class Program:
         """As `evaluate`, of rows that differ between lanes: data (n, ...) each; idx, weights and keys (lanes, q)."""
         return self._evaluated("rows", self._evaluate_step(len(data), by_rows=True), state, *data, idx, weights, keys)
 
+    def held_out(
+        self, state: Sequence[Tensor], data: Sequence[Tensor], idx: Tensor, weights: Tensor, keys: Tensor
+    ) -> Any:
+        """Gradients, in the parameters, of the loss in evaluation mode and without label smoothing; arguments as for `train`."""
+        before, self._uses = self._uses, None if self._uses is None else self._uses - {SMOOTHING}
+        try:
+            return self._evaluated("held out", self._held_out_step(len(data)), state, *data, idx, weights, keys)
+        finally:
+            self._uses = before
+
+    def by_numbers(
+        self,
+        names: Sequence[str],
+        state: Sequence[Tensor],
+        data: Sequence[Tensor],
+        idx: Tensor,
+        weights: Tensor,
+        keys: Tensor,
+    ) -> dict[str, Tensor]:
+        """Gradients of the training loss in label smoothing or in rates of dropout, by name, (lanes,) each.
+
+        Args:
+            names: ``SMOOTHING`` alone, or names of rates, whose masks are then relaxed ones.
+            state, data, idx, weights, keys: As for `train`.
+        """
+        key = (self._step_name("smoothing" if SMOOTHING in names else "rates"), idx.shape[1])
+        if key not in self._functions:
+            inputs = [*state, *data, idx, weights, keys]
+            self._functions[key] = self._build(key, self._numbers_step(len(data), names), inputs, len(state))
+        return dict(zip(names, self._functions[key](*state, *data, idx, weights, keys), strict=True))
+
     def _evaluated(self, step: str, f: Callable[..., Any], state: Sequence[Tensor], *inputs: Tensor) -> Any:
         key = (self._step_name(step), inputs[-1].shape[1])
         if key not in self._functions:
@@ -432,6 +470,42 @@ class Program:
 
         return step
 
+    def _held_out_step(self, n_data: int) -> Callable[..., list[Tensor]]:
+        def lane(*tensors: Tensor) -> list[Tensor]:
+            params, fixed, buffers, values, batch, weights, keys = self._lane(tensors, n_data, evaluate=True)
+
+            def objective(params: dict[str, Tensor]) -> Tensor:
+                given = {**params, **fixed, **{name: t.clone() for name, t in buffers.items()}}
+                with KeyedRandom(keys, lanes=True), Sealed():
+                    inputs = (_copied(batch), weights, values, True, self._uses)
+                    loss: Tensor = functional_call(self._objective, given, inputs)[0]
+                return loss
+
+            return list(grad(objective)(params).values())
+
+        return _by_rows(lane, n_data)
+
+    def _numbers_step(self, n_data: int, names: Sequence[str]) -> Callable[..., list[Tensor]]:
+        relaxed = SMOOTHING not in names
+
+        def lane(*tensors: Tensor) -> list[Tensor]:
+            params, fixed, buffers, values, batch, weights, keys = self._lane(tensors, n_data, evaluate=False)
+            # In the parameters' own dtype: float32 would round what differences of these gradients are taken of.
+            here = {n: (values[n] if n in values else fixed[f"model.{n}"]).to(self.layout.dtype) for n in names}
+
+            def objective(rates: dict[str, Tensor]) -> Tensor:
+                in_model = {f"model.{name}": t for name, t in rates.items() if name not in values}
+                given = {**params, **fixed, **in_model, **{name: t.clone() for name, t in buffers.items()}}
+                numbers = {**values, **{name: t for name, t in rates.items() if name in values}}
+                with KeyedRandom(keys, lanes=True, relaxed=relaxed), Sealed():
+                    inputs = (_copied(batch), weights, numbers, False, self._uses, True)
+                    loss: Tensor = functional_call(self._objective, given, inputs)[0]
+                return loss
+
+            return list(grad(objective)(here).values())
+
+        return _by_rows(lane, n_data)
+
     def _evaluate_step(self, n_data: int, *, by_rows: bool = False) -> Callable[..., list[Tensor]]:
         def lane(*tensors: Tensor) -> tuple[Tensor, ...]:
             params, fixed, buffers, values, batch, weights, keys = self._lane(tensors, n_data, evaluate=True)
@@ -452,6 +526,16 @@ class Program:
             return list(vmap(lane)(*state, *_gathered(data, idx), weights, keys))
 
         return rows_step if by_rows else step
+
+
+def _by_rows(lane: Callable[..., list[Tensor]], n_data: int) -> Callable[..., list[Tensor]]:
+    """A step of one lane, over lanes that each have rows of their own of the data."""
+
+    def step(*inputs: Tensor) -> list[Tensor]:
+        state, data, (idx, weights, keys) = inputs[: -3 - n_data], inputs[-3 - n_data : -3], inputs[-3:]
+        return list(vmap(lane)(*state, *_gathered(data, idx), weights, keys))
+
+    return step
 
 
 def _gathered(data: Sequence[Tensor], idx: Tensor) -> list[Tensor]:

@@ -170,6 +170,7 @@ KEYS: Final[tuple[Key, ...]] = (
     Key(
         "data", "test", FRACTION, "fraction of the rows that the winner is tested on", "0.2", sources=("table", "code")
     ),
+    Key("data", "hyper_valid", FRACTION, "fraction of the training rows that extensions take their gradient on", "0.1"),
     Key(
         "sampler",
         "name",

@@ -89,7 +89,7 @@ def prepare_study(
     if file.source == "code":
         parts |= {part: file.given[part] for part in ("valid", "test") if part in file.given}
     with _at(file, "data"):
-        data = load(**parts, seed=keywords.get("seed", 0))
+        data = load(**parts, seed=keywords.get("seed", 0), hyper_valid=keywords.get("hyper_valid"))
     ready = ReadyStudy(file, source, parts, data, keywords, bool(given.get("baselines", True)))
     _check(ready)
     return ready

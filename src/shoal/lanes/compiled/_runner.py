@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shoal.extend._by_validation import by_validation
 from shoal.lanes import optim
 from shoal.lanes.activations import TABLE
 from shoal.lanes.compiled._moving import Rates
@@ -45,6 +46,8 @@ def obstacle(compilation: Compilation, fleet: Fleet) -> str:
     for _, t in fleet.active:
         if t.family not in FAMILIES:
             return f"optimizers of the family {t.family.name} have no native update"
+        if by_validation(t.recipe):
+            return "regularisation that moves while the model trains has no native form"
         for kind in t.kinds:
             if fleet.kernels.code(kind) is None:
                 return f"the activation {TABLE[kind].name} has no native form"

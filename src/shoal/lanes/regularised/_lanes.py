@@ -1,0 +1,438 @@
+"""Regularisers of a fleet's lanes that move by a hyper-validation gradient.
+
+Glossary: ``W`` lanes; ``P`` elements of a flat row; ``R`` numbers that may move (``_rule``); ``T`` ticks of the epoch; ``K``
+coefficients of an update; ``G`` parameters whose coefficients are told apart, or 1; ``rows`` lanes of one stretch; ``v`` the
+hyper-validation gradient, ``w`` the direction along which the training gradient's derivative in each number is asked for, (W, P).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shoal.lanes import optim
+from shoal.lanes.criteria import SMOOTHING
+from shoal.lanes.hypergradient import LaneRates
+from shoal.lanes.lift import dropouts
+from shoal.lanes.optim import C3, C4, C5, C6, C7, DECAY, L2, SIGN
+from shoal.lanes.regularised import _rule as rule
+from shoal.lanes.regularised._rule import DECAY_, L1_, RATES_, SMOOTHING_, Asked
+
+if TYPE_CHECKING:
+    from shoal.lanes.clip import Shaping
+    from shoal.lanes.fleet import Fleet
+    from shoal.lanes.lane import LaneTrial
+
+# What a lane keeps beside its row (``LaneState.own``).
+KEPT, VALUE = "regulariser.kept", "regulariser.value"
+Slots = tuple[Tensor, ...]  # samples, weights and keys of a tick, (W, q) each
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Neighbouring lanes of one family: their coefficients, and which of those are weight decay that moves."""
+
+    family: optim.Family
+    first: int
+    table: Tensor  # (T, K, rows, G)
+    rates: LaneRates | None
+    coupled: Tensor  # (T, rows, G) bool: an update whose L2 is what moves
+    apart: Tensor  # likewise, decay that is decoupled from the gradient
+    lr: Tensor  # (T, rows, G), as the table has it
+
+
+class LaneRegularisers:
+    """The regularisers of a fleet's lanes over one epoch.
+
+    Args:
+        fleet: Whose lanes; coefficients are tabulated.
+        found: What lanes ask for, by lane.
+        due, goes_on: Whose batch is full at which tick, and whose an earlier tick has opened, (T, W).
+        shaping: What happens to a batch's gradient; has L1's column where some lane moves it.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        found: Mapping[int, Asked],
+        due: NDArray[np.bool_],
+        goes_on: NDArray[np.bool_],
+        shaping: Shaping | None,
+    ) -> None:
+        self._fleet, self._found, self._shaping = fleet, dict(found), shaping
+        self._state, self._program, self._layout = fleet.state, fleet.program, fleet.layout
+        device = self._device = fleet.state.flat.device
+        width = fleet.width
+        self._trials: dict[int, LaneTrial] = {i: t for i, t in fleet.active if i in self._found}
+        example = next(iter(self._trials.values()))
+        self._data = rule.held_out_of(example.recipe, fleet.work.data)
+        self._dropouts = [f"{name}.p" for name, _ in dropouts(example.recipe.model)]
+        size = RATES_ + len(self._dropouts)
+
+        on = np.zeros((width, size), dtype=bool)
+        base, step, low, high = (np.full((width, size), x) for x in (1.0, 0.0, 0.0, 1.0))
+        warmup = np.zeros((width, size), dtype=np.int64)
+        log = np.zeros(size, dtype=bool)
+        log[[L1_, DECAY_]] = True
+        for i, a in self._found.items():
+            for place, (e, value) in a.at.items():
+                on[i, place], base[i, place], step[i, place] = True, value, e.step
+                warmup[i, place], (low[i, place], high[i, place]) = e.warmup, e.bounds
+        self._on, self._base, self._step, self._low, self._high, self._log = (
+            torch.from_numpy(x).to(device) for x in (on, base, step, low, high, log)
+        )
+        self._smooths, self._drops = bool(on[:, SMOOTHING_].any()), bool(on[:, RATES_:].any())
+
+        self._update = np.zeros((len(due), width), dtype=np.int64)  # which update of its trial follows the tick, from 1
+        self._moves = np.zeros((len(due), width), dtype=bool)
+        for i, a in self._found.items():
+            self._update[:, i] = self._trials[i].updates + np.cumsum(due[:, i])
+            self._moves[:, i] = due[:, i] & (self._update[:, i] % a.shared.every == 0)
+        self._any = [bool(row.any()) for row in self._moves]
+        self._due, self._goes_on, self._warmup = due, goes_on, warmup
+
+        shared = {i: a.shared for i, a in self._found.items()}
+        self._implicit = self._column([i in shared and shared[i].method == "implicit" for i in range(width)])
+        self._scale = self._column([shared[i].scale if i in shared else 0.0 for i in range(width)])
+        self._terms = {i: e.terms for i, e in shared.items() if e.method == "implicit"}
+        self._real = torch.zeros(self._layout.size, dtype=torch.bool, device=device)
+        for o, s in zip(self._layout.offsets, self._layout.shapes, strict=True):
+            self._real[o : o + s.numel()] = True
+        self._decays = self._decaying()  # (W, P)
+
+        kept = fleet.state.own(KEPT, (3, size), torch.float64)
+        fresh = self._column([i in self._trials and self._trials[i].updates == 0 for i in range(width)])
+        self._kept = kept.clone()
+        self._value = torch.where(fresh, self._base, fleet.state.own(VALUE, (size,), torch.float64))
+        self._bad = torch.zeros_like(self._value, dtype=torch.int64)  # the update whose hypergradient was not finite
+        self._changes: list[tuple[int, Tensor]] = [(-1, self._value)]
+        self._stretches: list[_Stretch] = []
+        self._seen: deque[Slots] = deque(maxlen=_longest(goes_on))
+        self._start = torch.zeros_like(fleet.state.params)
+        self._grads = torch.zeros_like(fleet.state.params)
+        self._shares = {i: rule.shares(t.recipe, self._data.tensors[-1]) for i, t in self._trials.items()}
+        self._keys = {i: rule.keys_of(t.spec.seed, self._data) for i, t in self._trials.items()}
+        self._write(0)
+
+    @classmethod
+    def of(
+        cls, fleet: Fleet, due: NDArray[np.bool_], goes_on: NDArray[np.bool_], shaping: Shaping | None
+    ) -> LaneRegularisers | None:
+        """For the trials in a fleet's lanes; None where none of them asks for anything."""
+        found = {i: a for i, t in fleet.active if (a := rule.asked(t.recipe)) is not None}
+        return cls(fleet, found, due, goes_on, shaping) if found else None
+
+    # -- what the fleet's epoch tells -----------------------------------------------------------------------------------
+
+    def follow(self, family: optim.Family, first: int, table: Tensor, rates: LaneRates | None) -> frozenset[int]:
+        """Learn of a stretch's coefficients, which are written to whenever weight decay moves.
+
+        Args:
+            family: Of the stretch.
+            first: Its first lane.
+            table: (T, K, rows, G).
+            rates: What moves its learning rates, if anything.
+
+        Returns:
+            Which optional operations its updates need, beside what the table says.
+        """
+        ticks, _, rows, groups = table.shape
+        coupled, apart = (np.zeros((ticks, rows, groups), dtype=bool) for _ in range(2))
+        lr = np.ones((ticks, rows, groups))
+        for r in range(rows):
+            trial = self._trials.get(first + r)
+            if trial is None:
+                continue
+            when = np.flatnonzero(self._due[:, first + r])
+            of = _groups(trial, groups)
+            if rates is None:
+                lr[when, r] = trial.base_rate[:, of]
+            if DECAY_ in self._found[first + r].at:
+                where = self._decaying_groups(trial, groups)
+                aimed = coupled if _is_coupled(trial) else apart
+                aimed[when[:, None], r, np.flatnonzero(where)] = True
+        tensors = (torch.from_numpy(x).to(table.device) for x in (coupled, apart, lr))
+        self._stretches.append(_Stretch(family, first, table, rates, *tensors))
+        self._write_decay(0)
+        return frozenset({L2, DECAY} if coupled.any() or apart.any() else ())
+
+    def saw(self, slots: Slots) -> None:
+        """The samples, weights and keys of a tick, (W, q) each."""
+        self._seen.append(slots)
+
+    def before(self, t: int) -> None:
+        """Before the updates of a tick: keep where they start, and the gradients that they see."""
+        if self._any[t]:
+            self._start.copy_(self._state.params)
+            self._grads.copy_(self._state.grads if self._shaping is None else self._shaping.shaped)
+
+    def after(self, t: int) -> None:
+        """After the updates of a tick: move the numbers of the lanes whose turn it is."""
+        if not self._any[t]:
+            return
+        slope = self._hypergradient(t)
+        on = self._on & self._column(self._moves[t].tolist())  # (W, R)
+        finite = torch.isfinite(slope)
+        update = torch.from_numpy(self._update[t]).to(self._device)[:, None]
+        self._bad = torch.where(on & ~finite & (self._bad == 0), update, self._bad)
+        resting = torch.from_numpy(self._update[t][:, None] <= self._warmup).to(self._device)
+        every = [self._found[i].shared.every if i in self._found else 1 for i in range(len(on))]
+        count = (update // self._column(every)).clamp(min=1).double()
+        kept, value = rule.moved(
+            (self._kept[:, 0], self._kept[:, 1], self._kept[:, 2]),
+            self._value,
+            torch.where(finite, slope, 0.0),
+            count,
+            torch.where(resting, 0.0, self._step),
+            self._base,
+            (self._low, self._high),
+            self._log,
+        )
+        self._kept = torch.where(on[:, None], torch.stack(kept, 1), self._kept)
+        self._value = torch.where(on, value, self._value)
+        self._changes.append((t, self._value))
+        self._write(t + 1)
+
+    def finish(self) -> dict[int, tuple[dict[str, tuple[float, ...]], str]]:
+        """The epoch is over: by trial, its numbers at each update by name, and what went wrong with them or ""."""
+        self._state.own(KEPT, tuple(self._kept.shape[1:]), torch.float64).copy_(self._kept)
+        self._state.own(VALUE, tuple(self._value.shape[1:]), torch.float64).copy_(self._value)
+        history = torch.stack([value for _, value in self._changes]).cpu().numpy()  # (changes, W, R)
+        ticks = np.array([t for t, _ in self._changes])
+        bad = self._bad.cpu().numpy()
+        out = {}
+        for i, a in self._found.items():
+            when = np.flatnonzero(self._due[:, i])
+            at = np.searchsorted(ticks, when, side="left") - 1  # a move at tick t shows from the next update on
+            paths = {name: tuple(history[at, i, place].tolist()) for place, name in a.names.items()}
+            out[self._trials[i].spec.key] = (paths, why(a, bad[i].tolist()))
+        return out
+
+    # -- the derivative -------------------------------------------------------------------------------------------------
+
+    def _hypergradient(self, t: int) -> Tensor:
+        """Of the hyper-validation loss in every number, (W, R); what it says of lanes whose turn it is not means nothing."""
+        v = self._held_out(t)
+        slope = self._of_updates(t)
+        w = v * slope
+        point = self._start
+        if any(self._moves[t, i] for i in self._terms):
+            w = torch.where(self._implicit, self._neumann(t, v), w)
+            point = torch.where(self._implicit, self._state.params, point)
+        out = torch.zeros_like(self._value)
+        out[:, L1_] = self._dot(w, point.sign())
+        apart, lr = self._decoupled(t)
+        out[:, DECAY_] = self._dot(torch.where(apart & ~self._implicit, -lr * v, w) * self._decays, point)
+        if self._smooths or self._drops:
+            self._mixed(t, w, point, out)
+        return out
+
+    def _held_out(self, t: int) -> Tensor:
+        """The gradient of each lane's hyper-validation batch, (W, P)."""
+        size, width = rule.batch_size(self._data), self._fleet.width
+        idx, keys = np.zeros((width, size), dtype=np.int64), np.zeros((width, size), dtype=np.int32)
+        weights = np.ones((width, size))
+        for i, trial in self._trials.items():
+            if not self._moves[t, i]:
+                continue
+            move = int(self._update[t, i]) // self._found[i].shared.every
+            idx[i] = rule.rows_of(trial.spec.seed, move, self._data)
+            keys[i] = self._keys[i][idx[i]]
+            of = self._shares[i]
+            if of is not None:
+                with np.errstate(divide="ignore"):
+                    weights[i] = 1.0 / of[idx[i]].sum()
+        slots = (
+            torch.from_numpy(idx).to(self._device),
+            torch.from_numpy(weights).to(self._device, self._layout.dtype),
+            torch.from_numpy(keys).to(self._device),
+        )
+        return self._flat(self._program.held_out(self._state.inputs, self._data.tensors, *slots))
+
+    def _of_updates(self, t: int) -> Tensor:
+        """The derivative of each element's update in its own gradient, (W, P): the families' formulas, differentiated."""
+        out = torch.zeros_like(self._start)
+        for s in self._stretches:
+            if s.family not in (optim.Family.SGD, optim.Family.ADAM):
+                continue
+            i, j = s.first, s.first + s.table.shape[2]
+            c = [self._spread(x) for x in s.table[t].unbind(0)]  # (rows, 1 or P) each
+            if s.family is optim.Family.SGD:
+                slope = c[C7] * (c[C5] + c[C6] * c[C4])
+            else:
+                g = c[SIGN] * self._grads[i:j] + c[L2] * self._start[i:j]
+                root = self._state.second[i:j].sqrt()
+                bottom = c[C6] + c[C5] * root
+                falls = torch.where(root > 0, self._state.first[i:j] * c[C5] * c[C4] * g / root, 0.0)
+                slope = c[C7] * (c[C3] / bottom - falls / bottom.square())
+            if s.rates is not None:
+                slope = slope * self._spread(s.rates.now.to(slope.dtype))
+            out[i:j] = slope
+        return out
+
+    def _decoupled(self, t: int) -> tuple[Tensor, Tensor]:
+        """Which lanes' decay is apart from the gradient, (W, 1), and learning rates, (W, P)."""
+        apart = torch.zeros(self._fleet.width, 1, dtype=torch.bool, device=self._device)
+        lr = torch.zeros_like(self._start)
+        for s in self._stretches:
+            i, j = s.first, s.first + s.table.shape[2]
+            apart[i:j] = s.apart[t].any(1, keepdim=True)
+            rate = s.lr[t] if s.rates is None else s.rates.now
+            lr[i:j] = self._spread(rate.to(lr.dtype))
+        return apart, lr
+
+    def _neumann(self, t: int, v: Tensor) -> Tensor:
+        """-scale * sum over k of (1 - scale H)^k v, (W, P), with H the training loss's Hessian, L2 included."""
+        scale = self._scale.to(v.dtype)
+        held = self._decays * self._value[:, DECAY_ : DECAY_ + 1].to(v.dtype)
+        decay = torch.where(self._on[:, DECAY_ : DECAY_ + 1], held, self._fixed)  # (W, P)
+        term, total = v, v
+        terms = self._column([self._terms.get(i, 0) for i in range(len(v))])
+        for k in range(max(n for i, n in self._terms.items() if self._moves[t, i])):
+            term = term - scale * (self._curvature(t, term) + decay * term)
+            total = torch.where(k < terms, total + term, total)
+        return -scale * total
+
+    def _curvature(self, t: int, along: Tensor) -> Tensor:
+        """The latest batch's Hessian times a direction, (W, P)."""
+        point = self._state.params
+        far = self._nudge(point, along)
+        sides = []
+        for sign in (1.0, -1.0):
+            total = torch.zeros_like(point)
+            for slots in self._batch(t):
+                out = self._program.train(
+                    self._inputs(point + sign * far * along), self._fleet.work.data.train.tensors, *slots
+                )
+                total += self._flat(out[: len(self._layout.names)])
+            sides.append(total)
+        return torch.where(far > 0, (sides[0] - sides[1]) / (2 * far), 0.0)
+
+    def _mixed(self, t: int, w: Tensor, point: Tensor, out: Tensor) -> None:
+        """Fill in label smoothing and dropout: the derivative along w of the training loss's derivative in each, in (W, R)."""
+        far = self._nudge(point, w)
+        data = self._fleet.work.data.train.tensors
+        smoothing = {SMOOTHING: SMOOTHING_} if self._smooths else {}
+        rates = {name: RATES_ + k for k, name in enumerate(self._dropouts)} if self._drops else {}
+        for sign in (1.0, -1.0):
+            there = self._inputs(point + sign * far * w)
+            share = torch.where(far > 0, sign / (2 * far), 0.0)[:, 0].double()
+            for slots in self._batch(t):
+                for places in filter(None, (smoothing, rates)):
+                    for name, slope in self._program.by_numbers(tuple(places), there, data, *slots).items():
+                        out[:, places[name]] += share * slope.double()
+
+    def _batch(self, t: int) -> list[Slots]:
+        """The ticks of the batches that are full at tick t; the weights of lanes that a tick does not belong to are 0."""
+        inside = np.ones(self._fleet.width, dtype=bool)
+        out: list[Slots] = []
+        for back, (idx, weights, keys) in enumerate(reversed(self._seen)):
+            if back:
+                inside &= self._goes_on[t - back + 1]
+                if not (inside & self._moves[t]).any():
+                    break
+                weights = torch.where(self._column(inside.tolist()), weights, 0.0)
+            out.append((idx, weights, keys))
+        return out
+
+    # -- small things ---------------------------------------------------------------------------------------------------
+
+    def _write(self, t: int) -> None:
+        """Let the numbers hold from tick t on."""
+        value, on = self._value, self._on
+        if self._shaping is not None and self._shaping.l1 is not None:
+            l1 = self._shaping.l1
+            l1.copy_(torch.where(on[:, L1_ : L1_ + 1], value[:, L1_ : L1_ + 1].to(l1.dtype), l1))
+        for place, name in ((SMOOTHING_, SMOOTHING), *((RATES_ + k, name) for k, name in enumerate(self._dropouts))):
+            held = self._state.extra.get(name)
+            if held is not None:
+                held.copy_(torch.where(on[:, place], value[:, place].to(held.dtype), held))
+        if self._smooths or self._drops:
+            self._program.refresh(self._program.uses)
+        self._write_decay(t)
+
+    def _write_decay(self, t: int) -> None:
+        for s in self._stretches:
+            if not (s.coupled.any() or s.apart.any()):
+                continue
+            i, j = s.first, s.first + s.table.shape[2]
+            decay = self._value[i:j, DECAY_ : DECAY_ + 1]  # (rows, 1)
+            for column, where, number in ((L2, s.coupled, decay), (DECAY, s.apart, 1.0 - s.lr[t:] * decay)):
+                held = s.table[t:, column]
+                held.copy_(torch.where(where[t:], number.to(held.dtype), held))
+
+    def _decaying_groups(self, trial: LaneTrial, groups: int) -> NDArray[np.bool_]:
+        """Which parameters of a trial are decayed, (G,)."""
+        decays = np.array([g["weight_decay"] != 0 for g in trial.recipe.optimizer.param_groups])[_groups(trial, groups)]
+        if groups > 1 and self._program.unused and not trial.recipe.l1:
+            decays[list(self._program.unused)] = False
+        return decays
+
+    def _decaying(self) -> Tensor:
+        """1 where an element of a lane is decayed, else 0, (W, P)."""
+        n = len(self._layout.names)
+        out = np.zeros((self._fleet.width, n))
+        for i, trial in self._trials.items():
+            out[i] = np.array([float(g["weight_decay"]) for g in trial.recipe.optimizer.param_groups])[
+                _groups(trial, n)
+            ]
+        self._fixed = self._spread(torch.from_numpy(out).to(self._device, self._layout.dtype))
+        return (self._fixed != 0).to(self._fixed.dtype) * self._real
+
+    def _column(self, values: Sequence[float | bool]) -> Tensor:
+        return torch.tensor(values, device=self._device)[:, None]
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """(rows, 1 or n) -> (rows, 1 or P)."""
+        return x if x.shape[1] == 1 else x.index_select(1, self._fleet._owner)
+
+    def _inputs(self, params: Tensor) -> list[Tensor]:
+        return [*self._layout.views(params), *self._state.inputs[len(self._layout.names) :]]
+
+    def _flat(self, parts: Sequence[Tensor]) -> Tensor:
+        """Parameters' own tensors as flat rows, padded with zeros, (W, P)."""
+        out = torch.zeros_like(self._start)
+        torch._foreach_copy_(self._layout.views(out), list(parts))
+        return out
+
+    def _dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """(W,) in float64; padding may hold anything."""
+        return torch.where(self._real, a * b, 0.0).double().sum(1)
+
+    def _nudge(self, point: Tensor, along: Tensor) -> Tensor:
+        """(W, 1)."""
+        norms = [self._dot(x, x).sqrt()[:, None] for x in (point, along)]
+        return rule.nudge(norms[0], norms[1], point.dtype).to(point.dtype)
+
+
+def why(asked: Asked, bad: Sequence[int]) -> str:
+    """What went wrong with a trial's numbers, given at which update the hypergradient of each was not finite, or 0."""
+    for place, name in asked.names.items():
+        if bad[place]:
+            return f"the hypergradient of its {name} was not finite at update {bad[place]}"
+    return ""
+
+
+def _groups(trial: LaneTrial, groups: int) -> NDArray[np.int64]:
+    """Which parameter group each told-apart parameter belongs to, (G,)."""
+    return np.zeros(groups, dtype=np.int64) if trial.group_of is None or groups == 1 else trial.group_of
+
+
+def _is_coupled(trial: LaneTrial) -> bool:
+    return not any(g.get("decoupled_weight_decay", False) for g in trial.recipe.optimizer.param_groups)
+
+
+def _longest(goes_on: NDArray[np.bool_]) -> int:
+    """Ticks of the longest batch."""
+    longest = run = np.zeros(goes_on.shape[1], dtype=np.int64)
+    for row in goes_on:
+        run = np.where(row, run + 1, 0)
+        longest = np.maximum(longest, run)
+    return int(longest.max(initial=0)) + 1

@@ -1,0 +1,164 @@
+"""What lanes and the plain loop share: which numbers move, on which samples, and by which rule.
+
+Glossary: ``R`` numbers that may move: L1, weight decay, label smoothing, and the rate of each dropout module; a trial has some.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shoal.data import Datasets, Split
+from shoal.errors import UsageError
+from shoal.extend import L1, Dropout, LabelSmoothing, WeightDecay
+from shoal.extend._by_validation import ByValidation, by_validation
+from shoal.lanes.criteria import denominators, is_known
+from shoal.lanes.lane import EVALUATION_EPOCH
+from shoal.lanes.lift import dropouts
+from shoal.lanes.rng import derive, permutation, sample_keys
+from shoal.recipe import Recipe
+
+L1_, DECAY_, SMOOTHING_, RATES_ = range(4)  # places among the R numbers; those of dropout follow
+_HELD_OUT_STREAM = 0x4E1D  # orders of hyper-validation samples, apart from all else that follows from a trial's seed
+_BATCH = 128  # hyper-validation samples per move, at most
+_BETA1, _BETA2 = 0.9, 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the extensions of one recipe ask for.
+
+    Attributes:
+        shared: Any one of them: method, every, terms and scale are the same in all.
+        at: Place among the R numbers -> the extension that moves it, and its base value.
+        names: What a trajectory is called, by place.
+    """
+
+    shared: ByValidation
+    at: dict[int, tuple[ByValidation, float]]
+    names: dict[int, str]
+
+    def moves_after(self, update: int) -> bool:
+        """Whether the numbers move once so many updates of the trial are made; a step of 0 is what keeps them in a warm-up."""
+        return update % self.shared.every == 0
+
+
+def held_out_of(recipe: Recipe, data: Datasets) -> Split:
+    """The hyper-validation data that a recipe's extensions take their gradient on.
+
+    Raises:
+        UsageError: There are none.
+    """
+    if data.held_out is None:
+        names = " and ".join(dict.fromkeys(f"shoal.extend.{type(e).__name__}" for e in by_validation(recipe)))
+        raise UsageError(
+            f"{names} needs hyper-validation data to take a gradient on, neither trained on nor reported, and there are none: give "
+            "tune(hyper_valid=0.1) to take a tenth of train, or a split of its own. Finders have none: set on=False there."
+        )
+    return data.held_out
+
+
+def asked(recipe: Recipe) -> Asked | None:
+    """What a recipe's extensions ask for; None without any that follow a validation gradient."""
+    found = by_validation(recipe)
+    if not found:
+        return None
+    at: dict[int, tuple[ByValidation, float]] = {}
+    names: dict[int, str] = {}
+    for e in found:
+        if isinstance(e, Dropout):
+            rates = dropouts(recipe.model)
+            for k, (_, module) in enumerate(rates):
+                at[RATES_ + k] = (e, float(module.p))  # type: ignore[arg-type]
+                names[RATES_ + k] = "dropout" if len(rates) == 1 else f"dropout/{k}"
+        else:
+            place = {L1: L1_, WeightDecay: DECAY_, LabelSmoothing: SMOOTHING_}[type(e)]
+            at[place] = (e, next(iter(e.base(recipe).values())))
+            names[place] = e.HYPERPARAMETER
+    return Asked(found[0], at, names)
+
+
+def moved(
+    kept: tuple[Tensor, Tensor, Tensor],
+    value: Tensor,
+    slope: Tensor,
+    count: Tensor,
+    step: Tensor,
+    base: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    logarithmic: Tensor,
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """One move, all in float64 and of shapes that broadcast: Adam on the offset, and the number within its bounds.
+
+    Args:
+        kept: Offset (a difference, or the logarithm of a factor), and Adam's two moments.
+        value: The number now.
+        slope: Derivative of the hyper-validation loss in it.
+        count: Which move of the trial this is, from 1.
+        step: Step size; 0 leaves the number as it is.
+        base: Its base value.
+        bounds: Least and largest.
+        logarithmic: Whether the offset is a logarithm.
+
+    Returns:
+        What is kept, and the number.
+    """
+    offset, first, second = kept
+    slope = torch.where(logarithmic, slope * value, slope)
+    first = _BETA1 * first + (1 - _BETA1) * slope
+    second = _BETA2 * second + (1 - _BETA2) * slope * slope
+    size = (second / (1 - _BETA2**count)).sqrt()
+    way = torch.where(size > 0, first / (1 - _BETA1**count) / size, 0.0)
+    offset = torch.where(step > 0, offset - step * way, offset)
+    low, high = bounds
+    number = torch.clamp(torch.where(logarithmic, base * offset.exp(), base + offset), low, high)
+    number = torch.where(step > 0, number, value)
+    offset = torch.where(logarithmic, (number / base).log(), number - base)
+    return (offset, first, second), number
+
+
+def batch_size(held_out: Split) -> int:
+    """Hyper-validation samples of one move."""
+    return min(held_out.n, _BATCH)
+
+
+def rows_of(seed: int, move: int, held_out: Split) -> NDArray[np.int64]:
+    """The hyper-validation samples of a trial's move, counted from 1: shuffled, and shuffled again when all have been seen."""
+    size = batch_size(held_out)
+    per_round = held_out.n // size
+    turn, place = divmod(move - 1, per_round)
+    return _shuffled(seed, turn, held_out.n)[place * size : (place + 1) * size].copy()
+
+
+@functools.lru_cache(maxsize=256)  # every lane asks for its own again and again
+def _shuffled(seed: int, turn: int, n: int) -> NDArray[np.int64]:
+    out = permutation(derive(seed, _HELD_OUT_STREAM), turn, n)
+    out.flags.writeable = False
+    return out
+
+
+def keys_of(seed: int, held_out: Split) -> NDArray[np.int32]:
+    """The random key of each hyper-validation sample, (n,), for models that draw in evaluation."""
+    return sample_keys(seed, EVALUATION_EPOCH, held_out.n)
+
+
+def shares(recipe: Recipe, target: Tensor) -> NDArray[np.float64] | None:
+    """What each sample's loss is divided by, together, (n,); None where the loss is a sum or not taken apart."""
+    if not is_known(recipe.loss) or recipe.loss.reduction == "sum":  # type: ignore[union-attr]
+        return None
+    return denominators(recipe.loss, target).numpy()
+
+
+def nudge(point: Tensor, along: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far to go from a point along a direction and back for a central difference: norms (...), in float64 -> (...).
+
+    The cube root of the precision, of the point's own length, balances rounding against curvature.
+    """
+    precision = torch.finfo(dtype).eps ** (1 / 3)
+    length = torch.where(point > 0, point, 1.0)
+    return torch.where(along > 0, precision * length / along, 0.0)
