@@ -1,10 +1,10 @@
 """What extensions cost and what they gain: CPU time of training with and without, and the share of poor starts that end well.
 
 ``cost``: the same 32 trials of an MLP 64-64-64-10 in one process, with few epochs and with many; the difference of the CPU times is
-steady state, evaluation included. ``starts``: scikit-learn's digits or Fashion-MNIST, learning rates from 1e-5 to 1, with each way
-of moving them; a start ends well if its accuracy is within 0.01 of the best of its optimizer. ``batch``: samples, updates and CPU
-time until the mean accuracy over seeds reaches a target, with fixed batch sizes and with one that moves. ``shapes``: accuracy with
-learned activations.
+steady state, evaluation included. ``ticks``: the same of one fleet's compiled epochs, the shortest of several, which holds on a
+busy machine too. ``starts``: scikit-learn's digits or Fashion-MNIST, learning rates from 1e-5 to 1, with each way of moving them; a
+start ends well if its accuracy is within 0.01 of the best of its optimizer. ``batch``: samples, updates and CPU time until the mean
+accuracy over seeds reaches a target, with fixed batch sizes and with one that moves. ``shapes``: accuracy with learned activations.
 
 Fashion-MNIST comes from Debian's package dataset-fashion-mnist, or any folder with its four archives: ``--folder``.
 """
@@ -16,6 +16,7 @@ import gzip
 import math
 import resource
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import shoal
+from shoal.data import Datasets, Split
 from shoal.extend import Activation, BatchSize, Extension, LearningRate
+from shoal.lanes import native
+from shoal.lanes.compiled import Compilation
+from shoal.lanes.fleet import Fleet, Work, example_of
+from shoal.lanes.step import Layout, Program
+from shoal.records import TrialSpec
+from shoal.replay import replay
+from shoal.signature import Signer, lane_trial
 
 Parameters = Any
 BASE = "adam"
@@ -122,10 +131,58 @@ def cost(args: argparse.Namespace) -> None:
         print(f"| {name} | {us:.1f} | {us / base:.2f} |", flush=True)
 
 
-Split = tuple[Tensor, Tensor]
+def compiled_fleet(name: str, width: int) -> Fleet:
+    """A full fleet of one of ``COSTS``, with its compiled epoch."""
+    make, extensions = COSTS[name]
+
+    def define(trial: Any) -> shoal.Recipe:
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        return shoal.Recipe(model, make(model.parameters()), nn.CrossEntropyLoss(), 32, extensions=extensions)
+
+    data = Datasets(Split(blobs(2048, 1)), Split(blobs(16, 2)), None, "")
+    work, signer = Work(data, (), torch.device("cpu")), Signer(data.train.tensors)
+    recipes = [replay(define, TrialSpec(i, i, {}, {}), 2048, data.train.form) for i in range(width + 2)]
+    template, spare, *trained = recipes
+    signature = signer.sign(template)
+    layout, like = Layout.of(template), example_of(template, lambda: spare, work)
+    fleet = Fleet(0, Program.prepare(template), layout, width, signature.quantum, signature.exact, work, like)
+    kernels = native.kernels()
+    if kernels is None:
+        raise SystemExit("ticks needs a C++ compiler")
+    fleet.kernels = kernels
+    fleet.compiled = Compilation(fleet.program, data.train.tensors, fleet.quantum, fleet.tail)
+    fleet.compiled.start()
+    fleet.compiled.wait()
+    for i, recipe in enumerate(trained):
+        signer.sign(recipe)
+        fleet.admit(lane_trial(TrialSpec(i, i, {}, {}), recipe, data.train.tensors[-1]))
+    fleet.arrange()
+    return fleet
 
 
-def digits() -> tuple[Split, Split]:
+def ticks(args: argparse.Namespace) -> None:
+    """Print the table of compiled ticks."""
+    torch.set_num_threads(1)
+    native.prepare()
+    native.wait()
+    fleets = {name: compiled_fleet(name, 16) for name in args.only or COSTS}
+    best = dict.fromkeys(fleets, math.inf)
+    for fleet in fleets.values():
+        fleet.run_epoch()
+    for _ in range(args.repeats):
+        for name, fleet in fleets.items():
+            before = time.process_time()
+            fleet.run_epoch()
+            best[name] = min(best[name], time.process_time() - before)
+    print("| | CPU us per lane-tick | times |\n| --- | --- | --- |")
+    for name, seconds in best.items():
+        print(f"| {name} | {1e6 * seconds / 16 / 64:.1f} | {seconds / best[BASE]:.2f} |")
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def digits() -> tuple[Pair, Pair]:
     """scikit-learn's digits: 1,437 samples to train on, 360 to judge by."""
     x, y = load_digits(return_X_y=True)
     x, y = torch.tensor(x / 16.0, dtype=torch.float32), torch.tensor(y)
@@ -134,7 +191,7 @@ def digits() -> tuple[Split, Split]:
     return (x[train], y[train]), (x[valid], y[valid])
 
 
-def fashion(folder: Path, n: int) -> tuple[Split, Split]:
+def fashion(folder: Path, n: int) -> tuple[Pair, Pair]:
     """Fashion-MNIST: ``n`` samples to train on, 2,000 others to judge by."""
 
     def read(name: str, header: int) -> Tensor:
@@ -146,7 +203,7 @@ def fashion(folder: Path, n: int) -> tuple[Split, Split]:
     return (x[:n], y[:n]), (x[-2000:], y[-2000:])
 
 
-def data_of(args: argparse.Namespace) -> tuple[Split, Split]:
+def data_of(args: argparse.Namespace) -> tuple[Pair, Pair]:
     """Training and validation data."""
     return digits() if args.data == "digits" else fashion(args.folder, args.samples)
 
@@ -271,20 +328,22 @@ def shapes(args: argparse.Namespace) -> None:
 def main() -> None:
     """Measure and print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cost", "starts", "batch", "shapes"])
+    parser.add_argument("what", choices=["cost", "ticks", "starts", "batch", "shapes"])
     parser.add_argument("--trials", type=int, default=32, help="cost: lanes")
     parser.add_argument("--epochs", type=int, nargs=2, default=[2, 22], help="cost: epochs of the two runs")
-    parser.add_argument("--repeats", type=int, default=3, help="cost: how often; the median counts")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="cost: how often, the median counts; ticks: epochs, the shortest counts"
+    )
     parser.add_argument("--rates", type=int, default=11, help="starts: learning rates from 1e-5 to 1")
     parser.add_argument("--replicas", type=int, default=2, help="starts: trials per learning rate")
     parser.add_argument("--max-epochs", type=int, default=20, help="starts: epochs of a trial")
-    parser.add_argument("--only", nargs="*", help="cost: which of the rows")
+    parser.add_argument("--only", nargs="*", help="cost, ticks: which of the rows")
     parser.add_argument("--data", choices=["digits", "fashion"], default="digits")
     parser.add_argument("--folder", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--samples", type=int, default=10_000, help="of Fashion-MNIST")
     parser.add_argument("--target", type=float, default=0.97, help="batch: accuracy to reach")
     args = parser.parse_args()
-    {"cost": cost, "starts": starts, "batch": batch, "shapes": shapes}[args.what](args)
+    {"cost": cost, "ticks": ticks, "starts": starts, "batch": batch, "shapes": shapes}[args.what](args)
 
 
 if __name__ == "__main__":
