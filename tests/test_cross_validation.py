@@ -420,12 +420,26 @@ class Forgetful:
     def remove(self, trial: int) -> None:
         (self.epochs if trial in self.epochs else self.paused).pop(trial)
 
+    def copy(self, moves: Sequence[tuple[TrialSpec, int]]) -> set[int]:
+        """All but part 1, and of trial 5 none."""
+        return {spec.key for spec, _ in moves if spec.part != 1 and spec.number != 5}
+
     def snapshot(self, folder: Path, stem: str) -> dict[str, Json]:
         return {}
 
     def restore(self, folder: Path, facts: Mapping[str, Any], specs: Mapping[int, TrialSpec], rounds: int) -> None: ...
     def drain_events(self) -> list[Event]:
         return [Event(0, "left", part_key(3, 1), 0, 2)]
+
+
+def test_a_trial_of_which_only_some_parts_are_copied_over_fails_and_says_so() -> None:
+    together = Together(
+        Forgetful(), Parts(n_seeds=2), lambda m: m.valid_loss, lambda spec: pytest.fail("not asked for")
+    )
+    specs = [TrialSpec(n, n, {}, {}, origin=2) for n in (3, 5)]
+    assert together.copy([(spec, 2) for spec in specs]) == set()
+    (found,) = together.run_epoch()
+    assert (found.trial, found.error) == (3, "trial 3: only some of its parts could go on from another trial's")
 
 
 def test_a_trial_whose_parts_lose_step_starts_over_as_one() -> None:

@@ -17,6 +17,7 @@ from shoal.schedulers import (
     Asha,
     Decision,
     Fifo,
+    FreezeThaw,
     Hyperband,
     Median,
     Observation,
@@ -53,6 +54,7 @@ MAKERS: dict[str, Callable[[], Scheduler]] = {
     "halving": lambda: SuccessiveHalving(max_epochs=10, eta=2, min_epochs=1),
     "hyperband": lambda: Hyperband(max_epochs=8, eta=2),
     "top_k": lambda: TopK(2),
+    "freeze_thaw": lambda: FreezeThaw(10, interval=1),
     "median": lambda: Median(warmup_epochs=0, min_trials=2),
     "patience": lambda: Patience(2),
 }

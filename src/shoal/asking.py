@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.errors import UsageError
 from shoal.lanes.rng import derive
 from shoal.objectives import OPTUNA_PREFIX
-from shoal.records import Direction, ParamValue, TrialRecord, TrialResult, TrialSpec, TrialState
+from shoal.records import Direction, ParamValue, TrialRecord, TrialResult, TrialSpec, TrialState, changes_of
 from shoal.samplers import SamplerArgument, quiet, resolve
 from shoal.spaces import Grid, probe
 
@@ -217,6 +217,8 @@ class Asker:
             if result.lanes:
                 storage.set_trial_user_attr(trial_id, "standard_error", result.standard_error)
                 storage.set_trial_user_attr(trial_id, "lane_values", list(result.lanes))
+            if result.schedule:
+                storage.set_trial_user_attr(trial_id, "schedule", list(result.schedule))
             if state == "COMPLETE":
                 study.tell(number, list(result.outcome.values) or result.value)
             else:
@@ -263,8 +265,10 @@ def _frozen(t: TrialRecord, several: bool = False) -> FrozenTrial:
 
 
 def _lanes(t: TrialRecord) -> dict[str, Any]:
-    """What Optuna is told of a trial's lanes, where it has several."""
-    row = t.judged
-    if row is None or not row.lanes:
-        return {}
-    return {"standard_error": row.standard_error, "lane_values": list(row.lanes)}
+    """What Optuna is told of a trial's lanes, where it has several, and of changes of its hyperparameters, if there were any."""
+    row, out = t.judged, dict[str, Any]()
+    if row is not None and row.lanes:
+        out |= {"standard_error": row.standard_error, "lane_values": list(row.lanes)}
+    if t.state is not TrialState.RUNNING and (changes := changes_of(t.rows)):
+        out["schedule"] = list(changes)
+    return out

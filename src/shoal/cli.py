@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
             ["--scheduler"],
             {
                 "metavar": "S",
-                "help": "which trials to stop early: asha, asha_stop, halving, hyperband, top_k, median, patience or none",
+                "help": "which trials train on, such as asha, hyperband, top_k, freeze_thaw, pbt or none",
             },
         ),
         (

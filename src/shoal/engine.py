@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,8 @@ from shoal.errors import RecipeError
 from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate
 from shoal.lanes.workers import Trainer
-from shoal.records import EpochRow, Event, Progress, TrialResult, TrialState
-from shoal.schedulers import Decision, Observation, Promoter, Room, Scheduler, Verdict
+from shoal.records import Copied, EpochRow, Event, Json, Progress, TrialResult, TrialSpec, TrialState
+from shoal.schedulers import Decision, Explorer, Observation, Promoter, Room, Scheduler, Verdict
 
 
 class Ledger(Protocol):
@@ -38,6 +39,10 @@ class Ledger(Protocol):
         ...
 
     def record(self, rows: Sequence[EpochRow], results: Sequence[TrialResult], events: Sequence[Event]) -> None: ...
+
+    def spec(self, trial: int) -> TrialSpec:
+        """What a trial trains with now."""
+        ...
 
     def pause(self, provisional: TrialResult) -> None:
         """Called for every trial that is paused, with the result that it would have if it ended here."""
@@ -200,8 +205,9 @@ class Engine:
         self, measured: Sequence[Measured], now: float
     ) -> tuple[list[EpochRow], list[TrialResult], list[tuple[int, Verdict]]]:
         """Rows of this epoch, the trials that end with it, and those that are paused."""
-        rules = self.rules
+        rules, explores = self.rules, isinstance(self.scheduler, Explorer)
         rows, results, seen = [], [], []
+        lost: dict[int, Measured] = {}  # not finite: they end, unless they go on from another trial
         for m in measured:
             if m.error:
                 results.append(TrialResult(m.trial, TrialState.FAILED, None, m.epoch, m.error, now))
@@ -217,8 +223,11 @@ class Engine:
                 metrics = {"loss": m.valid_loss, **m.metrics}
                 lanes = (m.lanes, m.standard_error)
                 rows.append(EpochRow(m.trial, m.epoch, m.train_loss, value, metrics, now, *lanes, m.trajectories))
+            params = self.ledger.spec(m.trial).params if explores else {}
             if not m.finite or value != value:
-                results.append(self._diverged(m, now))
+                lost[m.trial] = m
+                if explores and new:
+                    seen.append(Observation(m.trial, m.epoch, math.nan, params))
                 continue
             if self._note_value(m.trial, value, m.epoch) and rules.best_epoch:
                 self.pool.remember(m.trial)
@@ -226,9 +235,13 @@ class Engine:
             if m.epoch >= rules.max_epochs:
                 results.append(TrialResult(m.trial, TrialState.FINISHED, *self._judged_by(m.trial), time_s=now))
             if new:
-                seen.append(Observation(m.trial, m.epoch, rules.sign * value))
+                seen.append(Observation(m.trial, m.epoch, rules.sign * value, params))
+        verdicts = self.scheduler.observe(seen)
+        copied = self._copy({n: v for n, v in verdicts.items() if v.decision is Decision.COPY and n in self._running})
+        rows = [replace(row, copied=copied.get(row.trial)) if row.trial in copied else row for row in rows]
+        results += [self._diverged(m, now) for trial, m in lost.items() if trial not in copied]
         ended, pauses = {r.number for r in results}, []
-        for trial, verdict in self.scheduler.observe(seen).items():
+        for trial, verdict in verdicts.items():
             if trial in ended:
                 continue
             if verdict.decision is Decision.PAUSE:
@@ -237,6 +250,27 @@ class Engine:
                 value, epoch = self._judged_by(trial)
                 results.append(TrialResult(trial, TrialState.STOPPED, value, epoch, verdict.reason, now))
         return rows, sorted(results, key=lambda r: r.number), sorted(pauses)
+
+    def _copy(self, verdicts: Mapping[int, Verdict]) -> dict[int, Copied]:
+        """Let trials go on from what others have learnt; with the others' own hyperparameters where those of the verdict do not
+        do. How each of them goes on; a trial that is not named stays what it was.
+        """
+        done: dict[int, Copied] = {}
+        for explored in (True, False):
+            wanted: dict[int, Copied] = {}
+            for trial, verdict in sorted(verdicts.items()):
+                if trial not in done and verdict.source is not None:
+                    source = self.ledger.spec(verdict.source)
+                    origin = source.seed if source.origin is None else source.origin
+                    wanted[trial] = Copied(verdict.source, verdict.params if explored else source.params, origin)
+            moves = [
+                (replace(self.ledger.spec(n), params=c.params, origin=c.origin), c.source) for n, c in wanted.items()
+            ]
+            for trial in sorted(self.pool.copy(moves) if moves else ()):
+                done[trial] = wanted[trial]
+                data: dict[str, Json] = {"source": wanted[trial].source, "epoch": self._reached[trial]}
+                self._events.append(Event(0, "copied", trial, data={**data, "reason": verdicts[trial].reason}))
+        return done
 
     def _apply(
         self,

@@ -14,6 +14,7 @@ from shoal.records import (
     TrialResult,
     TrialSpec,
     TrialState,
+    spec_in,
 )
 
 
@@ -50,6 +51,16 @@ class History:
             if t.state is not TrialState.RUNNING:
                 history.results[number] = ended(t)
         return history
+
+    def spec(self, number: int) -> TrialSpec:
+        """What a trial trains with from here on."""
+        rows = self.rows.get(number, ())
+        return spec_in(self.specs[number], rows, rows[-1].epoch + 1 if rows else 1)
+
+    @property
+    def current(self) -> dict[int, TrialSpec]:
+        """The same of all trials."""
+        return {number: self.spec(number) for number in self.specs}
 
     @property
     def sign(self) -> float:

@@ -8,8 +8,8 @@ opened, for figures only: no decision reads it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from shoal.pareto import Point, front
@@ -37,7 +37,8 @@ class TrialSpec:
     """All that is needed to run a trial again anywhere: ``define`` is replayed from it.
 
     ``distributions`` maps a parameter's name to its Optuna distribution as JSON (``distribution_to_json``). ``part`` tells apart
-    the lanes of one trial, where folds and seeds give it several; the seed is then the part's own.
+    the lanes of one trial, where folds and seeds give it several; the seed is then the part's own. ``origin`` is the seed under
+    which ``define`` is run, where that is not ``seed``: of a trial that goes on from what another one had learnt.
     """
 
     number: int
@@ -45,6 +46,7 @@ class TrialSpec:
     params: Mapping[str, ParamValue]
     distributions: Mapping[str, str]
     part: int = 0
+    origin: int | None = None
 
     @property
     def key(self) -> int:
@@ -68,12 +70,23 @@ def part_of(key: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Copied:
+    """With what a trial goes on after an epoch: a copy of all that trial ``source`` (maybe itself) had learnt by then, and
+    hyperparameters ``params``. ``origin`` is the seed that ``source``'s model was made with."""
+
+    source: int
+    params: Mapping[str, ParamValue]
+    origin: int
+
+
+@dataclass(frozen=True, slots=True)
 class EpochRow:
     """One trial, one epoch. ``metrics`` are measured on the validation split and include ``loss``; ``trajectories`` are the values
     that extensions gave to hyperparameters in this epoch, by name: one per update, or a single one.
 
     With folds or seeds, all are means over the trial's lanes; ``lanes`` has each lane's value, seed by seed and in each seed fold
-    by fold, and ``standard_error`` is that of the mean (None where one lane is all there is).
+    by fold, and ``standard_error`` is that of the mean (None where one lane is all there is). ``copied`` says how the trial goes
+    on, if not as it was.
     """
 
     trial: int
@@ -85,6 +98,31 @@ class EpochRow:
     lanes: tuple[float, ...] = ()
     standard_error: float | None = None
     trajectories: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    copied: Copied | None = None
+
+
+def spec_in(spec: TrialSpec, rows: Sequence[EpochRow], epoch: int) -> TrialSpec:
+    """What a trial trains with in an epoch.
+
+    Args:
+        spec: What it began with.
+        rows: Its epochs, in order.
+        epoch: Counted from 1.
+    """
+    last = next((row.copied for row in reversed(rows) if row.copied is not None and row.epoch < epoch), None)
+    if last is None:
+        return spec
+    known = {name: spec.distributions[name] for name in last.params if name in spec.distributions}
+    return replace(spec, params=last.params, distributions=known, origin=last.origin)
+
+
+def changes_of(rows: Sequence[EpochRow]) -> tuple[Json, ...]:
+    """The changes of a trial's hyperparameters as JSON, for people who read the study with Optuna."""
+    return tuple(
+        {"after_epoch": row.epoch, "source": row.copied.source, "params": dict(row.copied.params)}
+        for row in rows
+        if row.copied is not None
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +149,8 @@ class Outcome:
 class TrialResult:
     """How a trial ended. ``value`` is None for a failed trial; ``epoch`` is the epoch that ``value`` was measured at.
 
-    ``lanes`` and ``standard_error`` are those of that epoch's `EpochRow`.
+    ``lanes`` and ``standard_error`` are those of that epoch's `EpochRow`. ``schedule`` has, of a trial whose hyperparameters were
+    changed while it trained, each change as JSON.
     """
 
     number: int
@@ -123,6 +162,7 @@ class TrialResult:
     lanes: tuple[float, ...] = ()
     standard_error: float | None = None
     outcome: Outcome = Outcome()
+    schedule: tuple[Json, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +216,11 @@ class TrialRecord:
     def judged(self) -> EpochRow | None:
         """The epoch that the value was measured at."""
         return next((row for row in self.rows if row.epoch == self.epoch), None)
+
+    @property
+    def trained(self) -> TrialSpec:
+        """What it trained with in the epoch that it is judged by: its weights belong to that."""
+        return spec_in(self.spec, self.rows, self.epoch)
 
 
 @dataclass(frozen=True, slots=True)

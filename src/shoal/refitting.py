@@ -57,12 +57,17 @@ def refit(
         seed: By default the trial's own.
 
     Raises:
-        UsageError: If ``epochs`` or ``seed`` is no whole number.
+        UsageError: If ``epochs`` or ``seed`` is no whole number, or the trial's hyperparameters moved.
         StudyError: If the loss does not stay finite.
     """
     for name, given, least in (("epochs", epochs, 1), ("seed", seed, 0)):
         if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < least):
             raise UsageError(f"refit({name}=...) must be a whole number of at least {least}, or None; got {given!r}.")
+    if any(row.copied is not None for row in best.rows):
+        raise UsageError(
+            f"trial {best.spec.number} has no single set of hyperparameters to train with again: they were changed on the way. "
+            f"Use tune() with scheduler=shoal.schedulers.PopulationBasedTrainingReplay(study.schedules[{best.spec.number}])."
+        )
     data = work.data
     both = data.train  # with folds, all rows that are no test rows
     if work.parts is None or not work.parts.folds:

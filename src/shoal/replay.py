@@ -170,7 +170,8 @@ def replay(define: Define, spec: TrialSpec, n_train: int, form: Form | None = No
     Raises:
         ReplayError: If ``define`` no longer asks for the trial's parameters.
     """
-    return run_define(define, ReplayTrial(spec), spec.seed, n_train, form)
+    seed = spec.seed if spec.origin is None else spec.origin
+    return run_define(define, ReplayTrial(spec), seed, n_train, form)
 
 
 def check_space(define: Define, specs: Sequence[TrialSpec], n_train: int) -> None:

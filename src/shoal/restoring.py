@@ -15,7 +15,7 @@ from shoal.errors import StorageError, UsageError
 from shoal.history import History, ended
 from shoal.objectives import Objectives
 from shoal.records import Direction, Event, Json, StudyRecord, TrialRecord, TrialResult, TrialSpec, TrialState
-from shoal.schedulers import Observation, Scheduler
+from shoal.schedulers import Explorer, Observation, Scheduler
 from shoal.snapshots import Snapshot, Snapshots, of_meta, whole
 from shoal.weights import WeightStore, weights_file
 
@@ -290,16 +290,21 @@ def _weights(record: StudyRecord, folder: Path | None, signs: tuple[float, ...])
 
 def show(scheduler: Scheduler, history: History) -> None:
     """Show a scheduler what earlier sessions saw, round by round."""
+    explores = isinstance(scheduler, Explorer)
     rounds: dict[float, list[Observation]] = {}
-    for row in (row for rows in history.rows.values() for row in rows):
-        loss = row.metrics.get("loss", 0.0)
-        if (
-            row.value == row.value and math.isfinite(row.train_loss) and math.isfinite(loss)
-        ):  # else it ended there, unseen
-            # All rows of a round bear the same time.
-            rounds.setdefault(row.time_s, []).append(Observation(row.trial, row.epoch, history.sign * row.value))
-    for _, seen in sorted(rounds.items()):
-        scheduler.observe(seen)
+    for trial, rows in history.rows.items():
+        params = history.specs[trial].params
+        for row in rows:
+            loss = row.metrics.get("loss", 0.0)
+            finite = row.value == row.value and math.isfinite(row.train_loss) and math.isfinite(loss)
+            if finite or explores:  # what was not finite ended there, unseen by others
+                value = history.sign * row.value if finite else math.nan
+                seen = Observation(trial, row.epoch, value, params if explores else {})
+                rounds.setdefault(row.time_s, []).append(seen)  # all rows of a round bear the same time
+            if row.copied is not None:
+                params = row.copied.params
+    for _, together in sorted(rounds.items()):
+        scheduler.observe(together)
 
 
 def warm_trials(earlier: StudyRecord, wanted: Objectives) -> list[TrialRecord]:

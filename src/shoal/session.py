@@ -33,7 +33,7 @@ from shoal.measuring import properties_of
 from shoal.objectives import Objectives
 from shoal.progress import ProgressMode, make_progress
 from shoal.recipe import Recipe
-from shoal.records import EpochRow, Event, Progress, TrialRecord, TrialResult, TrialSpec, TrialState
+from shoal.records import EpochRow, Event, Progress, TrialRecord, TrialResult, TrialSpec, TrialState, changes_of
 from shoal.replay import Define, replay, run_define
 from shoal.signature import Signer, lane_trial
 from shoal.snapshots import Snapshot
@@ -144,8 +144,11 @@ class Session:
         waiting = bool(self.pending or self._asked_before)
         return waiting or (self.n_asked < self.n_trials and not self._asker.exhausted)
 
+    def spec(self, trial: int) -> TrialSpec:
+        return self.history.spec(trial)
+
     def again(self, number: int) -> list[Candidate]:
-        spec = self.history.specs[number]
+        spec = self.history.spec(number)
         try:
             return self._candidates(spec, replay(self._define, spec, self._n_train, self._data.train.form))
         except ReplayError:
@@ -257,6 +260,7 @@ class Session:
             history.rows.setdefault(row.trial, []).append(row)
         if len(self._parts) > 1:
             results = [self._with_lanes(r) for r in results]
+        results = [self._with_schedule(r) for r in results]
         for result in results:
             history.results[result.number] = result
             self._asker.tell(result)
@@ -281,6 +285,11 @@ class Session:
         if row is None or result.value is None:
             return result
         return replace(result, lanes=row.lanes, standard_error=row.standard_error)
+
+    def _with_schedule(self, result: TrialResult) -> TrialResult:
+        """A result with the changes of its trial's hyperparameters, if there were any."""
+        changes = changes_of(self.history.rows.get(result.number, ()))
+        return replace(result, schedule=changes) if changes else result
 
     def _leave(self, spec: TrialSpec) -> None:
         key = point_key(spec.params, spec.distributions)

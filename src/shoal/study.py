@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shoal.export import Exported
     from shoal.extend import Trajectory
     from shoal.refitting import Refit
+    from shoal.schedules import Schedule
     from shoal.storage import StudyStore
 
 TrialArgument: TypeAlias = "int | TrialRecord | optuna.trial.FrozenTrial | None"
@@ -228,8 +229,8 @@ class Study:
             raise UsageError(
                 f"ensemble(k) takes a whole number from 1 to {len(kept)}, the trials whose weights are kept; got {k!r}."
             )
-        specs = self._history.specs
-        return Ensemble({n: trained(specs[n], self._again, self.weights) for n in kept[:k]}, self._work)
+        known = {t.spec.number: t.trained for t in self.record.trials}
+        return Ensemble({n: trained(known[n], self._again, self.weights) for n in kept[:k]}, self._work)
 
     def export(
         self,
@@ -260,13 +261,13 @@ class Study:
 
         best = self._chosen(trial)
         recipe = self._trained(best)
-        fresh = self._again(best.spec)
+        fresh = self._again(best.trained)
         return export(self.record, best, self._define, recipe, fresh, self._data, folder, formats=formats, check=check)
 
     def _trained(self, best: TrialRecord) -> Recipe:
         if self._refit is not None:  # of an interrupted study, whose end would have done so
             self._refit(best)
-        return trained(best.spec, self._again, self.weights)
+        return trained(best.trained, self._again, self.weights)
 
     def _again(self, spec: TrialSpec) -> Recipe:
         return replay(self._define, spec, self._data.train.n, self._data.train.form)
@@ -283,6 +284,17 @@ class Study:
             n = len(self._history.specs)
             raise StudyError(f"study {self._history.name!r} has no trial {number}: it has {n}, numbered from 0.")
         return trajectories_of(self._history.rows.get(number, ()))
+
+    @property
+    def schedules(self) -> dict[int, Schedule]:
+        """The schedules of hyperparameters that "pbt" or "pb2" found, by trial number: which values led to its weights, over the
+        trials that it copied. Empty where nothing moved.
+
+        ``tune(define, scheduler=shoal.schedulers.PopulationBasedTrainingReplay(study.schedules[3]), ...)`` trains with one again.
+        """
+        from shoal.schedules import schedules_of
+
+        return schedules_of(self.record)
 
     def trials_dataframe(self) -> pd.DataFrame:
         """All trials as a pandas data frame, with Optuna's column names.

@@ -32,6 +32,7 @@ from shoal.lanes.workers import WorkerDied, n_workers, pools
 from shoal.loggers import Logger, Logging
 from shoal.loggers import check as check_loggers
 from shoal.metrics import Metric, further, standard_metrics
+from shoal.moving import space_of
 from shoal.objectives import Objectives
 from shoal.planner import total_lanes
 from shoal.progress import ProgressMode, stages_shown
@@ -41,7 +42,16 @@ from shoal.refit import Refitter
 from shoal.replay import Define, check_space, fingerprint, replay, run_define
 from shoal.restoring import check_same, opened, recorded_pools, restore, show, warm_trials
 from shoal.samplers import SamplerArgument
-from shoal.schedulers import Asha, Fifo, Patience, Promoter, Scheduler
+from shoal.schedulers import (
+    Asha,
+    Explorer,
+    Fifo,
+    Patience,
+    PopulationBasedTrainingReplay,
+    Promoter,
+    Scheduler,
+    Space,
+)
 from shoal.schedulers import resolve as resolve_scheduler
 from shoal.session import Session, candidate, no_outputs
 from shoal.signature import Signer
@@ -118,7 +128,8 @@ def tune(
         sampler: "tpe" (default), "random", "grid", "qmc", "gp", "cmaes", "nsgaii", "nsgaiii", "brute_force"; a dict of a name and
             Optuna's options for it, such as ``{"name": "tpe", "n_startup_trials": 20}``; or an Optuna sampler.
         scheduler: "asha" (default from 4 epochs on; pauses and promotes), "asha_stop" (stops for good), "halving", "hyperband",
-            "top_k", "median", "patience", "none", an object of ``shoal.schedulers``, or an Optuna pruner.
+            "top_k", "freeze_thaw", "median", "patience", "none"; "pbt" and "pb2", which change hyperparameters on the way; an
+            object of ``shoal.schedulers``, or an Optuna pruner.
         enqueue: Parameters to try first, one dict per trial; what a dict leaves out is sampled.
         warm_start: An earlier study of the same metric, or its file: the sampler ("tpe" or "gp") learns from its trials.
         storage: An SQLite file (``sqlite:///digits.db`` or a path) or a PostgreSQL database (``postgresql://user@host/db``); Optuna
@@ -170,8 +181,23 @@ def tune(
     limits = Limits(max_total_epochs, target_value, patience_trials)
     check_together(objectives, limits, reproducible=reproducible)
 
+    scheme = _scheduler(scheduler, max_epochs, n_trials, objectives)
+    space: Space | None = None
+    if isinstance(scheme, Explorer):
+        if folds is not None:
+            raise UsageError(
+                f"scheduler {scheme.name!r} has no winner to train again on all folds: its hyperparameters were changed on the "
+                "way. Leave folds= out and judge by valid=; seeds= can stay."
+            )
+        space = space_of(lambda trial: run_define(define, trial, 0, data.train.n))
+        if isinstance(scheme, PopulationBasedTrainingReplay) and not enqueue:
+            enqueue = [scheme.first] * n_trials
+
     def make_scheme() -> Scheduler:
-        return _scheduler(scheduler, max_epochs, n_trials, objectives)
+        made = _scheduler(scheduler, max_epochs, n_trials, objectives)
+        if space is not None and isinstance(made, Explorer):
+            made.begin(space, seed)
+        return made
 
     def make_asker() -> Asker:
         return _asker(sampler, objectives, seed, enqueue, warm_start, define, data.train.n)
@@ -216,7 +242,9 @@ def tune(
         facts["constraints"] = options["constraints"] = [c.key for c in objectives.constraints]
     n_parts = 1 if parts is None else len(parts)
     work = Work(_to(data, where), _metrics(chosen, others, targets), where, parts)
-    lanes = total_lanes(n_trials, learns=asker.learns, cheap=where.type != "cpu", parts=n_parts)
+    # A population is compared among itself, so all of it trains at once.
+    learns = asker.learns and space is None
+    lanes = total_lanes(n_trials, learns=learns, cheap=where.type != "cpu", parts=n_parts)
     sizes = () if parts is None else [parts.n_train(part, data.train.n) for part in range(n_parts)]
     signer = Signer(data.train.tensors, sizes)  # where `define` makes its models, whatever device they train on
 
@@ -267,7 +295,7 @@ def tune(
             rules = Rules(max_epochs, history.sign, _value_of(chosen), value == "best")
             trainer = pool if parts is None else Together(pool, parts, rules.value_of, admission)
             if start.snapshot is not None and start.snapshots is not None and start.snapshot.pool is not None:
-                trainer.restore(start.snapshots.folder, start.snapshot.pool, history.specs, start.standing.tick)
+                trainer.restore(start.snapshots.folder, start.snapshot.pool, history.current, start.standing.tick)
             pool.recall(Decisions.of(start.events_before, start.rounds_before, pool.n_pools))
             refit = Refitter(rebuild_whole, work, weights) if parts is not None and parts.folds else None
             study = Study(

@@ -64,7 +64,7 @@ def score_winner(history: History, work: Work, trained: Callable[[TrialSpec], Re
     if best is None or (isinstance(known, dict) and known.get("trial") == best.spec.number):
         return
     try:
-        recipe = trained(best.spec)
+        recipe = trained(best.trained)
     except StorageError:
         if work.data.test is not None:
             raise

@@ -91,6 +91,11 @@ def export(
             "no script is written of a winner that was judged by folds or several seeds, since no single run has its value; export "
             "the others: formats=['weights', 'pt2', 'onnx']."
         )
+    if any(row.copied is not None for row in best.rows) and "script" in wanted:
+        raise UsageError(
+            "no script is written of a winner whose hyperparameters were changed while it trained; export the others: "
+            "formats=['weights', 'pt2', 'onnx']. shoal.schedulers.PopulationBasedTrainingReplay trains with its schedule again."
+        )
     if data.train.names and set(wanted) - {"weights"}:
         raise UsageError(
             "only a model whose data are tuples can be exported as more than its weights: formats=['weights']."
@@ -142,7 +147,7 @@ def _found(record: StudyRecord, best: TrialRecord) -> float:
 def _facts(record: StudyRecord, best: TrialRecord, like: Split) -> dict[str, object]:
     return {
         "trial": best.spec.number,
-        "params": dict(best.spec.params),
+        "params": dict(best.trained.params),
         "seed": best.spec.seed,
         "epochs": best.epoch,
         "metric": record.meta.get("metric"),

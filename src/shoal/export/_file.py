@@ -61,8 +61,8 @@ def export_study(
     number = best.spec.number
     kept = weights_file(file_beside(place_of(storage), record.name, ".weights"), number)
     weights = WeightStore(kept.parent, 1.0, {number: (best.value, str(kept))})
-    recipe = trained(best.spec, lambda spec: replay(define, spec, data.train.n, data.train.form), weights)
-    fresh = replay(define, best.spec, data.train.n, data.train.form)
+    recipe = trained(best.trained, lambda spec: replay(define, spec, data.train.n, data.train.form), weights)
+    fresh = replay(define, best.trained, data.train.n, data.train.form)
     return export(record, best, define, recipe, fresh, data, folder, formats=formats, check=check)
 
 

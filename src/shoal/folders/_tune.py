@@ -237,7 +237,7 @@ def _finish(study: Study, ready: PreparedFolder, storage: str | Path | None, bas
     if best is None:
         return FolderStudy(study, None, None, None, ready.notes)
     model = FolderModel(
-        ready.preparation, ready.target, ready.arguments(ReplayTrial(best.spec)), study.best_model(best.spec.number)
+        ready.preparation, ready.target, ready.arguments(ReplayTrial(best.trained)), study.best_model(best.spec.number)
     )
     written = None if storage is None else model.save(model_path(storage, study.record.name))
     comparison = None

@@ -53,7 +53,12 @@ class Parts:
 
     def split(self, spec: TrialSpec) -> list[TrialSpec]:
         """A trial's parts. Its first seed is its own, so that part 0 of a study without folds is the trial as it is alone."""
-        return [replace(spec, part=part, seed=self._seed(spec.seed, part // self.n_folds)) for part in range(len(self))]
+        out = []
+        for part in range(len(self)):
+            s = part // self.n_folds
+            origin = None if spec.origin is None else self._seed(spec.origin, s)
+            out.append(replace(spec, part=part, seed=self._seed(spec.seed, s), origin=origin))
+        return out
 
     @staticmethod
     def _seed(seed: int, s: int) -> int:

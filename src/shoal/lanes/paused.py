@@ -44,10 +44,10 @@ class PausedTrials:
         """Of those that trained in lanes and have their rows."""
         return {p.signature for p in self if p.row is not None}
 
-    def keep(self, paused: Paused) -> None:
-        """Take a trial in; its row is let go when the others leave no room for it."""
+    def keep(self, paused: Paused, *, briefly: bool = False) -> None:
+        """Take a trial in; its row is let go when the others leave no room for it, unless it is to go on at once."""
         row_bytes = 0 if paused.row is None else paused.row.memory_bytes
-        if self._bytes + row_bytes > LIMIT_BYTES:
+        if self._bytes + row_bytes > LIMIT_BYTES and not briefly:
             paused = Paused(paused.spec, paused.signature, solo=paused.solo)
         else:
             self._bytes += row_bytes

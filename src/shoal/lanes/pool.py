@@ -196,19 +196,22 @@ class Pool:
             else:
                 waiting.setdefault(c.signature, []).append(c)
         for key, group in list(waiting.items()):
-            if key not in self._groups and key not in self._refused:
-                try:
-                    with at_most(self._limit_s and self._limit_s + SETUP_S):
-                        self._groups[key] = self._open_group(group[0])
-                except Exception as error:  # alone, the trial either trains or fails with the user's own error
-                    self._refused[key] = f"it cannot run over lanes ({blame(error)})"
-            if key not in self._refused:
-                self._choose(self._groups[key], group)
-            reason = self._refused.get(key) or self._groups[key].solo_reason
-            if reason:
+            if reason := self.settle(key, group):
                 for c in waiting.pop(key):
                     self._start_solo(c.spec, c.recipe, reason)
         return waiting
+
+    def settle(self, key: str, group: Sequence[Candidate]) -> str:
+        """Find out how trials of a signature train: "" in lanes, or the reason why one by one."""
+        if key not in self._groups and key not in self._refused:
+            try:
+                with at_most(self._limit_s and self._limit_s + SETUP_S):
+                    self._groups[key] = self._open_group(group[0])
+            except Exception as error:  # alone, the trial either trains or fails with the user's own error
+                self._refused[key] = f"it cannot run over lanes ({blame(error)})"
+        if key not in self._refused:
+            self._choose(self._groups[key], group)
+        return self._refused.get(key) or self._groups[key].solo_reason
 
     def _fill(self, fleet: Fleet, waiting: Sequence[Candidate], returning: Sequence[Paused]) -> None:
         """Let trials into the free lanes of a fleet."""
@@ -252,11 +255,28 @@ class Pool:
         fleet.leave(lane)
         self._events.append(Event(0, "left", trial, fleet.number, lane, {"reason": "paused"}))
 
+    def replace(self, arriving: Sequence[Paused]) -> None:
+        """Let trials go on with what they now hold; whatever they were before is gone."""
+        for held in arriving:
+            key = held.spec.key
+            if key in self._solos:
+                del self._solos[key]
+                self._events.append(Event(0, "left", key, None, None, {"reason": "copied over"}))
+            elif any(t.spec.key == key for f in self._open() for _, t in f.active):
+                _, fleet, _ = self._lane(key)
+                lane = fleet.lane_of(key)
+                fleet.leave(lane)
+                self._events.append(Event(0, "left", key, fleet.number, lane, {"reason": "copied over"}))
+            self._measured.add(key)
+            self._paused.keep(held, briefly=True)
+        if arriving:
+            self.admit([], [held.spec.key for held in arriving])
+
     def _go_on_solo(self, held: Paused) -> None:
         """A promoted trial that no fleet can take: its solo self goes on, or it starts again from its first epoch."""
         if held.solo is not None:
             self._solos[held.spec.key] = held.solo
-            self._events.append(Event(0, "solo", held.spec.key, None, None, {"reason": "promoted"}))
+            self._events.append(Event(0, "solo", held.spec.key, None, None, {"reason": ""}))
         else:
             self._restart_solo(held.spec, "its paused state could not be kept, or its fleet has no lane for it")
 
@@ -589,9 +609,13 @@ class Pool:
             except Exception as error:
                 self.fail(trial, f"trial {part_of(trial)[0]}: its schedule raised {blame(error)}")
 
-    def remember(self, trial: int) -> None:
-        """Keep a copy of a trial's weights as they are now."""
-        self._remembered[trial] = self.state_dict(trial)
+    def remember(self, trial: int, state: dict[str, Tensor] | None = None) -> None:
+        """Keep a copy of a trial's weights as they are now, or the given ones."""
+        self._remembered[trial] = self.state_dict(trial) if state is None else state
+
+    def remembers(self, trial: int) -> bool:
+        """Whether such a copy is kept."""
+        return trial in self._remembered
 
     def state_dict(self, trial: int, *, remembered: bool = False) -> dict[str, Tensor]:
         """A running trial's weights, on the CPU; as they are, or as they were when last remembered."""

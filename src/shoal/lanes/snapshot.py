@@ -11,6 +11,7 @@ Names of tensors: ``N/flat`` and ``N/extra/NAME`` are the lane of trial ``N``; `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,18 +45,25 @@ def freeze(pool: Pool) -> tuple[dict[str, Tensor], dict[str, Json]]:
         if g.fleet is not None:
             for i, t in enumerate(lanes):
                 if t is not None:
-                    trials[str(t.spec.key)] = _lane_out(pool, key, t, g.fleet.state.take(i).to_host(), tensors)
+                    trials[str(t.spec.key)] = lane_out(pool, key, t, g.fleet.state.take(i).to_host(), tensors)
         if lanes or key in pool._paused.signatures():
             numbers: list[Json] = [None if t is None else t.spec.key for t in lanes]
-            groups.append({"signature": key, "template": g.spec.key, "lanes": numbers, "max_width": g.max_width})
+            entry: dict[str, Json] = {
+                "signature": key,
+                "template": g.spec.key,
+                "lanes": numbers,
+                "max_width": g.max_width,
+            }
+            # The template keeps what its trial began with, whatever that trial trains with by now.
+            groups.append({**entry, "params": dict(g.spec.params), "origin": g.spec.origin})
     for number, solo in pool._solos.items():
-        trials[str(number)] = _solo_out(pool, solo, tensors)
+        trials[str(number)] = solo_out(pool, solo, tensors)
     for held in pool._paused:
         number = held.spec.key
         if held.solo is not None:
-            facts = _solo_out(pool, held.solo, tensors)
+            facts = solo_out(pool, held.solo, tensors)
         elif held.row is not None and held.trial is not None and held.signature not in refused:
-            facts = _lane_out(pool, held.signature, held.trial, held.row, tensors)
+            facts = lane_out(pool, held.signature, held.trial, held.row, tensors)
         else:
             facts = {"form": "bare"}
         trials[str(number)] = facts | {"paused": True}
@@ -75,7 +83,8 @@ def freeze(pool: Pool) -> tuple[dict[str, Tensor], dict[str, Json]]:
     }
 
 
-def _lane_out(pool: Pool, signature: str, t: LaneTrial, row: LaneRow, tensors: dict[str, Tensor]) -> dict[str, Json]:
+def lane_out(pool: Pool, signature: str, t: LaneTrial, row: LaneRow, tensors: dict[str, Tensor]) -> dict[str, Json]:
+    """What a trial in a lane holds; its tensors are added to ``tensors``."""
     number = t.spec.key
     tensors[f"{number}/flat"] = row.flat
     tensors |= {f"{number}/extra/{name}": value for name, value in row.extra.items()}
@@ -90,15 +99,23 @@ def _lane_out(pool: Pool, signature: str, t: LaneTrial, row: LaneRow, tensors: d
     }
 
 
-def _solo_out(pool: Pool, solo: Solo, tensors: dict[str, Tensor]) -> dict[str, Json]:
+def solo_out(pool: Pool, solo: Solo, tensors: dict[str, Tensor], *, whole: bool = False) -> dict[str, Json]:
+    """What a solo trial holds; ``whole`` takes its state also where training again would be surer.
+
+    Raises:
+        TypeError: With ``whole``, of an optimizer that keeps what is no plain data.
+    """
     number, recipe = solo.spec.key, solo.recipe
     facts: dict[str, Json] = {"form": "solo", "epoch": solo.epoch, "shown": _shown_out(pool, number), "optimizer": None}
-    if solo.epoch and _repeats(recipe):
+    whole = whole or solo.spec.origin is not None  # it went on from another trial, and cannot train up to here again
+    if whole or (solo.epoch and _repeats(recipe)):
         try:
             facts["optimizer"] = pack(recipe.optimizer.state_dict(), f"{number}/optimizer", tensors)
         except TypeError:  # state that is no plain data: the trial trains again up to where it was
+            if whole:
+                raise
             return facts
-        for name, t in _tensors_of(recipe).items():
+        for name, t in learnt_by(recipe).items():
             tensors[f"{number}/{name}"] = t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     return facts
 
@@ -107,7 +124,7 @@ def _shown_out(pool: Pool, number: int) -> list[Json]:
     return [[loss, value] for loss, value in pool._shown.get(number, ())]
 
 
-def _tensors_of(recipe: Recipe) -> dict[str, Tensor]:
+def learnt_by(recipe: Recipe) -> dict[str, Tensor]:
     """What training changes, by the name that it is stored under."""
     parts = {"model": recipe.model, "loss": recipe.loss}
     return {
@@ -192,7 +209,8 @@ def _group_in(
     admission: Callable[[TrialSpec], Candidate],
 ) -> None:
     key = entry["signature"]
-    group = pool._open_group(_signed(specs[entry["template"]], key, admission))
+    began = replace(specs[entry["template"]], params=entry["params"], origin=entry["origin"])
+    group = pool._open_group(_signed(began, key, admission))
     group.max_width = entry["max_width"]
     pool._groups[key] = group
     if not entry["lanes"]:
@@ -230,7 +248,7 @@ def _lane_in(
     t.epoch, t.updates = int(facts["epoch"]), int(facts["updates"])
     t.carried = [{str(name): float(value) for name, value in c.items()} for c in facts["carried"]]
     n_updates = t.shape(pool.work.data.train.n, found.quantum).n_updates
-    _step_again(pool, t.recipe, spec.key, t.epoch, n_updates)
+    step_again(pool, t.recipe, spec.key, t.epoch, n_updates)
     layout = group.layout
     flat = file.take(f"{spec.key}/flat", torch.empty(4, layout.size, dtype=layout.dtype, device="meta"))
     known = (*layout.frozen, *layout.lifted, *layout.buffers, *layout.values)
@@ -267,16 +285,16 @@ def _solo_in(pool: Pool, file: SealedFile, spec: TrialSpec, facts: Mapping[str, 
         return solo
     rows, _ = pool.work.rows(spec.part)
     n_updates = -(-(pool.work.data.train.n if rows is None else len(rows)) // recipe.batch_size)
-    _step_again(pool, recipe, number, epochs, n_updates)
+    step_again(pool, recipe, number, epochs, n_updates)
     with torch.no_grad():
-        for name, t in _tensors_of(recipe).items():
+        for name, t in learnt_by(recipe).items():
             t.copy_(file.take(f"{number}/{name}", t))
     recipe.optimizer.load_state_dict(unpack(facts["optimizer"], file.take))
     solo.epoch = epochs
     return solo
 
 
-def _step_again(pool: Pool, recipe: Recipe, number: int, epochs: int, n_updates: int) -> None:
+def step_again(pool: Pool, recipe: Recipe, number: int, epochs: int, n_updates: int) -> None:
     """Bring a schedule to where it was."""
     if recipe.schedule is None:
         return

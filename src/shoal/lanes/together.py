@@ -175,6 +175,25 @@ class Together:
             for key in self._keys(trial):
                 self._inner.remove(key)
 
+    def copy(self, moves: Sequence[tuple[TrialSpec, int]]) -> set[int]:
+        """Let trials go on from what others have learnt by now, each part from the same part of the other."""
+        here = {spec.number for spec, source in moves if not {spec.number, source} & {*self._bare, *self._broken}}
+        here -= {spec.number for spec, source in moves if self._waits(spec.number) or self._waits(source)}
+        parts = [
+            (part, part_key(source, part.part))
+            for spec, source in moves
+            if spec.number in here
+            for part in self._parts.split(spec)
+        ]
+        gone_on = self._inner.copy(parts)
+        done = {trial for trial in here if gone_on.issuperset(self._keys(trial))}
+        for spec, _ in moves:
+            if spec.number in done:
+                self._specs[spec.number] = spec
+        for trial in {part_of(key)[0] for key in gone_on} - done:
+            self._broken[trial] = f"trial {trial}: only some of its parts could go on from another trial's"
+        return done
+
     def snapshot(self, folder: Path, stem: str) -> dict[str, Json]:
         """Write what every part holds into the folder; JSON facts that ``restore`` takes."""
         waiting = sorted({c.spec.number for c in self._again})

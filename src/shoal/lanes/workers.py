@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from torch import Tensor
 from shoal import planner
 from shoal.errors import StorageError, StudyError, blame
 from shoal.lanes import native
+from shoal.lanes.copying import Held, Portable, go_on, portable, take, tensors_of
 from shoal.lanes.decisions import Decisions
 from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate, Pool
@@ -55,6 +57,7 @@ class Trainer(Protocol):
     def remember(self, trial: int) -> None: ...
     def state_dict(self, trial: int, *, remembered: bool = False) -> dict[str, Tensor]: ...
     def remove(self, trial: int) -> None: ...
+    def copy(self, moves: Sequence[tuple[TrialSpec, int]]) -> set[int]: ...
     def drain_events(self) -> list[Event]: ...
     def snapshot(self, folder: Path, stem: str) -> dict[str, Json]: ...
     def restore(self, folder: Path, facts: Mapping[str, Any], specs: Mapping[int, TrialSpec], rounds: int) -> None: ...
@@ -231,7 +234,7 @@ class PoolSet:
             return self._local.state_dict(trial, remembered=remembered)
         self._remotes[k - 1].send("state_arrays", trial, remembered)
         arrays = self._remotes[k - 1].receive()
-        return {name: torch.from_numpy(raw).view(dtype).view(shape) for name, (raw, dtype, shape) in arrays.items()}
+        return tensors_of(arrays)
 
     def remove(self, trial: int) -> None:
         """Take a trial out, running or paused."""
@@ -239,6 +242,55 @@ class PoolSet:
         self._where.pop(trial, None)
         self._paused.pop(trial, None)
         del self._signature[trial]
+
+    # -- trials that go on from others ------------------------------------------------------------------------------------
+
+    def copy(self, moves: Sequence[tuple[TrialSpec, int]]) -> set[int]:
+        """Let running trials go on from what others have learnt by now.
+
+        Args:
+            moves: What each goes on as, and whom it copies, who is not copied over itself.
+
+        Returns:
+            The trials that do, by key; nothing of the others has changed.
+        """
+        held = {
+            source: self._ask(self._where[source], "taken", source) for source in dict.fromkeys(s for _, s in moves)
+        }
+        waiting = [(spec, source) for spec, source in moves if held[source] is not None]
+        done: set[int] = set()
+        for at_source in (
+            False,
+            True,
+        ):  # at first where the trial is; else where its source is, which has what it takes
+            for k in range(self.n_pools):
+                part = [(p, s) for p, s in waiting if self._where[s if at_source else p.key] == k and p.key not in done]
+                if at_source:
+                    part = [(p, s) for p, s in part if self._where[p.key] != k]
+                if not part:
+                    continue
+                said = self._ask(k, "gone_on", [(spec, held[source]) for spec, source in part])
+                for (spec, source), problem in zip(part, said, strict=True):
+                    if not problem:
+                        self._settle_in(spec.key, k)
+                        self._signature[spec.key] = self._signature[source]
+                        done.add(spec.key)
+        return done
+
+    def _ask(self, k: int, method: str, *args: Any) -> Any:
+        """What a pool answers at once."""
+        if k == 0:
+            return _ANSWERS[method](self._local, self._admission, *args)
+        self._remotes[k - 1].send(method, *args)
+        return self._remotes[k - 1].receive()
+
+    def _settle_in(self, trial: int, k: int) -> None:
+        """Note where a trial is now, and let the pool that it has left forget it."""
+        before = self._where[trial]
+        if before != k:
+            best = self._ask(before, "left_behind", trial)
+            self._ask(k, "brought_along", trial, best)
+            self._where[trial] = k
 
     # -- snapshots --------------------------------------------------------------------------------------------------------
 
@@ -315,6 +367,40 @@ class PoolSet:
         self._note(self._local.drain_events(), 0)
         out, self._events = self._events, []
         return out
+
+
+def _gone_on(pool: Pool, admission: Admission, moves: Sequence[tuple[TrialSpec, Held]]) -> list[str]:
+    """For each of the moves, why the pool cannot make it, or ""."""
+    said, made = [""] * len(moves), []
+    for i, (spec, held) in enumerate(moves):
+        try:
+            made.append((i, admission(spec), held))
+        except Exception as error:
+            said[i] = f"define raised {blame(error)}"
+    for (i, _, _), problem in zip(made, go_on(pool, [(c, held) for _, c, held in made]), strict=True):
+        said[i] = problem
+    return said
+
+
+def _left_behind(pool: Pool, admission: Admission, trial: int) -> dict[str, Portable] | None:
+    """Forget a trial; what it was when it was best, if that is kept."""
+    best = portable(pool.state_dict(trial, remembered=True)) if pool.remembers(trial) else None
+    pool.remove(trial)
+    return best
+
+
+def _brought_along(pool: Pool, admission: Admission, trial: int, best: Mapping[str, Portable] | None) -> None:
+    if best is not None:
+        pool.remember(trial, tensors_of(best))
+
+
+# What a pool can be asked.
+_ANSWERS: Mapping[str, Callable[..., Any]] = {
+    "taken": lambda pool, admission, trial: take(pool, trial),
+    "gone_on": _gone_on,
+    "left_behind": _left_behind,
+    "brought_along": _brought_along,
+}
 
 
 def _named(path: Path, specs: Mapping[int, TrialSpec]) -> dict[int, TrialSpec]:
@@ -420,9 +506,7 @@ def _serve(
         return pool.run_epoch(), pool.drain_events()
 
     def state_arrays(trial: int, remembered: bool) -> dict[str, Any]:
-        # As bytes, since NumPy has no bfloat16.
-        state = pool.state_dict(trial, remembered=remembered)
-        return {n: (t.contiguous().flatten().view(torch.uint8).numpy(), t.dtype, t.shape) for n, t in state.items()}
+        return portable(pool.state_dict(trial, remembered=remembered))
 
     def admit(specs: Sequence[TrialSpec], promoted: Sequence[int]) -> None:
         candidates = []
@@ -445,6 +529,7 @@ def _serve(
         "remember": pool.remember,
         "remove": pool.remove,
         "state_arrays": state_arrays,
+        **{name: functools.partial(answer, pool, admission) for name, answer in _ANSWERS.items()},
     }
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         failure: Exception | None = None  # of a command that nobody waited for: it is the next answer

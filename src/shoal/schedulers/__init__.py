@@ -6,26 +6,46 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from shoal.errors import UsageError, did_you_mean
-from shoal.schedulers._base import Decision, Observation, Promoter, Room, Scheduler, Verdict, check_whole
+from shoal.schedulers._base import (
+    Decision,
+    Explorer,
+    Observation,
+    Promoter,
+    Room,
+    Scheduler,
+    Space,
+    Verdict,
+    check_whole,
+)
 from shoal.schedulers.asha import Asha
 from shoal.schedulers.fifo import Fifo
+from shoal.schedulers.freeze_thaw import FreezeThaw
 from shoal.schedulers.halving import SuccessiveHalving, TopK
 from shoal.schedulers.hyperband import Hyperband
 from shoal.schedulers.median import Median
 from shoal.schedulers.patience import Patience
+from shoal.schedulers.pb2 import PB2
+from shoal.schedulers.pbt import PopulationBasedTraining
+from shoal.schedulers.replaying import PopulationBasedTrainingReplay
 
 __all__ = [
+    "PB2",
     "SCHEDULERS",
     "Asha",
     "Decision",
+    "Explorer",
     "Fifo",
+    "FreezeThaw",
     "Hyperband",
     "Median",
     "Observation",
     "Patience",
+    "PopulationBasedTraining",
+    "PopulationBasedTrainingReplay",
     "Promoter",
     "Room",
     "Scheduler",
+    "Space",
     "SuccessiveHalving",
     "TopK",
     "Verdict",
@@ -42,7 +62,10 @@ SCHEDULERS: Mapping[str, Callable[[int, int], Scheduler]] = MappingProxyType(
         "asha_stop": lambda max_epochs, n_trials: Asha(max_epochs, promote=False),
         "halving": lambda max_epochs, n_trials: SuccessiveHalving(max_epochs),
         "hyperband": lambda max_epochs, n_trials: Hyperband(max_epochs),
+        "freeze_thaw": lambda max_epochs, n_trials: FreezeThaw(max_epochs),
         "median": lambda max_epochs, n_trials: Median(warmup_epochs=max(1, max_epochs // 10)),
+        "pb2": lambda max_epochs, n_trials: PB2(max_epochs),
+        "pbt": lambda max_epochs, n_trials: PopulationBasedTraining(max_epochs),
         "patience": lambda max_epochs, n_trials: Patience(max(3, max_epochs // 5)),
         "top_k": lambda max_epochs, n_trials: TopK(max(3, n_trials // 50)),
     }

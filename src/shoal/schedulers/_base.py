@@ -1,7 +1,8 @@
 """What every scheduler takes and gives: plain rows in, verdicts out.
 
-Schedulers are pure: no torch, no clock, no files, no randomness. Their whole state follows from the rows that they
-were given, so ``resume`` rebuilds a scheduler by feeding it the recorded rows again, and tests need no training.
+Schedulers are pure: no torch, no clock, no files, no randomness but what follows from a seed and the row in question.
+Their whole state follows from the rows that they were given, so ``resume`` rebuilds a scheduler by feeding it the
+recorded rows again, and tests need no training.
 
 Glossary: a *value* is minimised here, whatever the user's direction (the engine flips it at the boundary); an *epoch*
 is counted from 1.
@@ -12,10 +13,11 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from shoal.errors import UsageError
+from shoal.records import ParamValue
 
 Rank: TypeAlias = "tuple[bool, float, int]"
 
@@ -27,23 +29,35 @@ class Decision(enum.StrEnum):
     STOP = "stop"  # for good
     PAUSE = "pause"  # copied out of its lane, which is free for another; it may be promoted later
     PROMOTE = "promote"  # of a paused trial: back into a lane, to train on where it was
+    COPY = "copy"  # it goes on from what another trial has learnt, with hyperparameters of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A decision and why; the reason is shown to the user, so it names no value (signs are flipped in here)."""
+    """A decision and why; the reason is shown to the user, so it names no value (signs are flipped in here).
+
+    ``source`` and ``params`` belong to COPY: the trial that is copied (which may be the trial itself), and all
+    hyperparameters to go on with.
+    """
 
     decision: Decision
     reason: str
+    source: int | None = None
+    params: Mapping[str, ParamValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One trial's value after one epoch. The value is minimised; NaN counts as the worst there is."""
+    """One trial's value after one epoch. The value is minimised; NaN counts as the worst there is.
+
+    ``params`` is what it trained with in this epoch. Only an `Explorer` is told; only it is also shown values that are not
+    finite.
+    """
 
     trial: int
     epoch: int
     value: float
+    params: Mapping[str, ParamValue] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -106,6 +120,44 @@ class Promoter(Protocol):
             trial that is not named stays paused. When nothing runs, nothing is promoted and no new trial can be
             started, the engine stops what is still paused.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The hyperparameters that ``define`` asks for.
+
+    Attributes:
+        distributions: Name -> distribution, as Optuna writes it to JSON.
+        fixed: Those that cannot be changed while a model trains -> why.
+        on_request: Those that can, but should only where the user has named them.
+    """
+
+    distributions: Mapping[str, str]
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    on_request: frozenset[str] = frozenset()
+
+
+@runtime_checkable
+class Explorer(Protocol):
+    """A scheduler that changes hyperparameters while trials train."""
+
+    @property
+    def name(self) -> str:
+        """As in ``Scheduler``."""
+
+    def begin(self, space: Space, seed: int) -> None:
+        """Called before anything else.
+
+        Args:
+            space: What ``define`` asks for.
+            seed: Of the study.
+
+        Raises:
+            UsageError: It is to change what cannot be changed.
+        """
+
+    def observe(self, rows: Sequence[Observation]) -> Mapping[int, Verdict]:
+        """As in ``Scheduler``; a verdict may be COPY, and a trial whose value is not finite ends unless it is copied over."""
 
 
 def rank(row: Observation) -> Rank:

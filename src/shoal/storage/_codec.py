@@ -18,6 +18,7 @@ from shoal.records import Json, Outcome
 
 _KEY = "$float"
 LANES = "(lanes)"  # beside an epoch's metrics: what there is of the trial's lanes; no metric has such a name
+COPIED = "(copied)"  # likewise: how the trial goes on after the epoch, if not as it was
 
 
 def encode(value: object, what: str) -> str:

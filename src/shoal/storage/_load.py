@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from shoal.errors import ShoalError, StorageError, did_you_mean
-from shoal.records import Direction, EpochRow, Event, StudyRecord, TrialRecord, TrialSpec, TrialState
+from shoal.records import Copied, Direction, EpochRow, Event, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.storage import _codec
 from shoal.storage._database import database_of
 from shoal.storage._place import Place
@@ -153,10 +153,25 @@ def _epoch(
     if type(epoch) is not int:
         raise TypeError(f"epoch {epoch!r:.40} of trial {trial}")
     numbers: dict[str, float] = _codec.decode(metrics)
-    values, error = _lanes(numbers.pop(_codec.LANES, None) if type(numbers) is dict else None)
+    whole = type(numbers) is dict
+    values, error = _lanes(numbers.pop(_codec.LANES, None) if whole else None)
+    copied = _copied(numbers.pop(_codec.COPIED, None) if whole else None)
     if type(numbers) is not dict or not all(type(number) in (float, int) for number in (*numbers.values(), *values)):
         raise TypeError(f"metrics {metrics!r:.40} of trial {trial}")
-    return EpochRow(trial, epoch, _number(train_loss), _number(value), numbers, _number(time_s), values, error, moved)
+    measured = (_number(train_loss), _number(value), numbers, _number(time_s))
+    return EpochRow(trial, epoch, *measured, values, error, moved, copied)
+
+
+def _copied(found: Any) -> Copied | None:
+    """How a trial goes on after an epoch, if not as it was."""
+    if found is None:
+        return None
+    source, params = found["source"], found["params"]
+    if type(source) is not int or source < 0 or type(params) is not dict:
+        raise TypeError(f"copied {found!r:.40}")
+    if not all(type(name) is str and isinstance(value, _VALUES) for name, value in params.items()):
+        raise TypeError(f"copied {found!r:.40}")
+    return Copied(source, params, int(found["origin"]))
 
 
 def _lanes(found: Any) -> tuple[tuple[float, ...], float | None]:

@@ -202,6 +202,7 @@ class RowWriter:
                 told: dict[str, Any] = {"reason": result.reason or None, "standard_error": result.standard_error}
                 told["lane_values"] = list(result.lanes) or None
                 told |= result.outcome.measured
+                told["schedule"] = list(result.schedule) or None
                 attrs += [
                     {"trial_id": trial_id, "key": key, "value_json": _codec.encode(said, key)}
                     for key, said in told.items()
@@ -218,7 +219,7 @@ class RowWriter:
                 }
             )
         keys = [{"key_": row["key_"]} for row in states]
-        names = ("reason", "epoch", "standard_error", "lane_values", *PROPERTIES)
+        names = ("reason", "epoch", "standard_error", "lane_values", "schedule", *PROPERTIES)
         is_mine = sa.or_(*(_ATTRS.c.key == key for key in names))
         self._many(sa.delete(_VALUES).where(_VALUES.c.trial_id == sa.bindparam("key_")), keys)
         self._many(sa.delete(_ATTRS).where(_ATTRS.c.trial_id == sa.bindparam("key_"), is_mine), keys)

@@ -319,11 +319,13 @@ class StudyStore:
 
 
 def _measured(row: EpochRow) -> Mapping[str, Json]:
-    """An epoch's metrics, and what there is of its lanes under names that no metric has."""
-    if not row.lanes:
-        return dict[str, Json](row.metrics)
-    lanes: dict[str, Json] = {"values": list(row.lanes), "standard_error": row.standard_error}
-    return {**row.metrics, _codec.LANES: lanes}
+    """An epoch's metrics, and under names that no metric has: what there is of its lanes, and how its trial goes on."""
+    out = dict[str, Json](row.metrics)
+    if row.lanes:
+        out[_codec.LANES] = {"values": list(row.lanes), "standard_error": row.standard_error}
+    if (c := row.copied) is not None:
+        out[_codec.COPIED] = {"source": c.source, "params": dict(c.params), "origin": str(c.origin)}
+    return out
 
 
 def _next_seq(connection: sa.Connection, study_id: int) -> int:

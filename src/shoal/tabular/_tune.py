@@ -298,7 +298,7 @@ def _finish(study: Study, ready: Prepared, storage: str | Path | None, baselines
     best = study.record.best()
     if best is None:
         return TableStudy(study, None, None, None, ready.notes)
-    arguments, _ = choose(ready.plan, ReplayTrial(best.spec))
+    arguments, _ = choose(ready.plan, ReplayTrial(best.trained))
     arguments = {name: arguments.get(name, default) for name, default in _mlp_keywords().items()}
     model = TableModel(ready.preparation, ready.target, arguments, study.best_model(best.spec.number))
     written = None if storage is None else model.save(model_path(storage, study.record.name))
