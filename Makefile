@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: demo test lint docs recipes bench bench-search fuzz audit bench-storage torture soak clean
+.PHONY: demo test lint docs recipes bench bench-peers bench-search fuzz audit bench-storage torture soak clean
 
 # hatchling comes first and builds without isolation, so that it too is the pinned one.
 $(STAMP): pyproject.toml constraints.txt
@@ -56,8 +56,16 @@ bench-storage: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/steady_state.py
+	$(BIN)/python benchmarks/generality.py
 	$(BIN)/python benchmarks/whole_process.py --n 200 --repeats 3
 	$(BIN)/python benchmarks/whole_process.py --n 1000 --repeats 1
+
+# Beside the same work by hand in JAX, which gets an environment of its own.
+PEERS := .venv-peers
+bench-peers: $(STAMP)
+	test -x $(PEERS)/bin/pip || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet jax optax
+	$(BIN)/python benchmarks/peers.py
 
 # Records learning curves where there are none yet (some minutes), replays schedulers over them, then searches for real.
 bench-search: $(STAMP)
@@ -74,5 +82,5 @@ soak: $(STAMP)
 	$(BIN)/python benchmarks/soak.py --trials 20000
 
 clean:
-	rm -rf $(VENV) $(AUDIT) demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(AUDIT) $(PEERS) demo build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

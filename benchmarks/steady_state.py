@@ -10,6 +10,7 @@ only steady state, evaluation on 256 samples after each epoch and the study's bo
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing as mp
 import os
 import time
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 
 import shoal
 from cores import cores_at_work
+
+Define = Callable[[optuna.Trial], shoal.Recipe]
 
 BATCH = 32
 N_TRAIN = 4096
@@ -93,7 +96,7 @@ def plain_us(h: int, adam: str, n_processes: int, n_steps: int) -> float:
     return 1e6 * wall_s / (n_steps * n_processes)
 
 
-def make_define(h: int) -> Callable[[optuna.Trial], shoal.Recipe]:
+def make_define(h: int) -> Define:
     """A search over the learning rate alone, so that all trials share one fleet."""
 
     def define(trial: optuna.Trial) -> shoal.Recipe:
@@ -104,11 +107,11 @@ def make_define(h: int) -> Callable[[optuna.Trial], shoal.Recipe]:
     return define
 
 
-def shoal_wall_s(h: int, n_trials: int, max_epochs: int) -> float:
+def shoal_wall_s(define: Define, n_trials: int, max_epochs: int) -> float:
     """Seconds of one whole ``shoal.tune`` with all its trials waiting from the start."""
     start = time.perf_counter()
     shoal.tune(
-        make_define(h),
+        define,
         train=make_data(N_TRAIN, seed=1),
         valid=make_data(N_VALID, seed=2),
         metric="accuracy",
@@ -125,14 +128,20 @@ def shoal_wall_s(h: int, n_trials: int, max_epochs: int) -> float:
     return time.perf_counter() - start
 
 
-def shoal_us(h: int, n_trials: int, epochs: tuple[int, int]) -> float:
-    """Microseconds per lane-step with ``n_trials`` trials in the study, start-up taken out."""
-    few, many = epochs
-    shoal_wall_s(h, n_trials, few)  # whatever a process caches is cached for all runs that count
-    pairs = [(shoal_wall_s(h, n_trials, few), shoal_wall_s(h, n_trials, many)) for _ in range(3)]
+def shoal_us(define: Define, n_trials: int, seconds: tuple[float, float]) -> float:
+    """Microseconds per lane-step with ``n_trials`` trials in the study, start-up taken out.
+
+    The walls of two studies are compared that train for about so many seconds; the shorter is long enough to run compiled.
+    """
+    guess_s = (
+        shoal_wall_s(define, n_trials, 12) - shoal_wall_s(define, n_trials, 2)
+    ) / 10  # an epoch, before it is compiled
+    few, many = (max(2, math.ceil(s / max(guess_s, 1e-3))) for s in seconds)
+    shoal_wall_s(define, n_trials, few)  # whatever a machine caches is cached for all runs that count
+    pairs = [(shoal_wall_s(define, n_trials, few), shoal_wall_s(define, n_trials, many)) for _ in range(3)]
     few_s, many_s = min(short for short, _ in pairs), min(long for _, long in pairs)
     if many_s <= few_s:
-        raise RuntimeError(f"{many} epochs took no longer than {few}: the machine is too busy to measure h={h}.")
+        raise RuntimeError(f"{many} epochs took no longer than {few}: the machine is too busy to measure.")
     return 1e6 * (many_s - few_s) / ((many - few) * n_trials * STEPS_PER_EPOCH)
 
 
@@ -156,13 +165,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--h", type=int, nargs="+", default=[32, 64, 256], help="hidden sizes")
     parser.add_argument("--trials", type=int, nargs="+", default=[8, 32, 128], help="trials in Shoal's study")
-    parser.add_argument("--epochs", type=int, nargs=2, default=[2, 10], help="epochs of the two runs")
+    parser.add_argument("--seconds", type=float, nargs=2, default=[4, 8], help="for about how long the two runs train")
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1), help="plain loops side by side")
     parser.add_argument("--steps", type=int, default=5000, help="steps of each plain loop")
     args = parser.parse_args()
-    few, many = args.epochs
-    if not 1 <= few < many:
-        parser.error(f"--epochs needs two rising numbers; got {few} {many}")
+    few, many = args.seconds
+    if not 0 < few < many:
+        parser.error(f"--seconds needs two rising numbers; got {few} {many}")
     torch.set_num_threads(args.processes)
     print(f"{args.processes} busy processes do {cores_at_work(args.processes):.1f} times the work of one")
     print(
@@ -172,7 +181,7 @@ def main() -> None:
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}", flush=True)
     for h in args.h:
         plain = min(plain_us(h, adam, args.processes, args.steps) for adam in ("fused", "foreach"))
-        ours = [shoal_us(h, n_trials, (few, many)) for n_trials in args.trials]
+        ours = [shoal_us(make_define(h), n_trials, (few, many)) for n_trials in args.trials]
         gflops = 1e-3 * flops_per_step(h) / min(ours)
         cells = [f"h={h}", *(f"{us:.1f}" for us in (plain, *ours)), f"{plain / min(ours):.1f}", f"{gflops:.0f}"]
         print(f"| {' | '.join(cells)} |", flush=True)
