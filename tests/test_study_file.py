@@ -177,7 +177,7 @@ FAULTS: list[tuple[str, str, str]] = [
     ("n_trials = 4", "n_trials = 0", "line 27, [budget] n_trials: must be a whole number of at least 1, not 0."),
     ("n_trials = 4", "n_trials = true", "must be a whole number of at least 1, not True."),
     ("n_trials = 4", "n_trials = 1979-05-27", "must be a whole number of at least 1, not datetime.date"),
-    ("n_trials = 4", "target_value = nan", "line 27, [budget] target_value: must be a finite number, not nan."),
+    ("n_trials = 4", "target_value = nan", "line 27, [budget] target_value: must be a finite number, or a list of numbers, not nan."),
     ("n_trials = 4", "timeout_s = 0", "must be a number of seconds above 0, not 0."),
     (
         "# a study",
