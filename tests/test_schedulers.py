@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -411,9 +412,13 @@ def test_no_trial_of_the_best_share_of_a_rung_is_left_behind(
         ("top_k", 9, 1000, "TopK(20, epochs=1)"),
         ("median", 30, 100, "Median(warmup_epochs=3, min_trials=5)"),
         ("patience", 30, 100, "Patience(6, min_delta=0.0)"),
+        ({"name": "asha", "eta": 2, "min_epochs": 4}, 16, 9, "Asha(16, eta=2, rungs=(4, 8), promote=True)"),
+        ({"name": "asha_stop", "eta": 4}, 16, 9, "Asha(16, eta=4, rungs=(1, 3), promote=False)"),
+        ({"name": "median", "min_trials": 3}, 30, 100, "Median(warmup_epochs=3, min_trials=3)"),
+        ({"name": "top_k", "k": 4, "epochs": 2}, 30, 100, "TopK(4, epochs=2)"),
     ],
 )
-def test_resolve(name: str | None, max_epochs: int, n_trials: int, expected: str) -> None:
+def test_resolve(name: str | dict[str, Any] | None, max_epochs: int, n_trials: int, expected: str) -> None:
     assert repr(resolve(name, max_epochs=max_epochs, n_trials=n_trials)) == expected
 
 
@@ -430,8 +435,22 @@ def test_names_lead_back_to_themselves(name: str) -> None:
         (lambda: resolve("ahsa", max_epochs=9, n_trials=9), "Unknown scheduler 'ahsa'. Did you mean 'asha'?"),
         (
             lambda: resolve("fifo", max_epochs=9, n_trials=9),
-            "asha, asha_stop, halving, hyperband, median, none, patience, top_k",
+            "asha, asha_stop, freeze_thaw, halving, hyperband, median, none, patience, pb2, pbt, top_k",
         ),
+        (
+            lambda: resolve({"name": "asha", "etta": 4}, max_epochs=9, n_trials=9),
+            "scheduler 'asha' has no option 'etta'. Did you mean 'eta'?",
+        ),
+        (
+            lambda: resolve({"name": "asha", "promote": False}, max_epochs=9, n_trials=9),
+            "scheduler 'asha' has no option 'promote'. Known: eta, min_epochs.",
+        ),
+        (
+            lambda: resolve({"name": "none", "eta": 4}, max_epochs=9, n_trials=9),
+            "scheduler 'none' has no option 'eta'. It takes none.",
+        ),
+        (lambda: resolve({"eta": 4}, max_epochs=9, n_trials=9), 'a scheduler given as a dict needs a "name"'),
+        (lambda: resolve({"name": "asha", "eta": "3"}, max_epochs=9, n_trials=9), "eta must be a whole number"),
         (lambda: resolve(Asha, max_epochs=9, n_trials=9), "object with a name and observe"),  # type: ignore[arg-type]
         (lambda: resolve(3, max_epochs=9, n_trials=9), "object with a name and observe"),  # type: ignore[arg-type]
         (lambda: resolve(None, max_epochs=0, n_trials=9), "max_epochs must be a whole number, 1 or more; got 0"),

@@ -96,6 +96,11 @@ def test_a_file_says_what_python_would(folder: Path) -> None:
     assert file.knobs == {"depth": 1, "norm": None, "width": [8, 16], "lr": Range(1e-3, 1e-1, log=True)}
 
 
+def test_a_scheduler_has_options_too(folder: Path) -> None:
+    text = GOOD.replace('name = "none"', 'name = "asha"\neta = 4')
+    assert read_study_file(study(text)).given["scheduler"] == {"name": "asha", "eta": 4}
+
+
 def test_the_study_is_the_one_that_python_gives(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study(GOOD)
     assert main(["tune", "study.toml", "--json", "--quiet"]) == 0
@@ -177,7 +182,11 @@ FAULTS: list[tuple[str, str, str]] = [
     ("n_trials = 4", "n_trials = 0", "line 27, [budget] n_trials: must be a whole number of at least 1, not 0."),
     ("n_trials = 4", "n_trials = true", "must be a whole number of at least 1, not True."),
     ("n_trials = 4", "n_trials = 1979-05-27", "must be a whole number of at least 1, not datetime.date"),
-    ("n_trials = 4", "target_value = nan", "line 27, [budget] target_value: must be a finite number, or a list of numbers, not nan."),
+    (
+        "n_trials = 4",
+        "target_value = nan",
+        "line 27, [budget] target_value: must be a finite number, or a list of numbers, not nan.",
+    ),
     ("n_trials = 4", "timeout_s = 0", "must be a number of seconds above 0, not 0."),
     (
         "# a study",
@@ -239,6 +248,17 @@ LATER_FAULTS: list[tuple[str, str, str]] = [
         "[sampler]: option 'n_startup_trials' of sampler='tpe' must be a whole number, not '3'.",
     ),
     ('name = "none"', 'name = "ahsa"', "line 20, [scheduler] name: Unknown scheduler 'ahsa'. Did you mean 'asha'?"),
+    (
+        'name = "none"',
+        'name = "asha"\neta = 1',
+        "line 20, [scheduler] name: eta must be a whole number, 2 or more; got 1",
+    ),
+    (
+        'name = "none"',
+        'name = "asha"\netta = 4',
+        "[scheduler] name: scheduler 'asha' has no option 'etta'. Did you mean 'eta'?",
+    ),
+    ('name = "none"', "eta = 4", "line 19, [scheduler]: options need the name of a scheduler"),
     ('metric = "f1"', 'metric = "f2"', "line 23, [metrics] metric: "),
     ('"auroc"', '["auroc", "acuracy"]', "line 24, [metrics] metrics: "),
     ("seed = 3", 'device = "cdu"', "line 33, [study] device: device='cdu' cannot be used here"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 
     from shoal.storage import StudyStore
 
-SchedulerArgument: TypeAlias = "str | Scheduler | optuna.pruners.BasePruner | None"
+SchedulerArgument: TypeAlias = "str | Mapping[str, Any] | Scheduler | optuna.pruners.BasePruner | None"
 
 
 def tune(
@@ -128,8 +129,8 @@ def tune(
         sampler: "tpe" (default), "random", "grid", "qmc", "gp", "cmaes", "nsgaii", "nsgaiii", "brute_force"; a dict of a name and
             Optuna's options for it, such as ``{"name": "tpe", "n_startup_trials": 20}``; or an Optuna sampler.
         scheduler: "asha" (default from 4 epochs on; pauses and promotes), "asha_stop" (stops for good), "halving", "hyperband",
-            "top_k", "freeze_thaw", "median", "patience", "none"; "pbt" and "pb2", which change hyperparameters on the way; an
-            object of ``shoal.schedulers``, or an Optuna pruner.
+            "top_k", "freeze_thaw", "median", "patience", "none"; "pbt" and "pb2", which change hyperparameters on the way; a dict
+            of a name and options, such as ``{"name": "asha", "eta": 4}``; an object of ``shoal.schedulers``, or an Optuna pruner.
         enqueue: Parameters to try first, one dict per trial; what a dict leaves out is sampled.
         warm_start: An earlier study of the same metric, or its file: the sampler ("tpe" or "gp") learns from its trials.
         storage: An SQLite file (``sqlite:///digits.db`` or a path) or a PostgreSQL database (``postgresql://user@host/db``); Optuna
@@ -214,7 +215,7 @@ def tune(
         "n_trials": n_trials,
         "max_epochs": max_epochs,
         "sampler": asker.plan.as_json,
-        "scheduler": scheduler if scheduler is None or isinstance(scheduler, str) else False,
+        "scheduler": _as_json(scheduler),
         "enqueue": [dict(point) for point in enqueue],
         "warm_start": _warm_path(warm_start),
         "max_total_epochs": max_total_epochs,
@@ -500,9 +501,20 @@ def _scheduler(scheduler: SchedulerArgument, max_epochs: int, n_trials: int, obj
     return found
 
 
+def _as_json(scheduler: SchedulerArgument) -> Json:
+    """What a study file says of a scheduler: False for an object, which it cannot hold."""
+    if isinstance(scheduler, Mapping):
+        try:
+            held: Json = json.loads(json.dumps(dict(scheduler)))
+        except TypeError:  # a callable among the options
+            return False
+        return held
+    return scheduler if scheduler is None or isinstance(scheduler, str) else False
+
+
 def _named_scheduler(scheduler: SchedulerArgument, max_epochs: int, n_trials: int, direction: Direction) -> Scheduler:
     """A scheduler by its name, or an object; Optuna's pruners are made into one."""
-    if scheduler is not None and not isinstance(scheduler, str | Scheduler):
+    if scheduler is not None and not isinstance(scheduler, str | Mapping | Scheduler):
         import optuna
 
         from shoal.pruning import PrunerScheduler

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 from shoal.errors import UsageError, did_you_mean
 from shoal.schedulers._base import (
@@ -52,32 +55,53 @@ __all__ = [
     "resolve",
 ]
 
-# Name -> (max_epochs, n_trials) -> scheduler. A patience of a fifth of the way lets a curve rest on a plateau but not live
-# there; the median's warm-up of a tenth skips the epochs in which curves mostly show their learning rate. Three trials to
-# the end is what the paper of top-k takes; a wide search can afford a few more for what one epoch cannot tell apart.
-SCHEDULERS: Mapping[str, Callable[[int, int], Scheduler]] = MappingProxyType(
+# Name -> a scheduler, and (max_epochs, n_trials) -> what it is made with. A patience of a fifth of the way lets a curve rest on
+# a plateau but not live there; the median's warm-up of a tenth skips the epochs in which curves mostly show their learning rate.
+# Three trials to the end is what the paper of top-k takes; a wide search affords a few more for what one epoch cannot tell apart.
+_NAMED: Mapping[str, tuple[Callable[..., Scheduler], Callable[[int, int], Mapping[str, Any]]]] = MappingProxyType(
     {
-        "none": lambda max_epochs, n_trials: Fifo(),
-        "asha": lambda max_epochs, n_trials: Asha(max_epochs, n_trials=n_trials),
-        "asha_stop": lambda max_epochs, n_trials: Asha(max_epochs, promote=False),
-        "halving": lambda max_epochs, n_trials: SuccessiveHalving(max_epochs),
-        "hyperband": lambda max_epochs, n_trials: Hyperband(max_epochs),
-        "freeze_thaw": lambda max_epochs, n_trials: FreezeThaw(max_epochs),
-        "median": lambda max_epochs, n_trials: Median(warmup_epochs=max(1, max_epochs // 10)),
-        "pb2": lambda max_epochs, n_trials: PB2(max_epochs),
-        "pbt": lambda max_epochs, n_trials: PopulationBasedTraining(max_epochs),
-        "patience": lambda max_epochs, n_trials: Patience(max(3, max_epochs // 5)),
-        "top_k": lambda max_epochs, n_trials: TopK(max(3, n_trials // 50)),
+        "none": (Fifo, lambda max_epochs, n_trials: {}),
+        "asha": (Asha, lambda max_epochs, n_trials: {"max_epochs": max_epochs, "n_trials": n_trials}),
+        "asha_stop": (Asha, lambda max_epochs, n_trials: {"max_epochs": max_epochs, "promote": False}),
+        "halving": (SuccessiveHalving, lambda max_epochs, n_trials: {"max_epochs": max_epochs}),
+        "hyperband": (Hyperband, lambda max_epochs, n_trials: {"max_epochs": max_epochs}),
+        "freeze_thaw": (FreezeThaw, lambda max_epochs, n_trials: {"max_epochs": max_epochs}),
+        "median": (Median, lambda max_epochs, n_trials: {"warmup_epochs": max(1, max_epochs // 10)}),
+        "pb2": (PB2, lambda max_epochs, n_trials: {"max_epochs": max_epochs}),
+        "pbt": (PopulationBasedTraining, lambda max_epochs, n_trials: {"max_epochs": max_epochs}),
+        "patience": (Patience, lambda max_epochs, n_trials: {"patience": max(3, max_epochs // 5)}),
+        "top_k": (TopK, lambda max_epochs, n_trials: {"k": max(3, n_trials // 50)}),
     }
 )
+# What the study or the name says, and no option does.
+_SAID = {"max_epochs", "n_trials", "promote"}
 
 
-def resolve(scheduler: str | Scheduler | None, *, max_epochs: int, n_trials: int) -> Scheduler:
+def _made(name: str, max_epochs: int, n_trials: int, **options: Any) -> Scheduler:
+    kind, of = _NAMED[name]
+    return kind(**{**of(max_epochs, n_trials), **options})
+
+
+# Name -> (max_epochs, n_trials, and options by keyword) -> scheduler.
+SCHEDULERS: Mapping[str, Callable[..., Scheduler]] = MappingProxyType({n: partial(_made, n) for n in _NAMED})
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """The options that a named scheduler takes.
+
+    >>> options_of("median"), options_of("asha")
+    (('warmup_epochs', 'min_trials'), ('eta', 'min_epochs'))
+    """
+    return tuple(n for n in inspect.signature(_NAMED[name][0]).parameters if n not in _SAID)
+
+
+def resolve(scheduler: str | Mapping[str, Any] | Scheduler | None, *, max_epochs: int, n_trials: int) -> Scheduler:
     """The scheduler that the user meant.
 
     Args:
-        scheduler: a name in ``SCHEDULERS``, a scheduler, or None: "asha" if a trial may run 4 epochs or more and there
-            is more than one trial, otherwise "none", since there is too little to save or nobody to compare with.
+        scheduler: a name in ``SCHEDULERS``, a dict of a name and options (``{"name": "asha", "eta": 4}``), a scheduler, or None:
+            "asha" if a trial may run 4 epochs or more and there is more than one trial, otherwise "none", since there is too
+            little to save or nobody to compare with.
         max_epochs: where a trial is finished, 1 or more.
         n_trials: how many trials are planned, 1 or more.
 
@@ -85,7 +109,7 @@ def resolve(scheduler: str | Scheduler | None, *, max_epochs: int, n_trials: int
         A fresh scheduler, or the given one.
 
     Raises:
-        UsageError: the name is unknown, the object is no scheduler, or a number is out of its range.
+        UsageError: the name or an option is unknown, the object is no scheduler, or a number is out of its range.
 
     Example:
         >>> resolve(None, max_epochs=30, n_trials=100)
@@ -95,13 +119,26 @@ def resolve(scheduler: str | Scheduler | None, *, max_epochs: int, n_trials: int
     check_whole("n_trials", n_trials, at_least=1)
     if scheduler is None:
         scheduler = "asha" if max_epochs >= 4 and n_trials > 1 else "none"
-    if isinstance(scheduler, str):
-        if scheduler not in SCHEDULERS:
-            raise UsageError(f"Unknown scheduler {scheduler!r}.{did_you_mean(scheduler, SCHEDULERS)}")
-        return SCHEDULERS[scheduler](max_epochs, n_trials)
+    if isinstance(scheduler, str | Mapping):
+        return _named({"name": scheduler} if isinstance(scheduler, str) else scheduler, max_epochs, n_trials)
     if isinstance(scheduler, type) or not isinstance(scheduler, Scheduler):
         raise UsageError(
             f"scheduler must be one of {', '.join(sorted(SCHEDULERS))}, or an object with a name and observe(rows); "
             f"got {scheduler!r}."
         )
     return scheduler
+
+
+def _named(given: Mapping[str, Any], max_epochs: int, n_trials: int) -> Scheduler:
+    options = dict(given)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise UsageError(f'a scheduler given as a dict needs a "name", such as "asha"; got {dict(given)!r}.')
+    if name not in SCHEDULERS:
+        raise UsageError(f"Unknown scheduler {name!r}.{did_you_mean(name, SCHEDULERS)}")
+    known = options_of(name)
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(str(option), known) if known else " It takes none."
+            raise UsageError(f"scheduler {name!r} has no option {option!r}.{hint}")
+    return SCHEDULERS[name](max_epochs, n_trials, **options)

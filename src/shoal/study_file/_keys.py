@@ -179,7 +179,14 @@ KEYS: Final[tuple[Key, ...]] = (
         '"tpe"',
         sets="sampler",
     ),
-    Key("scheduler", "name", TEXT, "which trials are stopped early", '"asha"', sets="scheduler"),
+    Key(
+        "scheduler",
+        "name",
+        TEXT,
+        "which trials are stopped early; other keys of this table are its options",
+        '"asha"',
+        sets="scheduler",
+    ),
     Key("metrics", "metric", TEXTS, "what trials are judged by; a list for several objectives", '"accuracy"'),
     Key(
         "metrics",
@@ -224,7 +231,7 @@ FREE: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "enqueue": ("parameters to try first, one [[enqueue]] per trial", "enqueue"),
 }
-OPTIONS: Final = "sampler"  # the one section whose further keys are options
+OPTIONS: Final = ("sampler", "scheduler")  # sections whose further keys are options
 SECTIONS: Final = tuple(
     dict.fromkeys([*("data", "model", "space", "extensions"), *(key.section for key in KEYS), "enqueue"])
 )

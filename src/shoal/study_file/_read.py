@@ -32,7 +32,8 @@ class StudyFile:
     Attributes:
         path: Of the file itself.
         source: What kind of data it names.
-        given: Values by Python keyword; ``sampler`` is a name or a dict of name and options. Paths are as one would type them.
+        given: Values by Python keyword; ``sampler`` and ``scheduler`` are names, or dicts of a name and options. Paths are as
+            one would type them.
         knobs: What ``[model]``, ``[space]`` and ``[extensions]`` say, as ``shoal.nn.mlp_space`` takes it.
         lines: Where keys stand, by (section, key).
     """
@@ -166,7 +167,7 @@ class _Reader:
                 if name in known:
                     if self._fits(known[name], value):
                         out.append((known[name], value))
-                elif section != OPTIONS:
+                elif section not in OPTIONS:
                     hint = home_of(name) if name not in known and not _close(name, known) else ""
                     self.fault(f"there is no such key.{hint or did_you_mean(name, known)}", section, name)
         return out
@@ -278,13 +279,14 @@ class _Reader:
             return None
 
     def _options(self, tables: Mapping[str, Mapping[str, Any]], given: dict[str, Any]) -> None:
-        """Put the options of a sampler beside its name."""
-        table = tables.get(OPTIONS, {})
-        options = {name: value for name, value in table.items() if name not in keys_of(OPTIONS)}
-        if options and "name" not in table:
-            self.fault('options need the name of a sampler: name = "tpe".', OPTIONS)
-        elif options and "sampler" in given:
-            given["sampler"] = {"name": given["sampler"], **options}
+        """Put the options of a sampler and a scheduler beside its name."""
+        for section in OPTIONS:
+            table, known = tables.get(section, {}), keys_of(section)
+            options = {name: value for name, value in table.items() if name not in known}
+            if options and "name" not in table:
+                self.fault(f"options need the name of a {section}: name = {known['name'].example}.", section)
+            elif options and section in given:
+                given[section] = {"name": given[section], **options}
 
     def _beside(self, text: str) -> str:
         """A path of the file as seen from here."""

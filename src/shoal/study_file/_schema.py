@@ -40,7 +40,7 @@ def json_schema() -> dict[str, Json]:
             properties[section] = {"description": FREE[section][0], **cast("dict[str, Json]", _FREE[section])}
             continue
         keys: dict[str, Json] = {key.name: key.schema for key in KEYS if key.section == section}
-        properties[section] = {"type": "object", "additionalProperties": section == OPTIONS, "properties": keys}
+        properties[section] = {"type": "object", "additionalProperties": section in OPTIONS, "properties": keys}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Shoal study file",
