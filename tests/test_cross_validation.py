@@ -150,7 +150,7 @@ def test_seeds_alone_share_the_splits_and_the_first_is_the_trial_as_it_is_withou
         assert all(len(row.lanes) == 3 and row.standard_error for row in mine.rows)
         assert not any(row.lanes or row.standard_error for row in theirs.rows)
     best = study.best_trial.spec
-    data = alone._data  # the same splits, drawn by the same seed
+    data = alone._prepared.whole  # the same splits, drawn by the same seed
     solo = Solo(best, replay(plain, best, data.train.n), Work(data, (), CPU))
     for _ in range(3):
         row = solo.run_epoch()

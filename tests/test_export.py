@@ -10,7 +10,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +18,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn, optim
 
 import shoal
@@ -28,6 +30,7 @@ from shoal.export import _formats, export
 from shoal.export._formats import inputs_of, save_onnx, save_program
 from shoal.export._script import literal
 from shoal.export._source import needed
+from shoal.extend import Extension
 
 HEAD = """
 import torch
@@ -84,6 +87,42 @@ MODELS = {
         return shoal.Recipe(model, optimizer, loss, 16, schedule_of(optimizer, 1), "fraction", predict=lambda m, b: m(b[0]))
         """,
     ),
+    "named": (
+        "6",
+        """
+        model, lr = Pair(), lr / 10
+        optimizer = optim.Adam(model.parameters(), lr=lr)
+        return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(), 16, transform=lambda b: {**b, "a": b["a"] * 0.9})
+        """,
+    ),
+    "weighted": (
+        "6",
+        """
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 2))
+        optimizer = shoal.optim.AdamWScheduleFree(model.parameters(), lr=lr)
+        return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(), 16, sample_weights=lambda batch: 1.0 + batch[1])
+        """,
+    ),
+    "rates": (
+        "6",
+        """
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 2))
+        groups = [{"params": model[0].parameters()}, {"params": model[3].parameters(), "lr": lr / 2}]
+        optimizer = optim.Adam(groups, lr=lr, weight_decay=0.01)
+        moving = [shoal.extend.LearningRate(step=0.05)]
+        schedule = optim.lr_scheduler.StepLR(optimizer, 1)
+        return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(), 16, schedule, extensions=moving)
+        """,
+    ),
+    "folds": (
+        "6",
+        """
+        model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
+        optimizer = optim.Adam(model.parameters(), lr=lr)
+        schedule = optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=1.0)
+        return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(), 16, schedule)
+        """,
+    ),
     "lbfgs": (
         "6",
         """
@@ -105,10 +144,25 @@ class Tagger(nn.Module):
     def forward(self, x):
         return self.head(self.rnn(x)[0][:, -1])
 """,
+    "named": """
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, b, a):
+        return self.a(a) + self.b(b)
+""",
     "builder": """
 def loss(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 """,
+}
+MODELS["seeds"] = MODELS["mlp"]
+# Keywords of tune beside those that all have.
+MORE_OF_TUNE: dict[str, dict[str, Any]] = {
+    "folds": {"folds": 2, "prepare": make_pipeline(SimpleImputer(), StandardScaler()), "max_epochs": 4},
+    "seeds": {"seeds": 2},
 }
 # Runs the scripts of the folders it is given, where nothing of Shoal, Optuna or scikit-learn can be imported.
 BLOCKED = """
@@ -165,7 +219,11 @@ def written(folder: Path, kind: str, dtype: str) -> tuple[ModuleType, Path]:
 
 def tuned(module: ModuleType, **settings: Any) -> shoal.Study:
     train, valid, test = module.data()
+    if module.__name__ == "own_named":
+        train, valid, test = ({"a": x[:, :3], "b": x[:, 3:], "label": y} for x, y in (train, valid, test))
     settings = {"metric": "accuracy", "n_trials": 3, "max_epochs": 2, "scheduler": "none", **settings}
+    if "folds" in settings:
+        valid = None
     return shoal.tune(module.define, train=train, valid=valid, test=test, progress=False, reproducible=True, **settings)
 
 
@@ -181,7 +239,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
         module, _ = written(folder, kind, dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="trial . trains solo: LBFGS")
-            study = tuned(module)
+            study = tuned(module, **MORE_OF_TUNE.get(kind, {}))
         study.export(folder / "out")
         found[kind, dtype] = (study, folder / "out")
         torch.set_default_dtype(torch.float32)
@@ -199,17 +257,40 @@ def test_the_script_trains_the_winner_again_without_shoal(
     outcomes: dict[tuple[str, str], tuple[shoal.Study, Path, str]], kind: str, dtype: str
 ) -> None:
     study, folder, said = outcomes[kind, dtype]
-    value = re.search(r"^validation: accuracy (\S+); the search measured", said, re.MULTILINE)
+    value = re.search(r"^(validation|test): accuracy (\S+); the search measured (\S+)$", said, re.MULTILINE)
     test = re.search(r"^test: loss (\S+), accuracy (\S+)$", said, re.MULTILINE)
     assert value is not None and test is not None
-    assert float(value[1]) == study.best_value and float(test[2]) == study.test_metrics["accuracy"]
+    # With folds or seeds the value is a mean, and what is compared is the winner's own model.
+    own = {"folds": study.test_metrics["accuracy"], "seeds": _rows_of(study).lanes[:1]}.get(kind, study.best_value)
+    assert value[2] == value[3] and float(value[2]) in (own if isinstance(own, tuple) else (own,))
+    assert value[1] == ("test" if kind == "folds" else "validation")
+    assert float(test[2]) == study.test_metrics["accuracy"]
     close = 1e-9 if dtype == "torch.float64" else 1e-4
     assert float(test[1]) == pytest.approx(study.test_metrics["loss"], rel=close)
     again = torch.load(folder / "trained.pt", weights_only=True)
     for name, tensor in load_file(folder / "winner.safetensors").items():
+        if name.startswith("prepare."):
+            continue
         torch.testing.assert_close(again[name], tensor, rtol=close, atol=close)
     code = (folder / f"own_{kind}.py").read_text(encoding="utf-8")
     assert "def define" in code and "def data" not in code and "no/such/file" not in code
+
+
+def _rows_of(study: shoal.Study) -> Any:
+    best = study.best_trial
+    return next(row for row in best.rows if row.epoch == best.epoch)
+
+
+def test_what_was_learnt_to_prepare_inputs_comes_with_the_weights(
+    outcomes: dict[tuple[str, str], tuple[shoal.Study, Path, str]],
+) -> None:
+    study, folder, _ = outcomes["folds", "torch.float64"]
+    code = "import sys; sys.path.insert(0, '.'); from plain.prepared_state import load_preparation as load; import numpy as np; "
+    code += "print(load('winner.safetensors').transform(np.arange(6.0)[None]).tolist())"
+    command = [sys.executable, "-I", "-c", code]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == study.preparation.transform(torch.arange(6.0)[None].double().numpy()).tolist()
 
 
 def test_weights_come_with_the_architecture(tmp_path: Path) -> None:
@@ -352,26 +433,43 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None
     assert inner.export(tmp_path / "out", formats=["weights"]).files == ("winner.safetensors",)
 
 
-def test_folds_have_no_script(tmp_path: Path) -> None:
-    module, _ = written(tmp_path, "mlp", "torch.float32")
-    train, _, test = module.data()
+def test_what_no_script_can_repeat_is_refused(tmp_path: Path) -> None:
+    module, _ = written(tmp_path, "rates", "torch.float32")
+    train = module.data()[0]
     study = shoal.tune(
-        module.define, train=train, test=test, folds=2, n_trials=1, max_epochs=1, progress=False, reproducible=True
+        module.define, train=train, folds=2, n_trials=1, max_epochs=1, progress=False, reproducible=True, metric="loss"
     )
-    with pytest.raises(UsageError, match="judged by folds or several seeds"):
+    with pytest.raises(UsageError, match="whose learning rate is learnt and which was judged by folds"):
         study.export(tmp_path / "out")
     assert study.export(tmp_path / "out", formats="weights").files == ("winner.safetensors",)
-    with pytest.raises(UsageError, match="data are tuples"):
-        named = type(study._data.train)(study._data.train.tensors, ("x", "y"))
-        whole = type(study._data)(named, study._data.valid, None, "")
-        recipe = study._again(study.best_trial.spec)
-        export(study.record, study.best_trial, module.define, recipe, recipe, whole, tmp_path, formats=["pt2"])
-    object.__setattr__(recipe, "sample_weights", [1.0])
-    single = replace(study.best_trial, rows=())
-    with pytest.raises(UsageError, match="no script is written of a recipe with sample_weights"):
-        export(study.record, single, module.define, recipe, recipe, study._data, tmp_path)
-    again = study.refit()
-    assert again.n == 48 and study.ensemble(1).trials == (0,)
+    recipe = study._trained(study.best_trial)
+    moved = type("Moved", (Extension,), {})(step=0.1, bounds=(0.0, 1.0))
+    object.__setattr__(recipe, "extensions", (moved,))
+    with pytest.raises(UsageError, match=r"a recipe with extensions \(Moved\), which a table cannot repeat"):
+        export(study.record, study.best_trial, module.define, recipe, recipe, study._prepared.whole, tmp_path)
+    assert study.refit().n == 48 and study.ensemble(1).trials == (0,)
+
+
+def test_models_that_are_called_by_name_have_a_script_and_no_program(tmp_path: Path) -> None:
+    module, _ = written(tmp_path, "named", "torch.float32")
+    study = tuned(module, n_trials=1, max_epochs=1)
+    with pytest.raises(UsageError, match=r"with no keywords, can be exported.*called by the names a, b"):
+        study.export(tmp_path / "out", formats=["pt2"])
+
+
+class Own:
+    def fit(self, x: Any) -> Own:
+        return self
+
+    def transform(self, x: Any) -> Any:
+        return x
+
+
+def test_an_object_of_ones_own_is_left_out_and_said(tmp_path: Path) -> None:
+    module, _ = written(tmp_path, "mlp", "torch.float32")
+    study = tuned(module, n_trials=1, max_epochs=1, prepare=Own())
+    with pytest.warns(RuntimeWarning, match=r"goes without the preparation of its inputs: prepare\[0\] is a .*Own"):
+        study.export(tmp_path / "out", formats="weights")
 
 
 def test_a_script_that_fails_or_differs_is_told(tmp_path: Path) -> None:
@@ -389,7 +487,7 @@ def test_a_script_that_fails_or_differs_is_told(tmp_path: Path) -> None:
 def test_bfloat16_data_and_packages_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, path = written(tmp_path, "mlp", "torch.float32")
     study = tuned(module, n_trials=1, max_epochs=1)
-    data = study._data
+    data = study._prepared.whole
     half = type(data.train)(tuple(t.bfloat16() for t in data.train.tensors))
     whole = type(data)(half, data.valid, data.test, "")
     recipe = study._again(study.best_trial.spec)

@@ -9,6 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from shoal.cli import main
 from shoal.errors import StorageError, UsageError
 from shoal.records import EpochRow, Event, Json, ParamValue, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.report import write_figures
+from shoal.report._axes import View
 from shoal.report._figures import FIGURES
 from shoal.report._medians import median_curve, median_ranks
+from shoal.report._plots import curves
 from shoal.storage import StudyStore
 
 HOSTILE = "$\\frac{1}{</svg>&$_^%"
@@ -57,6 +60,22 @@ def study(n_trials: int = 30, meta: dict[str, Json] | None = None) -> StudyRecor
         trials.append(TrialRecord(spec, state, value, len(rows), "", rows, 2.0))
         events.append(Event(i, "admitted", i, 0, i % 8, time_s=i * 0.1))
     return StudyRecord("s", "maximize", tuple(trials), tuple(events), META if meta is None else meta)
+
+
+@pytest.mark.parametrize(("n_trials", "bands"), [(5, 4), (30, 1)])
+def test_curves_of_folds_have_bands(n_trials: int, bands: int) -> None:
+    """Of all where they are few, of the best alone otherwise."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.figure import Figure
+
+    plain = study(n_trials)
+    trials = [replace(t, rows=tuple(replace(r, standard_error=0.1) for r in t.rows)) for t in plain.trials]
+    for record, wanted in ((plain, 0), (replace(plain, trials=tuple(trials)), bands)):
+        figure = Figure()
+        curves(figure, View(record, {}))
+        drawn = [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
+        assert len(drawn) == wanted
+        assert figure.axes[0].get_title(loc="left").startswith("band: mean") is bool(wanted)
 
 
 def test_every_figure_is_drawn_twice(tmp_path: Path) -> None:

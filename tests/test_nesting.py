@@ -39,7 +39,11 @@ def test_each_winner_is_scored_on_the_rows_of_its_outer_fold(tmp_path: Path) -> 
         assert score == right
         seen = model[0].running_mean  # type: ignore[index]
         low, high = X[rows][:, 0].min(), X[rows][:, 0].max()
-        assert study._data.train.tensors[0][:, 0].tolist() == rows.tolist() and low <= seen[0] * 4 and seen[0] <= high
+        assert (
+            study._prepared.whole.train.tensors[0][:, 0].tolist() == rows.tolist()
+            and low <= seen[0] * 4
+            and seen[0] <= high
+        )
     assert found.score == pytest.approx(np.mean(found.scores))
     assert found.standard_error == pytest.approx(np.std(found.scores, ddof=1) / np.sqrt(3))
     assert "accuracy" in repr(found) and "3 outer folds" in repr(found)
@@ -50,7 +54,7 @@ def test_groups_stay_together_outside_and_inside() -> None:
     groups = np.arange(36) // 3
     found = shoal.nested(define, train=(X, Y), outer=GroupKFold(2), groups=groups, folds=GroupKFold(2), **OPTIONS)
     held = [{int(g) for g in groups[rows]} for _, rows in GroupKFold(2).split(X, Y, groups)]
-    kept = [{int(g) for g in groups[s._data.train.tensors[0][:, 0].long()]} for s in found.studies]
+    kept = [{int(g) for g in groups[s._prepared.whole.train.tensors[0][:, 0].long()]} for s in found.studies]
     assert all(not a & b for a, b in zip(held, kept, strict=True))
 
 

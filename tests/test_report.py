@@ -233,6 +233,21 @@ def test_every_recorded_metric_is_a_series() -> None:
     assert unpacked(data, 2)[0][0] == pytest.approx(0.4) and math.isnan(unpacked(data, 2)[0][1])
 
 
+def test_the_standard_error_over_folds_stands_beside_the_value() -> None:
+    rows = tuple(
+        EpochRow(0, e, 0.9, 0.5, {"loss": 0.7}, lanes=(0.4, 0.6), standard_error=None if e == 2 else 0.1)
+        for e in (1, 2)
+    )
+    one = TrialRecord(TrialSpec(0, 0, {}, {}), TrialState.FINISHED, 0.5, 2, "", rows)
+    data: Any = report_data(study([one, trial(1, [0.1])]))
+    first, *others = data["curves"]["series"]
+    errors = struct.unpack("<3f", base64.b64decode(first["errors"]))
+    assert errors[0] == pytest.approx(0.1) and math.isnan(errors[1]) and math.isnan(errors[2])
+    assert not any("errors" in series for series in others)
+    plain: Any = report_data(study([trial(0, [0.1])]))
+    assert "errors" not in plain["curves"]["series"][0]
+
+
 def test_extra_metrics_give_way_when_a_study_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shoal.report._data.MAX_POINTS", 9)
     metrics = {"loss": 0.7, "accuracy": 0.5, "f1": 0.4}

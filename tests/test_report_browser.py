@@ -10,6 +10,7 @@ import random
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +185,25 @@ def test_an_empty_study_opens(browser: Browser, tmp_path: Path) -> None:
     assert changes == 0
     one.context.close()
     assert one.said == []
+
+
+def test_folds_give_curves_a_band(browser: Browser, tmp_path: Path) -> None:
+    """Drawn beside the best curve, said below it, and told at the pointer."""
+    plain = study(4, 6)
+    trials = [replace(t, rows=tuple(replace(r, standard_error=0.1) for r in t.rows)) for t in plain.trials]
+    drawn = []
+    for record in (plain, replace(plain, trials=tuple(trials))):
+        one = Opened(browser, write_report(record, tmp_path / "r.html"), viewport={"width": 900, "height": 700})
+        one.look_at("#curves")
+        inked = "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, k) => k % 4 === 3 && v > 0).length"
+        drawn.append(
+            one.page.evaluate(f"() => {{ const c = document.querySelector('#curves canvas'); return {inked}; }}")
+        )
+        note = one.page.inner_text("#curves-note")
+        one.context.close()
+        assert one.said == []
+    assert "standard error; of the best trial" in note and "fainter of the others" in note
+    assert drawn[1] > 1.1 * drawn[0]
 
 
 def shown(page: Page) -> list[int]:

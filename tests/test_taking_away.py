@@ -80,13 +80,13 @@ def test_the_winners_test_scores_have_intervals(study: shoal.Study) -> None:
 
 def test_a_refit_is_the_plain_loop_on_both_splits(study: shoal.Study) -> None:
     again = study.refit()
-    best, data = study.best_trial, study._data
+    best, data = study.best_trial, study._prepared.whole
     x, y = (torch.cat(pair) for pair in zip(data.train.tensors, data.valid.tensors, strict=True))
     assert (again.n, again.epochs, again.seed) == (120, best.epoch, best.spec.seed) and len(again.train_losses) == 3
     # Without dropout a loop as one writes it gives the same.
     spec = TrialSpec(0, 5, {"act": "tanh", "p": 0.0, "lr": 0.4}, {})
     rows = tuple(EpochRow(0, e, 1.0, 0.5, {"loss": 1.0}) for e in (1, 2, 3))
-    came = refit(TrialRecord(spec, TrialState.FINISHED, 0.5, 3, "", rows), define, study._work)
+    came = refit(TrialRecord(spec, TrialState.FINISHED, 0.5, 3, "", rows), define, study._work, study._prepared)
     torch.manual_seed(5)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     for epoch, lr in enumerate((0.4, 0.4, 0.04)):  # the loss that was measured then did not fall after the first epoch
@@ -122,7 +122,7 @@ def test_a_refit_that_diverges_is_told(study: shoal.Study) -> None:
     rows = (EpochRow(3, 1, 1.0, 0.5, {"loss": 1.0}),)
     best = TrialRecord(TrialSpec(3, 1, {}, {}), TrialState.FINISHED, 0.5, 1, "", rows)
     with pytest.raises(StudyError, match=r"trial 3: its loss was not finite in epoch 1 of the refit.*refit\(seed=1\)"):
-        refit(best, wild, study._work)
+        refit(best, wild, study._work, study._prepared)
 
 
 # -- ensembles ------------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def work(x: Tensor, y: Tensor) -> Work:
 
 def test_an_ensemble_averages_probabilities(study: shoal.Study) -> None:
     both = study.ensemble(5)
-    x, y = study._data.test.tensors if study._data.test else ()
+    x, y = study._prepared.whole.test.tensors if study._prepared.whole.test else ()
     recipes = both._recipes[0]
     expected = torch.stack([r.model(x).softmax(1) for r in recipes]).mean(0).detach()
     torch.testing.assert_close(both(x).softmax(1), expected)

@@ -45,6 +45,7 @@ def run_export(arguments: argparse.Namespace, user: Any) -> int:
         train=user.train,
         valid=user.valid,
         test=user.test,
+        prepare=user.options.get("prepare"),
         formats=arguments.formats or ("script", "weights"),
         check=arguments.check,
         trial=arguments.trial,

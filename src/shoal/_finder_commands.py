@@ -69,7 +69,7 @@ def run(command: str, arguments: argparse.Namespace, user: Any) -> int:
     """Run a finder on FILE.py, print what it found, and draw it if matplotlib is there."""
     _, function, own = COMMANDS[command]
     keywords: dict[str, Any] = {
-        k: user.options[k] for k in ("metric", "direction", "seed", "device") if k in user.options
+        k: user.options[k] for k in ("metric", "direction", "seed", "device", "prepare") if k in user.options
     }
     if command != "epochs" and "max_epochs" in user.options:
         keywords["epochs"] = user.options["max_epochs"]

@@ -417,7 +417,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
-    """``shoal resume``: the study's own options; the file brings code and data, and its options are not read again."""
+    """``shoal resume``: the study's own options; the file brings code and data with their preparation, no other options."""
     budget = ("n_trials", "max_epochs", "timeout_s", "max_total_epochs", "target_value", "patience_trials")
     keywords = _given(arguments, budget)
     if arguments.study_name is not None:
@@ -431,6 +431,8 @@ def run_resume(arguments: argparse.Namespace) -> int:
         return _finish(tuned.study, arguments.study, arguments, tuned)
     data_files.refuse_options(arguments)
     user = _load(arguments.file)
+    if user.options.get("prepare") is not None:
+        keywords["prepare"] = user.options["prepare"]
     study = _library().resume(
         arguments.study, user.define, train=user.train, valid=user.valid, test=user.test, **keywords
     )
@@ -512,14 +514,20 @@ def run_explain(arguments: argparse.Namespace) -> int:
     source: Any
     if study_files.is_study(arguments.file):
         ready = study_files.prepare(arguments, {})
-        source = SimpleNamespace(define=ready.source.define, **ready.splits)
+        source = SimpleNamespace(define=ready.source.define, options=ready.keywords, **ready.splits)
     elif data_files.is_data(arguments.file):
         source = data_files.prepare(arguments, arguments.seed)
     else:
         data_files.refuse_options(arguments)
         source = _load(arguments.file)
+    prepare = getattr(source, "options", {}).get("prepare")
     explanation = _library().explain(
-        source.define, train=source.train, valid=source.valid, n_trials=arguments.n_trials, seed=arguments.seed
+        source.define,
+        train=source.train,
+        valid=source.valid,
+        n_trials=arguments.n_trials,
+        seed=arguments.seed,
+        **({} if prepare is None else {"prepare": prepare}),
     )
     print(explanation)
     return 0

@@ -26,15 +26,24 @@ _HASH_BYTES = 8 * 2**20  # per tensor: below this all bytes are hashed, above it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Origin:
+    """Which sample each row of a split is, (rows,), where folds that are prepared apart stand one after the other; of ``n``."""
+
+    samples: npt.NDArray[np.int64]
+    n: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Split:
     """One split of the data, as tensors that all lanes share.
 
     ``tensors`` are each ``(n, ...)``; the last one is the target where a criterion (output, target) is used. ``names`` are what
-    they are called in batches that are dicts, and empty where batches are tuples.
+    they are called in batches that are dicts, and empty where batches are tuples. ``origin`` is None where row i is sample i.
     """
 
     tensors: tuple[Tensor, ...]
     names: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     @property
     def n(self) -> int:
@@ -54,7 +63,12 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on another device; nothing is copied if it is there already."""
-        return Split(tuple(tensor.to(device) for tensor in self.tensors), self.names)
+        return Split(tuple(tensor.to(device) for tensor in self.tensors), self.names, self.origin)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Split:
+        """Some of its rows, in their order."""
+        index = torch.from_numpy(rows)
+        return Split(tuple(memory.taken(tensor, index) for tensor in self.tensors), self.names)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +82,13 @@ class Datasets:
     fingerprint: str
     held_out: Split | None = None
 
+    def to(self, device: torch.device | str) -> Datasets:
+        """The same on another device; one split that stands for two stays one."""
+        train = self.train.to(device)
+        valid = train if self.valid is self.train else self.valid.to(device)
+        test, held_out = (None if split is None else split.to(device) for split in (self.test, self.held_out))
+        return Datasets(train, valid, test, self.fingerprint, held_out)
+
 
 def load(
     train: object,
@@ -77,6 +98,7 @@ def load(
     seed: int = 0,
     valid_default: float = 0.2,
     hyper_valid: object = None,
+    raw: bool = False,
 ) -> Datasets:
     """Read every split into tensors and check it.
 
@@ -92,6 +114,7 @@ def load(
         seed: of the splits, 0 or more.
         valid_default: the fraction for ``valid=None``.
         hyper_valid: as ``test``; drawn last, so that the other two do not depend on it.
+        raw: whether inputs may hold NaN and inf, since they are still to be prepared (``shoal.preparing``).
 
     Returns:
         The splits. They may share memory with what was passed; nothing writes to them.
@@ -111,24 +134,26 @@ def load(
     given = {"valid": valid, "test": test, HELD_OUT: hyper_valid}
     fractions = {name: _fraction(part, name) for name, part in given.items() if _is_number(part)}
 
-    parts = _read_all({"train": train, **{k: v for k, v in given.items() if _is_data(v)}})
+    parts = _read_all({"train": train, **{k: v for k, v in given.items() if _is_data(v)}}, raw)
     whole = parts.pop("train")
     parts = {name: _alike(whole, part, name) for name, part in parts.items()}
     if fractions:
         chosen = _draw(whole, fractions, seed)
-        parts |= {name: _take(whole, index) for name, index in chosen.items() if name != "train"}
-        whole = _take(whole, chosen["train"])
+        parts |= {name: whole.take(index) for name, index in chosen.items() if name != "train"}
+        whole = whole.take(chosen["train"])
     held_out = parts.get(HELD_OUT)
     return Datasets(
         whole, parts["valid"], parts.get("test"), _seal(whole, parts["valid"], parts.get("test"), held_out), held_out
     )
 
 
-def load_whole(train: object, test: object = None, *, seed: int = 0, hyper_valid: object = None) -> Datasets:
+def load_whole(
+    train: object, test: object = None, *, seed: int = 0, hyper_valid: object = None, raw: bool = False
+) -> Datasets:
     """As `load`, for folds: nothing is split off to validate on, and ``valid`` is ``train`` itself, of which folds take rows.
 
     Args:
-        train, test, seed, hyper_valid: As for `load`. What is held out is in no fold.
+        train, test, seed, hyper_valid, raw: As for `load`. What is held out is in no fold.
 
     Raises:
         DataError: As for `load`.
@@ -139,27 +164,27 @@ def load_whole(train: object, test: object = None, *, seed: int = 0, hyper_valid
         (8, True)
     """
     given = {"test": test, HELD_OUT: hyper_valid}
-    parts = _read_all({"train": train, **{k: v for k, v in given.items() if _is_data(v)}})
+    parts = _read_all({"train": train, **{k: v for k, v in given.items() if _is_data(v)}}, raw)
     whole = parts.pop("train")
     parts = {name: _alike(whole, part, name) for name, part in parts.items()}
     fractions = {name: _fraction(part, name) for name, part in given.items() if _is_number(part)}
     if fractions:
         chosen = _draw(whole, fractions, seed)
-        parts |= {name: _take(whole, index) for name, index in chosen.items() if name != "train"}
-        whole = _take(whole, chosen["train"])
+        parts |= {name: whole.take(index) for name, index in chosen.items() if name != "train"}
+        whole = whole.take(chosen["train"])
     test_, held_out = parts.get("test"), parts.get(HELD_OUT)
     return Datasets(whole, whole, test_, _seal(whole, None, test_, held_out), held_out)
 
 
-def _read_all(sources: dict[str, object]) -> dict[str, Split]:
+def _read_all(sources: dict[str, object], raw: bool) -> dict[str, Split]:
     """Every split, checked but for what the splits must have in common."""
     known = {name: source for name, source in sources.items() if isinstance(source, Split)}
     found = reading.read({name: source for name, source in sources.items() if name not in known})
     parts = {name: (s.names, s.tensors) for name, s in known.items()} | found
-    return {name: _split(*parts[name], name) for name in sources}
+    return {name: _split(*parts[name], name, raw) for name in sources}
 
 
-def _split(names: tuple[str, ...], tensors: tuple[Tensor, ...], name: str) -> Split:
+def _split(names: tuple[str, ...], tensors: tuple[Tensor, ...], name: str, raw: bool) -> Split:
     target = target_of(names)
     if target is not None:  # goes last
         order = sorted(range(len(names)), key=lambda k: names[k] == target)
@@ -167,7 +192,7 @@ def _split(names: tuple[str, ...], tensors: tuple[Tensor, ...], name: str) -> Sp
     found = Split(tensors, names)
     if found.target is not None and not (found.target.is_floating_point() or found.target.is_complex()):
         found = Split((*tensors[:-1], found.target.to(torch.int64)), names)
-    _check(found, name)
+    check(found, name, raw=raw)
     return Split(tuple(tensor.detach().contiguous() for tensor in found.tensors), names)
 
 
@@ -182,7 +207,17 @@ def _is_data(part: object) -> bool:
 # --- checking ----------------------------------------------------------------------------------------------------
 
 
-def _check(split: Split, name: str) -> None:
+def check(split: Split, name: str, *, raw: bool = False) -> None:
+    """See that a split can be trained on.
+
+    Args:
+        split: One of the splits.
+        name: What messages call it.
+        raw: Whether its inputs may hold NaN and inf.
+
+    Raises:
+        DataError: If it cannot.
+    """
     tensors = split.tensors
     labels = [reading.label(name, split.names, place, len(tensors)) for place in range(len(tensors))]
     for label, tensor in zip(labels, tensors, strict=True):
@@ -199,7 +234,7 @@ def _check(split: Split, name: str) -> None:
     for label, tensor in zip(labels, tensors, strict=True):
         if tensor.numel() == 0:
             raise DataError(f"{label} has shape {tuple(tensor.shape)}: its samples have no elements.")
-        if tensor.is_floating_point() or tensor.is_complex():
+        if (tensor.is_floating_point() or tensor.is_complex()) and not (raw and tensor is not split.target):
             _check_finite(tensor, label)
     if split.target is not None and split.target.dtype is torch.int64:
         _check_classes(split.target, labels[-1])
@@ -320,11 +355,6 @@ def _pick(classes: npt.NDArray[np.int64], size: int, rng: np.random.Generator) -
     mask = np.zeros(n, dtype=np.bool_)
     mask[by_class[place < np.repeat(quota, counts)]] = True
     return mask
-
-
-def _take(split: Split, rows: npt.NDArray[np.int64]) -> Split:
-    index = torch.from_numpy(rows)
-    return Split(tuple(memory.taken(tensor, index) for tensor in split.tensors), split.names)
 
 
 def _seal(train: Split, valid: Split | None, test: Split | None, held_out: Split | None) -> str:

@@ -15,6 +15,7 @@ from shoal.differences import differences
 from shoal.errors import FuseError
 from shoal.lanes.fleet import Work
 from shoal.lanes.pool import Candidate, Outlook, outlook
+from shoal.preparing import PrepareArgument, Prepared
 from shoal.recipe import Recipe
 from shoal.records import ParamValue, TrialSpec
 from shoal.replay import Define, replay, run_define
@@ -104,14 +105,17 @@ class _Found:
         return Group(*named, width, o.tier, o.uncompiled, self.first.lifts)
 
 
-def explain(define: Define, *, train: Any, valid: Any = None, n_trials: int = 20, seed: int = 0) -> Explanation:
+def explain(
+    define: Define, *, train: Any, valid: Any = None, prepare: PrepareArgument = None, n_trials: int = 20, seed: int = 0
+) -> Explanation:
     """Sample trials at random and say how they would be trained, without training them.
 
     Args:
-        define, train, valid, seed: As for ``tune``.
+        define, train, valid, prepare, seed: As for ``tune``.
         n_trials: How many to sample.
     """
-    data = load(train, valid, None, seed=seed)
+    raw = load(train, valid, None, seed=seed, raw=prepare is not None)
+    data = Prepared.of(prepare, raw, None, seed).data
     asker = Asker("random", "minimize", seed)
     signer = Signer(data.train.tensors)
     work = Work(data, (), torch.device("cpu"))

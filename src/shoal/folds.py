@@ -70,11 +70,16 @@ def make_parts(folds: FoldsArgument, seeds: int, groups: object, train: Split, s
 
 
 def refuse_folds(options: Mapping[str, Any]) -> None:
-    """See that no folds are wanted of data whose preparation is learnt once.
+    """See that neither folds nor a preparation are wanted of data whose preparation is learnt once.
 
     Raises:
         UsageError: They are.
     """
+    if options.get("prepare") is not None:
+        raise UsageError(
+            "prepare= is for shoal.tune: a data file or folder is prepared by what is learnt from its training rows, and its model "
+            "file holds that. Leave it out, or prepare arrays yourself."
+        )
     if options.get("folds") is not None or options.get("groups") is not None:
         raise UsageError(
             "folds= is for shoal.tune: what a data file or folder is prepared with (scales, categories, vocabularies) is learnt "

@@ -10,7 +10,7 @@ from typing import Any, final
 
 import numpy as np
 
-from shoal.data import Split, load_whole
+from shoal.data import load_whole
 from shoal.errors import StudyError, UsageError
 from shoal.folds import FoldsArgument, Splitter, make_parts
 from shoal.lanes.parts import Parts
@@ -89,14 +89,14 @@ def nested(
         raise UsageError(
             "nested() needs folds= as a number or a splitter: row indices of the inner folds differ by outer fold."
         )
-    data = load_whole(train, None, seed=seed).train
+    data = load_whole(train, None, seed=seed, raw=options.get("prepare") is not None).train
     parts = make_parts(outer, 1, groups, data, seed)
     if parts is None:
         raise UsageError("nested() needs outer=: a number of folds or a splitter of scikit-learn.")
     by_row = None if groups is None else np.asarray(groups)
     studies: list[Study] = []
     for k, (rows, held_out) in enumerate(parts.folds, 1):
-        kept, left = (Split(tuple(t[some] for t in data.tensors), data.names) for some in (rows, held_out))
+        kept, left = data.take(rows), data.take(held_out)
         inside: dict[str, Any] = {"groups": by_row[rows]} if by_row is not None and inner is not None else {}
         file = None if storage is None else _beside(storage, k)
         studies.append(tune(define, train=kept, test=left, seed=seed, storage=file, **inside, **options))

@@ -353,6 +353,12 @@ def check_same(previous: StudyRecord, facts: Mapping[str, Json]) -> None:
         )
     before, now = previous.meta.get("options"), facts["options"]
     if isinstance(before, dict) and isinstance(now, dict):
+        was, is_ = before.get("prepare"), now.get("prepare")
+        if was != is_:
+            raise StorageError(
+                f"study {previous.name!r} was started with prepare={was}, not {is_}. Pass the same object; the file holds only "
+                "what it is called."
+            )
         for key in ("seed", "value"):
             if before.get(key) != now.get(key):
                 raise StorageError(

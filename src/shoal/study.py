@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from shoal.asking import Asker
-from shoal.data import Datasets
 from shoal.errors import StudyError, UsageError
 from shoal.history import History
 from shoal.lanes.fleet import Work
 from shoal.optimism import Optimism, optimism
+from shoal.preparing import Prepared
 from shoal.recipe import Recipe
 from shoal.records import Direction, Json, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.replay import Define, replay
@@ -52,15 +52,14 @@ class Study:
         history: History,
         *,
         define: Define,
-        data: Datasets,
+        prepared: Prepared,
         asker: Asker,
         store: StudyStore | None,
         weights: WeightStore,
         work: Work,
-        refit: Callable[[TrialRecord], None] | None = None,
     ) -> None:
-        self._history, self._define, self._data, self._work = history, define, data, work
-        self._asker, self._store, self.weights, self._refit = asker, store, weights, refit
+        self._history, self._define, self._prepared, self._work = history, define, prepared, work
+        self._asker, self._store, self.weights = asker, store, weights
         self.interrupted = self.timed_out = self.terminated = False
         self.stop_reason = ""
         self.died: StudyError | None = None  # of a session that goes on in another one
@@ -179,6 +178,32 @@ class Study:
         return self._trained(self._chosen(trial)).model
 
     @property
+    def preparation(self) -> Any:
+        """What ``tune(prepare=)`` learnt from the winner's training rows, to prepare new inputs with; None without it.
+
+        The fitted object, or, where there are several inputs, such objects by the input's position.
+        """
+        made = self._prepared.preparation
+        return None if made is None else made.objects
+
+    def predict(self, *inputs: Any) -> Tensor:
+        """What the winner's model gives for new inputs, prepared as its training rows were.
+
+        Args:
+            inputs: One array or tensor (n, ...) per input, as they were in ``train`` before ``prepare``.
+
+        Returns:
+            The model's outputs, (n, ...), on the CPU.
+
+        Raises:
+            UsageError: If the inputs are not like those of ``train``.
+            StudyError: If no trial has finished.
+        """
+        from shoal.predicting import predicted
+
+        return predicted(self._trained(self._best()), self._prepared, inputs)
+
+    @property
     def test_scores(self) -> dict[str, Score]:
         """The winner's metrics on the test split with confidence intervals; empty when there was none."""
         winner = self._history.meta.get("winner")
@@ -201,7 +226,7 @@ class Study:
         """
         from shoal.refitting import refit
 
-        return refit(self._chosen(trial), self._define, self._work, epochs=epochs, seed=seed)
+        return refit(self._chosen(trial), self._define, self._work, self._prepared, epochs=epochs, seed=seed)
 
     def ensemble(self, k: int = 5) -> Ensemble:
         """The best ``k`` trials as one model that averages their predictions.
@@ -262,15 +287,20 @@ class Study:
         best = self._chosen(trial)
         recipe = self._trained(best)
         fresh = self._again(best.trained)
-        return export(self.record, best, self._define, recipe, fresh, self._data, folder, formats=formats, check=check)
+        mine, facts = self._prepared, (self.record, best, self._define, recipe, fresh)
+        return export(*facts, mine.whole, folder, preparation=mine.preparation, formats=formats, check=check)
 
     def _trained(self, best: TrialRecord) -> Recipe:
-        if self._refit is not None:  # of an interrupted study, whose end would have done so
-            self._refit(best)
+        parts = self._prepared.parts
+        if parts is not None and parts.folds:  # of an interrupted study, whose end would have done so
+            from shoal.refitting import keep_trained
+
+            keep_trained(best, self._define, self._work, self.weights)
         return trained(best.trained, self._again, self.weights)
 
     def _again(self, spec: TrialSpec) -> Recipe:
-        return replay(self._define, spec, self._data.train.n, self._data.train.form)
+        train = self._prepared.whole.train
+        return replay(self._define, spec, train.n, train.form)
 
     def trajectories(self, number: int) -> dict[str, Trajectory]:
         """What the extensions of a trial moved, by name: "lr", "batch_size", ...; empty for a trial without any.

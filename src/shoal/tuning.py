@@ -8,6 +8,8 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -36,10 +38,11 @@ from shoal.metrics import Metric, further, standard_metrics
 from shoal.moving import space_of
 from shoal.objectives import Objectives
 from shoal.planner import total_lanes
+from shoal.preparing import PrepareArgument, Prepared, described
 from shoal.progress import ProgressMode, stages_shown
 from shoal.recipe import Recipe
 from shoal.records import Direction, Json, ParamValue, StudyRecord, TrialRecord, TrialSpec, TrialState
-from shoal.refit import Refitter
+from shoal.refitting import keep_trained
 from shoal.replay import Define, check_space, fingerprint, replay, run_define
 from shoal.restoring import check_same, opened, recorded_pools, restore, show, warm_trials
 from shoal.samplers import SamplerArgument
@@ -85,6 +88,7 @@ def tune(
     groups: Any = None,
     hyper_valid: Any = None,
     seeds: int = 1,
+    prepare: PrepareArgument = None,
     n_trials: int = 100,
     max_epochs: int = 30,
     sampler: SamplerArgument = None,
@@ -123,6 +127,8 @@ def tune(
         hyper_valid: What extensions such as ``shoal.extend.WeightDecay`` take their gradient on, as ``test``: data, or the fraction
             of ``train`` to split off. It is neither trained on nor reported, and in no fold.
         seeds: Training runs of each trial (of each fold), under seeds of their own; its value is the mean over all of them.
+        prepare: An object with scikit-learn's ``fit`` and ``transform`` (a scaler, an imputer, a ``Pipeline``) for the inputs, or a
+            dict of such objects by input. It is cloned and fitted to training rows only: of each fold, or of ``train``.
         n_trials: Trials in all. A study file that already has some is continued up to this number.
         max_epochs: Epochs of a trial that is not stopped early. A larger number than a study file was made with trains its
             finished trials again from the start, to the new length.
@@ -169,12 +175,15 @@ def tune(
         native.prepare()  # first of all: a compiler takes a second, and so does what comes next
     with stages_shown(progress):
         data = (
-            load(train, valid, test, seed=seed, hyper_valid=hyper_valid)
+            load(train, valid, test, seed=seed, hyper_valid=hyper_valid, raw=prepare is not None)
             if folds is None
-            else _load_whole(train, valid, test, seed, folds, groups, hyper_valid)
+            else _load_whole(train, valid, test, seed, folds, groups, hyper_valid, raw=prepare is not None)
         )
-    parts = make_parts(folds, seeds, groups, data.train, seed)
-    targets = data.train.target
+    given_parts = make_parts(folds, seeds, groups, data.train, seed)
+    with stages_shown(progress, "preparing the data") if prepare is not None else nullcontext():
+        prepared = Prepared.of(prepare, data, given_parts, seed)
+    data, whole, parts = prepared.data, prepared.whole, prepared.parts
+    targets = whole.train.target
     judged = judged_by(metric, direction, constraints, targets=targets)
     chosen, objectives = judged.lead, judged.objectives
     others = (*judged.others, *further(metrics, targets=targets))
@@ -190,7 +199,7 @@ def tune(
                 f"scheduler {scheme.name!r} has no winner to train again on all folds: its hyperparameters were changed on the "
                 "way. Leave folds= out and judge by valid=; seeds= can stay."
             )
-        space = space_of(lambda trial: run_define(define, trial, 0, data.train.n))
+        space = space_of(lambda trial: run_define(define, trial, 0, whole.train.n))
         if isinstance(scheme, PopulationBasedTrainingReplay) and not enqueue:
             enqueue = [scheme.first] * n_trials
 
@@ -201,7 +210,7 @@ def tune(
         return made
 
     def make_asker() -> Asker:
-        return _asker(sampler, objectives, seed, enqueue, warm_start, define, data.train.n)
+        return _asker(sampler, objectives, seed, enqueue, warm_start, define, whole.train.n)
 
     scheme, asker = make_scheme(), make_asker()
     options: dict[str, Json] = {
@@ -212,6 +221,7 @@ def tune(
         "folds": folds if folds is None or (isinstance(folds, int) and groups is None) else False,
         "hyper_valid": hyper_valid if hyper_valid is None or isinstance(hyper_valid, float) else False,
         "seeds": seeds,
+        "prepare": None if prepare is None else described(prepare),
         "n_trials": n_trials,
         "max_epochs": max_epochs,
         "sampler": asker.plan.as_json,
@@ -235,14 +245,16 @@ def tune(
         "sampler": asker.name,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {where}",
     }
-    if parts is not None:
-        facts["folds"] = facts_of(parts, folds)
+    if given_parts is not None:
+        facts["folds"] = facts_of(given_parts, folds)
     if objectives.several:
         facts["objectives"] = list[Json](objectives.names)
     if objectives.constraints:
         facts["constraints"] = options["constraints"] = [c.key for c in objectives.constraints]
     n_parts = 1 if parts is None else len(parts)
-    work = Work(_to(data, where), _metrics(chosen, others, targets), where, parts)
+    there = prepared.to(where)
+    work = Work(there.data, _metrics(chosen, others, targets), where, parts)
+    winning = replace(work, data=there.whole, parts=None)  # what becomes of the winner
     # A population is compared among itself, so all of it trains at once.
     learns = asker.learns and space is None
     lanes = total_lanes(n_trials, learns=learns, cheap=where.type != "cpu", parts=n_parts)
@@ -256,7 +268,7 @@ def tune(
         return replay(limited, spec, n, data.train.form)
 
     def rebuild_whole(spec: TrialSpec) -> Recipe:
-        return replay(define, spec, data.train.n, data.train.form)
+        return replay(define, spec, whole.train.n, whole.train.form)
 
     def admission(spec: TrialSpec) -> Candidate:
         return candidate(spec, rebuild(spec), signer, data.train.tensors[-1], parts, trial_timeout_s)
@@ -279,7 +291,7 @@ def tune(
             if previous is not None:
                 check_same(previous, facts)
                 asked = [t.spec for t in previous.trials if t.state is not TrialState.FAILED]
-                check_space(define, asked[:1], data.train.n)
+                check_space(define, asked[:1], whole.train.n)
             start = restore(
                 previous if earlier is None else earlier.record,
                 facts,
@@ -298,9 +310,8 @@ def tune(
             if start.snapshot is not None and start.snapshots is not None and start.snapshot.pool is not None:
                 trainer.restore(start.snapshots.folder, start.snapshot.pool, history.current, start.standing.tick)
             pool.recall(Decisions.of(start.events_before, start.rounds_before, pool.n_pools))
-            refit = Refitter(rebuild_whole, work, weights) if parts is not None and parts.folds else None
             study = Study(
-                history, define=define, data=data, asker=asker, store=store, weights=weights, work=work, refit=refit
+                history, define=define, prepared=there, asker=asker, store=store, weights=weights, work=winning
             )
             session = Session(
                 define=limited,
@@ -336,11 +347,11 @@ def tune(
                 if start.snapshots is not None and not study.stop_reason:
                     start.snapshots.end()
                 best = history.record.best()
-                if refit is not None and best is not None:
+                if parts is not None and parts.folds and best is not None:
                     with stages_shown(progress, "training the winner on all folds"):
-                        refit(best)
+                        keep_trained(best, define, winning, weights)
                 with stages_shown(progress, "scoring the winner"):
-                    score_winner(history, work, lambda spec: trained(spec, rebuild_whole, weights))
+                    score_winner(history, winning, lambda spec: trained(spec, rebuild_whole, weights))
             if start.snapshots is not None:
                 history.meta["snapshots"] = start.snapshots.as_json()
             _write_down(history, weights, store)
@@ -401,6 +412,7 @@ def resume(
     valid: Any = None,
     test: Any = None,
     hyper_valid: Any = None,
+    prepare: PrepareArgument = None,
     study_name: str | None = None,
     n_trials: int | None = None,
     max_epochs: int | None = None,
@@ -421,6 +433,7 @@ def resume(
         define: The code that made the study; the file holds none.
         train, valid, test: The data the study was started with.
         hyper_valid: Likewise, unless it was a fraction.
+        prepare: The object that the study was started with, if any; the file holds none.
         study_name: Which study of ``storage``; None is the only one.
         n_trials, max_epochs: Larger numbers than before, or None to complete what was asked for.
         max_total_epochs, target_value, patience_trials: Limits to go on to, or None for those that the study was started with.
@@ -443,7 +456,7 @@ def resume(
             "this study was started with a metric, sampler or scheduler object, which no file can hold; call tune() again with "
             "the same arguments and this storage, which continues it."
         )
-    kept = {k: v for k, v in options.items() if k not in ("n_trials", "max_epochs")}
+    kept = {k: v for k, v in options.items() if k not in ("n_trials", "max_epochs", "prepare")}
     if kept.get("folds") is False:
         raise UsageError(
             "this study was started with a splitter, row indices or groups, which no file holds; call tune() again with the same "
@@ -473,6 +486,7 @@ def resume(
         train=train,
         valid=valid,
         test=test,
+        prepare=prepare,
         n_trials=cast(int, options["n_trials"]) if n_trials is None else n_trials,
         max_epochs=cast(int, options["max_epochs"]) if max_epochs is None else max_epochs,
         storage=storage,
@@ -610,15 +624,8 @@ def _metrics(chosen: Metric | None, others: Sequence[Metric], target: torch.Tens
     return tuple(found[name] for name in dict.fromkeys([*first, *(m.name for m in others), *found]))
 
 
-def _to(data: Datasets, device: torch.device) -> Datasets:
-    if device.type == "cpu":
-        return data
-    test, held_out = (split.to(device) if split else None for split in (data.test, data.held_out))
-    return Datasets(data.train.to(device), data.valid.to(device), test, data.fingerprint, held_out)
-
-
 def _load_whole(
-    train: Any, valid: Any, test: Any, seed: int, folds: object, groups: object, hyper_valid: Any
+    train: Any, valid: Any, test: Any, seed: int, folds: object, groups: object, hyper_valid: Any, *, raw: bool
 ) -> Datasets:
     """The data of a study with folds.
 
@@ -642,7 +649,7 @@ def _load_whole(
             raise UsageError(
                 f"test={test} draws rows at random, which breaks up {kept}; split them off yourself and pass them as test=."
             )
-    return load_whole(train, test, seed=seed, hyper_valid=hyper_valid)
+    return load_whole(train, test, seed=seed, hyper_valid=hyper_valid, raw=raw)
 
 
 def _check_numbers(n_trials: int, max_epochs: int, timeout_s: float | None, seed: int) -> None:

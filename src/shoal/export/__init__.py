@@ -19,12 +19,17 @@ from shoal.errors import StorageError, StudyError, UsageError, did_you_mean
 from shoal.export._formats import inputs_of, save_onnx, save_program, save_weights
 from shoal.export._parts import plain_parts
 from shoal.export._script import Facts, metric_code, script
-from shoal.export._source import own_code
+from shoal.export._source import STAND_INS, own_code
+from shoal.extend import LearningRate, trajectories_of
 from shoal.lanes.criteria import scale_of
-from shoal.lanes.lane import evaluation_chunk
+from shoal.lanes.lane import evaluation_chunk, learning_rate
+from shoal.lanes.sampling import Sampling
 from shoal.lanes.solo import measure
+from shoal.metrics import resolve
+from shoal.preparing import Preparation
 from shoal.recipe import Recipe
 from shoal.records import StudyRecord, TrialRecord
+from shoal.winner import metrics_of
 
 FORMATS: Final = ("script", "weights", "pt2", "onnx")
 
@@ -57,6 +62,7 @@ def export(
     data: Datasets,
     folder: str | Path,
     *,
+    preparation: Preparation | None = None,
     formats: Sequence[str] = ("script", "weights"),
     check: bool = False,
 ) -> Exported:
@@ -68,7 +74,8 @@ def export(
         define: Of the study; its code goes into the folder.
         recipe: The trial's, with trained weights, in evaluation mode, on the CPU.
         fresh: The same as ``define`` made it.
-        data: The splits.
+        data: The splits that the trial's model was trained and measured on; with folds, ``valid`` is ``train`` itself.
+        preparation: What ``prepare=`` learnt from ``data.train``.
         folder: Where to; it is made if it is missing, and files of the same names are replaced.
         formats: Any of "script", "weights", "pt2" and "onnx".
         check: Whether to run the script, which trains the trial again, and see that it measures the same.
@@ -86,40 +93,26 @@ def export(
         raise UsageError(f"export needs at least one format; there are {', '.join(FORMATS)}.")
     if check and "script" not in wanted:
         raise UsageError("check=True runs the exported script; add 'script' to the formats.")
-    if any(row.lanes for row in best.rows) and "script" in wanted:
-        raise UsageError(
-            "no script is written of a winner that was judged by folds or several seeds, since no single run has its value; export "
-            "the others: formats=['weights', 'pt2', 'onnx']."
-        )
     if any(row.copied is not None for row in best.rows) and "script" in wanted:
         raise UsageError(
             "no script is written of a winner whose hyperparameters were changed while it trained; export the others: "
             "formats=['weights', 'pt2', 'onnx']. shoal.schedulers.PopulationBasedTrainingReplay trains with its schedule again."
         )
-    if data.train.names and set(wanted) - {"weights"}:
-        raise UsageError(
-            "only a model whose data are tuples can be exported as more than its weights: formats=['weights']."
-        )
-    if fresh.sample_weights is not None and "script" in wanted:
-        raise UsageError(
-            "no script is written of a recipe with sample_weights; export the others: formats=['weights', 'pt2']."
-        )
-    moved = [type(e).__name__ for e in fresh.extensions if e.on]
-    if moved and "script" in wanted:
-        raise UsageError(
-            f"no script is written of a recipe with extensions ({', '.join(moved)}), which a plain loop does not repeat; "
-            "export the others: formats=['weights', 'pt2', 'onnx']."
-        )
+    if "script" in wanted:
+        _check_extensions(fresh, folded=data.valid is data.train)
+    judged = _judged(record, best, recipe, data)
     folder = Path(folder)
     written: list[str] = []
     differences: dict[str, float] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if "script" in wanted:
-            written += _write_script(folder, record, best, define, fresh, recipe, data)
+            written += _write_script(folder, record, best, define, fresh, recipe, data, judged)
         if "weights" in wanted:
-            save_weights(folder / "winner.safetensors", recipe.model, _facts(record, best, data.valid))
+            save_weights(folder / "winner.safetensors", recipe.model, _facts(record, best, data.valid), preparation)
             written.append("winner.safetensors")
+            if preparation is not None and "plain/prepared_state.py" not in written:
+                written += _write(folder, plain_parts(["prepared_state"]))
         for name, save, file in (("pt2", save_program, "winner.pt2"), ("onnx", save_onnx, "winner.onnx")):
             if name in wanted:
                 few, more = (inputs_of(recipe, _rows(data.valid, n)) for n in (2, 5))
@@ -127,7 +120,7 @@ def export(
                 written.append(file)
     except OSError as error:
         raise StorageError(f"the winner cannot be written to {str(folder)!r}: {error.strerror or error}.") from error
-    again = _run(folder, _found(record, best)) if check else None
+    again = _run(folder, judged.found) if check else None
     return Exported(folder, best.spec.number, tuple(written), differences, again)
 
 
@@ -138,10 +131,52 @@ def _metric(record: StudyRecord) -> str:
     return "loss" if own else str(record.meta.get("metric") or "loss")
 
 
-def _found(record: StudyRecord, best: TrialRecord) -> float:
-    row = next(r for r in best.rows if r.epoch == best.epoch)
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """By which split a script is compared with the search, and what the search's model has on it."""
+
+    split: str
+    found: float
+
+
+def _judged(record: StudyRecord, best: TrialRecord, trained: Recipe, data: Datasets) -> _Judged:
+    """A single run has its trial's value. With folds or seeds none has, and the winner's model is measured instead.
+
+    Of a study with folds no row was left to validate it on, so it is compared on the test split, or else on what it was trained on.
+    """
     name = _metric(record)
-    return float(row.metrics["loss"]) if name == "loss" else float(row.value)
+    row = next(r for r in best.rows if r.epoch == best.epoch)
+    folded = data.valid is data.train
+    if not row.lanes and not folded:
+        return _Judged("valid", float(row.metrics["loss"]) if name == "loss" else float(row.value))
+    where = "valid" if not folded else "test" if data.test is not None else "train"
+    split = {"valid": data.valid, "test": data.test, "train": data.train}[where]
+    assert split is not None
+    tensors = tuple(t.cpu() for t in split.tensors)
+    loss, outputs = measure(trained, tensors, best.spec.seed)
+    metric = None if name == "loss" else resolve(name, targets=split.target, direction=record.direction)
+    if metric is None:
+        return _Judged(where, loss)
+    return _Judged(where, metrics_of(outputs, tensors[-1], (metric,), scale_of(trained))[name])
+
+
+def _check_extensions(recipe: Recipe, *, folded: bool) -> None:
+    """See that what moved while the trial trained can be repeated from a table.
+
+    Raises:
+        UsageError: If it cannot.
+    """
+    moved = [type(e).__name__ for e in recipe.extensions if e.on and not isinstance(e, LearningRate)]
+    if moved:
+        raise UsageError(
+            f"no script is written of a recipe with extensions ({', '.join(moved)}), which a table cannot repeat; export the "
+            "others: formats=['weights', 'pt2', 'onnx']."
+        )
+    if folded and learning_rate(recipe) is not None:
+        raise UsageError(
+            "no script is written of a winner whose learning rate is learnt and which was judged by folds: each fold has learnt "
+            "its own, and there is no table for all rows together. Export the others: formats=['weights', 'pt2', 'onnx']."
+        )
 
 
 def _facts(record: StudyRecord, best: TrialRecord, like: Split) -> dict[str, object]:
@@ -171,9 +206,11 @@ def _write_script(
     fresh: Recipe,
     trained: Recipe,
     data: Datasets,
+    judged: _Judged,
 ) -> list[str]:
-    code, metric = own_code(define), _metric(record)
-    splits = {"train": data.train, "valid": data.valid} | ({} if data.test is None else {"test": data.test})
+    code, metric, folded = own_code(define), _metric(record), data.valid is data.train
+    splits = {"train": data.train} | ({} if folded else {"valid": data.valid})
+    splits |= {} if data.test is None else {"test": data.test}
     few = _rows(data.valid, 4)
     _, outputs = measure(trained, few, best.spec.seed)
     expression, measures = metric_code(
@@ -182,7 +219,8 @@ def _write_script(
     facts = Facts(
         version=_version(),
         metric=metric,
-        found=_found(record, best),
+        found=judged.found,
+        judged=judged.split,
         metric_code=expression,
         n_train=data.train.n,
         chunk=evaluation_chunk(data.valid.tensors),
@@ -192,13 +230,14 @@ def _write_script(
     files = {
         "train.py": script(best, fresh, code, facts),
         **code.files,
-        **plain_parts(["keyed", *sorted(code.parts), *(["metrics"] if measures else [])]),
+        **plain_parts(["keyed", *sorted(code.parts - STAND_INS), *(["metrics"] if measures else [])]),
     }
-    for place, text in files.items():
-        path = folder / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    _write(folder, files)
     arrays: dict[str, Any] = {"n_tensors": np.array(len(data.train.tensors))}
+    if fresh.sample_weights is not None:
+        arrays["bounds"] = Sampling.of(fresh, data.train).bounds
+    if learning_rate(fresh) is not None:
+        arrays["rates"] = _rates(best, len(fresh.optimizer.param_groups))
     for name, split in splits.items():
         for i, tensor in enumerate(split.tensors):
             if tensor.dtype is torch.bfloat16:
@@ -208,6 +247,20 @@ def _write_script(
             arrays[f"{name}_{i}"] = tensor.cpu().numpy()
     np.savez(folder / "data.npz", **arrays)
     return [*files, "data.npz"]
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> list[str]:
+    for place, text in files.items():
+        path = folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return list(files)
+
+
+def _rates(best: TrialRecord, groups: int) -> Any:
+    """The learning rate of each group at each update up to the epoch that the trial is judged by, (groups, updates)."""
+    found = trajectories_of(row for row in best.rows if row.epoch <= best.epoch)
+    return np.array([found["lr" if groups == 1 else f"lr/{k}"].values for k in range(groups)])
 
 
 def _version() -> str:
@@ -231,7 +284,7 @@ def _run(folder: Path, found: float) -> float:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [sys.executable, "-I", "train.py"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
-    came = re.search(r"^validation: \S+ (\S+);", done.stdout, re.MULTILINE)
+    came = re.search(r"^(?:validation|test|training rows): \S+ (\S+); the search", done.stdout, re.MULTILINE)
     if done.returncode or came is None:
         raise StudyError(f"the exported script failed:\n{done.stderr.strip()[-2000:]}")
     again = float(came[1])

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal.data import load
+from shoal.data import load, load_whole
 from shoal.errors import StorageError, StudyError, UsageError
 from shoal.export import Exported, export
+from shoal.preparing import PrepareArgument, described, prepared_whole
 from shoal.records import StudyRecord, TrialRecord, TrialState
 from shoal.replay import Define, fingerprint, replay
 from shoal.storage import file_beside, load_study, place_of, shown
@@ -24,6 +25,7 @@ def export_study(
     train: Any,
     valid: Any = None,
     test: Any = None,
+    prepare: PrepareArgument = None,
     formats: Sequence[str] = ("script", "weights"),
     check: bool = False,
     trial: int | None = None,
@@ -35,7 +37,7 @@ def export_study(
         define: The code that made the study.
         folder: Where to.
         study_name: Which study, where the storage holds several.
-        train, valid, test: The data the study was started with.
+        train, valid, test, prepare: What the study was started with.
         formats, check: As for `shoal.export.export`.
         trial: Its number, if not the best.
 
@@ -48,22 +50,31 @@ def export_study(
     best, options = _named(record, trial), record.meta.get("options")
     if best is None or best.value is None:
         raise StudyError(f"no trial of {shown(storage)!r} has finished yet. Go on with it: shoal resume.")
-    seed = options.get("seed", 0) if isinstance(options, dict) else 0
-    data = load(train, valid, test, seed=seed if isinstance(seed, int) else 0)
+    given = options.get("seed", 0) if isinstance(options, dict) else 0
+    seed, folds = given if isinstance(given, int) else 0, record.meta.get("folds")
+    folded = isinstance(folds, dict) and bool(folds.get("n"))
+    raw = prepare is not None
+    read = load_whole(train, test, seed=seed, raw=raw) if folded else load(train, valid, test, seed=seed, raw=raw)
+    known = options.get("prepare") if isinstance(options, dict) else None
+    if known != (described(prepare) if raw else None):
+        raise StorageError(f"{shown(storage)!r} was made with prepare={known}; pass the same object.")
     for what, known, now in (
         ("code: define() has changed", record.meta.get("fingerprint"), fingerprint(define)),
-        ("data: their fingerprint differs", record.meta.get("data"), data.fingerprint),
+        ("data: their fingerprint differs", record.meta.get("data"), read.fingerprint),
     ):
         if known not in (None, now):
             raise StorageError(
                 f"{shown(storage)!r} was made with other {what}. Name the file that the study was started with."
             )
+    data, preparation = prepared_whole(prepare, read, seed)
     number = best.spec.number
     kept = weights_file(file_beside(place_of(storage), record.name, ".weights"), number)
     weights = WeightStore(kept.parent, 1.0, {number: (best.value, str(kept))})
     recipe = trained(best.trained, lambda spec: replay(define, spec, data.train.n, data.train.form), weights)
     fresh = replay(define, best.trained, data.train.n, data.train.form)
-    return export(record, best, define, recipe, fresh, data, folder, formats=formats, check=check)
+    return export(
+        record, best, define, recipe, fresh, data, folder, preparation=preparation, formats=formats, check=check
+    )
 
 
 def _named(record: StudyRecord, trial: int | None) -> TrialRecord | None:

@@ -16,19 +16,25 @@ import torch
 from torch import Tensor, nn
 
 from shoal.errors import StudyError, UsageError, blame
+from shoal.prepared_state import NotPlainError, packed
+from shoal.preparing import Preparation
 from shoal.recipe import Batch, Recipe
 
 # Largest difference between outputs, as a share of the largest output: what float32 kernels of two programs may differ by.
 TOLERANCE = 1e-4
 
 
-def save_weights(path: Path, model: nn.Module, facts: Mapping[str, object]) -> None:
+def save_weights(
+    path: Path, model: nn.Module, facts: Mapping[str, object], preparation: Preparation | None = None
+) -> None:
     """State dict and description in one safetensors file: tensors under the model's own names, the rest as JSON metadata.
 
     Args:
         path: Of the file.
         model: With trained weights.
         facts: Plain data about the trial, put beside ``architecture``.
+        preparation: What was learnt to prepare inputs with; its arrays are ``prepare.0``, ``prepare.1``, ... A preparation that is
+            not of scikit-learn's own classes is left out, with a warning.
     """
     from safetensors.torch import save_file
 
@@ -42,7 +48,19 @@ def save_weights(path: Path, model: nn.Module, facts: Mapping[str, object]) -> N
         else:
             state[name] = tensor.detach().contiguous().cpu()
     described = {**facts, "architecture": architecture(model), "tied": tied}
-    save_file(state, path, metadata={name: json.dumps(value) for name, value in described.items()})
+    metadata = {name: json.dumps(value) for name, value in described.items()}
+    if preparation is not None:
+        try:
+            metadata["prepare"], arrays = packed(preparation.fitted)
+        except NotPlainError as error:
+            warnings.warn(
+                f"{path.name} goes without the preparation of its inputs: {error}. Keep study.preparation yourself.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        else:
+            state |= {name: torch.from_numpy(array) for name, array in arrays.items()}
+    save_file(state, path, metadata=metadata)
 
 
 def architecture(model: nn.Module) -> list[dict[str, object]]:
@@ -71,12 +89,19 @@ def inputs_of(recipe: Recipe, batch: Batch) -> tuple[Tensor, ...]:
         UsageError: If that is not a tuple of tensors.
     """
     if recipe.is_criterion:
-        return batch[:-1]
+        inputs, by_name = recipe.form.inputs(batch)
+        if by_name:
+            raise UsageError(
+                "only a model that is called with tensors, and with no keywords, can be exported as pt2 or onnx; this one is "
+                f"called by the names {', '.join(by_name)}. Wrap it in a module whose forward takes tensors."
+            )
+        return inputs
+    given = recipe.form.batch(batch)
     seen: list[tuple[Any, ...]] = []
     hook = recipe.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
     try:
         with torch.no_grad():
-            recipe.predict(recipe.model, batch) if recipe.predict is not None else recipe.loss(recipe.model, batch)
+            recipe.predict(recipe.model, given) if recipe.predict is not None else recipe.loss(recipe.model, given)
     finally:
         hook.remove()
     args, kwargs = seen[0] if seen else ((), {"nothing": None})

@@ -20,6 +20,9 @@ from shoal.errors import UsageError
 
 # Names that the exported folder needs for itself.
 _TAKEN: Final = {"train", "plain"}
+# Parts of Shoal that a recipe may be made of; of the last, a script needs no more than the names.
+STAND_INS: Final = {"extend"}
+_PARTS: Final = {"nn", "transforms", "optim"} | STAND_INS
 _PACKAGES: Final = tuple(Path(sysconfig.get_paths()[kind]) for kind in ("purelib", "platlib", "stdlib"))
 
 
@@ -31,7 +34,7 @@ class OwnCode:
         module: The name that ``define`` is imported from.
         function: Its name there.
         files: Relative path -> text.
-        parts: Which parts of Shoal the code uses besides ``Recipe``: "nn", "transforms".
+        parts: Which parts of Shoal the code uses besides ``Recipe``: "nn", "transforms", "optim", "extend".
     """
 
     module: str
@@ -214,7 +217,7 @@ def _runs_shoal(s: ast.stmt, ours: set[str]) -> bool:
         while isinstance(depth, ast.Attribute):
             path.append(depth.attr)
             depth = depth.value
-        if isinstance(depth, ast.Name) and depth.id in ours and not {"nn", "transforms"} & {depth.id, *path}:
+        if isinstance(depth, ast.Name) and depth.id in ours and not _PARTS & {depth.id, *path}:
             return True
     return False
 
@@ -237,13 +240,13 @@ def _follow(tree: ast.Module, found: OwnCode, folder: Path) -> None:
         elif isinstance(node, ast.ImportFrom):
             _import(node.module or "", [a.name for a in node.names], found, folder, node.level)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "shoal":
-            found.parts |= {node.attr} & {"nn", "transforms"}
+            found.parts |= {node.attr} & _PARTS
 
 
 def _import(name: str, names: list[str], found: OwnCode, folder: Path, level: int = 0) -> None:
     top, _, rest = name.partition(".")
     if top == "shoal" and level == 0:
-        found.parts |= {rest.split(".")[0], *names} & {"nn", "transforms"}
+        found.parts |= {rest.split(".")[0], *names} & _PARTS
         return
     if level:
         raise UsageError(

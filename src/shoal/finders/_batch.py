@@ -20,6 +20,7 @@ from shoal.finders._lanes import Curves, side_by_side
 from shoal.finders._space import named, point
 from shoal.finders._start import setting, whole
 from shoal.finders._statistics import mean_and_error
+from shoal.preparing import PrepareArgument
 from shoal.progress import ProgressMode
 from shoal.records import Direction, ParamValue
 from shoal.replay import Define
@@ -86,6 +87,7 @@ def find_batch_size(
     *,
     train: Any,
     valid: Any = None,
+    prepare: PrepareArgument = None,
     param: str | None = None,
     sizes: Sequence[int] | None = None,
     epochs: int = 30,
@@ -104,7 +106,7 @@ def find_batch_size(
 
     Args:
         define: As for ``tune``; it must suggest the batch size.
-        train, valid: As for ``tune``.
+        train, valid, prepare: As for ``tune``.
         param: The hyperparameter, if it cannot be told from what it does.
         sizes: Of the space, which to try; by default all choices, or powers of two of a range.
         epochs, seeds, params, metric, direction, seed, device, progress: As for `find_lr`.
@@ -114,7 +116,7 @@ def find_batch_size(
         StudyError: If none trained.
     """
     whole(epochs=(epochs, 1), seeds=(seeds, 1))
-    start = setting(train, valid, params, metric, direction, seed, device, progress)
+    start = setting(train, valid, params, metric, direction, seed, device, progress, prepare)
     usual = ("batch_size", "batch")
     name, trial = named("batch size", param, define, start, usual=usual, read=lambda recipe: recipe.batch_size)
     if name in start.given:

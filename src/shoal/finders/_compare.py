@@ -21,6 +21,7 @@ from shoal.finders._lanes import Curves, side_by_side
 from shoal.finders._space import point
 from shoal.finders._start import setting, whole
 from shoal.finders._statistics import holm, mean_and_error, seeds_for, sign_flip_p, t_half
+from shoal.preparing import PrepareArgument
 from shoal.progress import ProgressMode
 from shoal.records import Direction, ParamValue
 from shoal.replay import Define
@@ -133,6 +134,7 @@ def compare(
     over: str,
     train: Any,
     valid: Any = None,
+    prepare: PrepareArgument = None,
     choices: Sequence[ParamValue] | None = None,
     epochs: int = 30,
     seeds: int | None = None,
@@ -151,7 +153,7 @@ def compare(
     Args:
         define: As for ``tune``.
         over: The hyperparameter.
-        train, valid: As for ``tune``.
+        train, valid, prepare: As for ``tune``.
         choices: Its values to compare; by default all that it has, if they are categories or at most 12 numbers.
         epochs: Each is trained for.
         seeds: Runs of each; by default as many as the test needs to tell every pair apart, and 8 at least.
@@ -165,7 +167,7 @@ def compare(
         StudyError: If no choice trained.
     """
     whole(epochs=(epochs, 1), **({} if seeds is None else {"seeds": (seeds, 2)}))
-    start = setting(train, valid, params, metric, direction, seed, device, progress)
+    start = setting(train, valid, params, metric, direction, seed, device, progress, prepare)
     if over in start.given:
         raise UsageError(f"params sets {over!r}, which is what is compared; leave it out.")
     trial, _ = point(define, start.given, start.data.train.n)

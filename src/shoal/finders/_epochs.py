@@ -19,6 +19,7 @@ from shoal.finders._lanes import Curves, side_by_side
 from shoal.finders._space import point
 from shoal.finders._start import setting, whole
 from shoal.finders._statistics import mean_and_error
+from shoal.preparing import PrepareArgument
 from shoal.progress import ProgressMode
 from shoal.records import Direction, ParamValue
 from shoal.replay import Define
@@ -74,6 +75,7 @@ def find_epochs(
     *,
     train: Any,
     valid: Any = None,
+    prepare: PrepareArgument = None,
     max_epochs: int = 60,
     seeds: int = 5,
     params: Mapping[str, ParamValue] | None = None,
@@ -89,7 +91,7 @@ def find_epochs(
 
     Args:
         define: As for ``tune``. A schedule that is laid out for a number of epochs keeps its own.
-        train, valid: As for ``tune``.
+        train, valid, prepare: As for ``tune``.
         max_epochs: To train for.
         seeds: Runs, with weights and orders of their own.
         params: Values of hyperparameters; the rest is in the middle of its range, or its first choice.
@@ -100,7 +102,7 @@ def find_epochs(
         StudyError: If the loss did not stay finite.
     """
     whole(max_epochs=(max_epochs, 2), seeds=(seeds, 1))
-    start = setting(train, valid, params, metric, direction, seed, device, progress)
+    start = setting(train, valid, params, metric, direction, seed, device, progress, prepare)
     trial, _ = point(define, start.given, start.data.train.n)
     curves = side_by_side(
         define,

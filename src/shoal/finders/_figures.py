@@ -96,7 +96,8 @@ def plot_lr(finding: LrFinding, path: str | Path) -> Path:
         right.plot(swept.rates, swept.losses, color=COLOURS[0], lw=1.4, label="training loss, smoothed")
         if swept.suggestion is not None:
             steepest = f"falls fastest: {format_number(swept.suggestion, 3)}"
-            right.axvline(swept.suggestion, color=COLOURS[3], lw=1.6, ls="--", label=steepest)
+            # Above the grid's suggestion, which may lie in the same place.
+            right.axvline(swept.suggestion, color=COLOURS[3], lw=1.6, ls="--", label=steepest, zorder=3)
         right.axvline(finding.suggestion, color=BEST, lw=2, label="suggestion of the grid")
         right.set_title(f"Range test: the rate grows over {len(swept.rates)} updates", fontsize=10, loc="left")
         right.set_ylabel("training loss")
@@ -131,7 +132,9 @@ def plot_batch(finding: BatchFinding, path: str | Path) -> Path:
         _diverged(left, finding.sizes, mean)
         _curves(right, finding.curves.valid_loss, [str(size) for size in finding.sizes])
         right.set_ylabel("validation loss")
-        left.legend(fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+        right.set_title(_banded(n_seeds), fontsize=10, loc="left")
+        # Below, where it hides neither the line of the suggestion nor a point.
+        left.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
         right.legend(fontsize=8, frameon=True, framealpha=0.9, edgecolor="none", title="batch size", title_fontsize=8)
 
     return _draw(path, (9.6, 3.8), draw)
@@ -147,6 +150,7 @@ def plot_epochs(finding: EpochsFinding, path: str | Path) -> Path:
         suggestion = f"suggestion: {finding.suggestion} epochs"
         axes.axvline(finding.suggestion, color=BEST, lw=2, label=suggestion)
         axes.set_ylabel("loss")
+        axes.set_title(_banded(finding.curves.valid_loss.shape[1]), fontsize=10, loc="left")
         axes.legend(fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
 
     return _draw(path, (6.4, 3.8), draw)
@@ -156,6 +160,8 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     """Loss curves with bands on the left, final values seed by seed on the right."""
 
     def draw(figure: Any) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         curves, names = comparison.curves, [format_param(c) for c in comparison.choices]
         left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
         _curves(left, curves.valid_loss, names)
@@ -175,11 +181,17 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
         name = "validation loss" if curves.metric == "loss" else f"validation {curves.metric}"
         right.set_xlabel(f"{name} after {curves.value.shape[2]} epochs")
         right.set_title(f"{n} seeds each; mean and 95 % interval", fontsize=10, loc="left")
-        left.set_title("Mean and 95 % band over seeds", fontsize=10, loc="left")
+        right.xaxis.set_major_locator(MaxNLocator(5))
+        left.set_title(_banded(n), fontsize=10, loc="left")
         left.legend(fontsize=8, frameon=True, framealpha=0.9, edgecolor="none", title=comparison.over, title_fontsize=8)
 
     height = max(3.8, 0.42 * len(comparison.choices) + 1.6)
     return _draw(path, (9.6, height), draw)
+
+
+def _banded(n_seeds: int) -> str:
+    """What a figure of curves shows."""
+    return f"Mean and 95 % band over {n_seeds} seeds" if n_seeds > 1 else "One run each"
 
 
 def _curves(axes: Any, losses: Any, names: list[str]) -> None:

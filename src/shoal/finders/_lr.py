@@ -24,6 +24,7 @@ from shoal.finders._statistics import mean_and_error
 from shoal.keyed import permutation, sample_keys
 from shoal.lanes.fleet import Work
 from shoal.lanes.solo import Solo
+from shoal.preparing import PrepareArgument
 from shoal.progress import ProgressMode
 from shoal.recipe import Recipe
 from shoal.records import ParamValue, TrialSpec
@@ -124,6 +125,7 @@ def find_lr(
     *,
     train: Any,
     valid: Any = None,
+    prepare: PrepareArgument = None,
     param: str | None = None,
     low: float | None = None,
     high: float | None = None,
@@ -143,7 +145,7 @@ def find_lr(
 
     Args:
         define: As for ``tune``; it must suggest a learning rate as a float.
-        train, valid: As for ``tune``.
+        train, valid, prepare: As for ``tune``.
         param: The hyperparameter, if it cannot be told from what it does.
         low, high: Ends of the grid; by default those of the search space.
         n_rates: Rates of the grid, evenly on a logarithmic axis, 3 to 128.
@@ -164,7 +166,7 @@ def find_lr(
     whole(n_rates=(n_rates, 3), epochs=(epochs, 1), seeds=(seeds, 1))
     if n_rates > 128:
         raise UsageError(f"n_rates must be at most 128, not {n_rates}.")
-    start = setting(train, valid, params, metric, direction, seed, device, progress)
+    start = setting(train, valid, params, metric, direction, seed, device, progress, prepare)
     name, trial = named("learning rate", param, define, start, usual=("lr", "learning_rate"), read=_rates_of)
     if name in start.given:
         raise UsageError(f"params sets {name!r}, which is what the grid is over; leave it out.")

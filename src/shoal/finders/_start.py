@@ -12,6 +12,7 @@ from shoal.data import Datasets, load
 from shoal.devices import device_named
 from shoal.errors import UsageError
 from shoal.metrics import Metric, resolve
+from shoal.preparing import PrepareArgument, Prepared
 from shoal.progress import ProgressMode
 from shoal.records import Direction, ParamValue
 
@@ -37,6 +38,7 @@ def setting(
     seed: int,
     device: str,
     progress: ProgressMode,
+    prepare: PrepareArgument = None,
 ) -> Setting:
     """Check and read them.
 
@@ -46,7 +48,8 @@ def setting(
     whole(seed=(seed, 0))
     if params is not None and not isinstance(params, Mapping):
         raise UsageError(f"params must be a dict of names and values, not {params!r}.")
-    where, data = device_named(device), load(train, valid, seed=seed)
+    where, raw = device_named(device), load(train, valid, seed=seed, raw=prepare is not None)
+    data = Prepared.of(prepare, raw, None, seed).data
     targets = data.train.target
     return Setting(
         data, resolve(metric, targets=targets, direction=direction), where, seed, progress, dict(params or {})

@@ -50,7 +50,9 @@ class Sampling:
                 split.tensors if rows is None else tuple(memory.taken(t, torch.from_numpy(rows)) for t in split.tensors)
             )
             return cls(n, rows, _bounds(_weights(given(recipe.form.batch(seen)), n)))
-        weights = _weights(given, split.n)
+        origin = split.origin
+        weights = _weights(given, split.n if origin is None else origin.n)
+        weights = weights if origin is None else weights[origin.samples]
         return cls(n, rows, _bounds(weights if rows is None else weights[rows]))
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:

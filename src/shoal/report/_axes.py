@@ -26,6 +26,7 @@ STATE_COLOURS: Final = {
 BEST: Final = "#e69f00"
 DASHES: Final = ("-", "--", ":", "-.")
 MAX_CURVES: Final = 2000
+MAX_BANDS: Final = 8  # beyond which only the best trial's is drawn
 MAX_PANELS: Final = 12
 
 

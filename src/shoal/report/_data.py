@@ -3,13 +3,15 @@
 Glossary: everything here is *columnar*, one list per field and one entry per trial, in the order of trial numbers; a
 *trial index* is a position in these lists and not a trial number. Curves are one flat array per *series* (the value,
 each recorded metric, the train loss): all epochs of the first trial, then all of the second, as little-endian float32
-in base64, which is half of what the same numbers take as text and needs no parsing. Other numbers are rounded to five
+in base64, which is half of what the same numbers take as text and needs no parsing. Where folds or seeds give the value a
+standard error, the first series has that as well, under ``errors``. Other numbers are rounded to five
 significant digits; those that JSON does not have become strings (see `shoal._text`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -79,7 +81,10 @@ def _curves(record: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str, Jso
         others.update(dict.fromkeys(row.metrics))
     room = MAX_POINTS // max(len(rows), 1) - 2
     kept = [name for name in others if name != judged][: max(room, 1)]
-    series: list[Json] = [{"name": judged, "loss": "loss" in judged.lower(), "data": packed(r.value for r in rows)}]
+    first: dict[str, Json] = {"name": judged, "loss": "loss" in judged.lower(), "data": packed(r.value for r in rows)}
+    if any(row.standard_error is not None for row in rows):
+        first["errors"] = packed(math.nan if r.standard_error is None else r.standard_error for r in rows)
+    series: list[Json] = [first]
     for name in kept:
         # On a validation split every metric is the validation's; only losses have a twin on the training data.
         label = "validation loss" if name == "loss" else name

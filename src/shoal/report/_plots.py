@@ -10,6 +10,7 @@ from shoal.report._axes import (
     BEST,
     COLOURS,
     DASHES,
+    MAX_BANDS,
     MAX_CURVES,
     MAX_PANELS,
     STATE_COLOURS,
@@ -34,9 +35,15 @@ def curves(figure: Any, study: View) -> bool | None:
         return False
     axes = figure.subplots()
     trained.sort(key=lambda t: (study.is_best(t), t.state is TrialState.FINISHED))
-    stride = math.ceil(len(trained) / MAX_CURVES)
+    stride, banded = math.ceil(len(trained) / MAX_CURVES), False
     for trial in [t for k, t in enumerate(trained) if k % stride == 0 or study.is_best(t)]:
         x, y = [row.epoch for row in trial.rows], [row.value for row in trial.rows]
+        errors = [math.nan if row.standard_error is None else row.standard_error for row in trial.rows]
+        if any(map(math.isfinite, errors)) and (study.is_best(trial) or len(trained) <= MAX_BANDS):
+            low, high = ([v + sign * e for v, e in zip(y, errors, strict=True)] for sign in (-1, 1))
+            colour = BEST if study.is_best(trial) else STATE_COLOURS[trial.state]
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            banded = True
         if study.is_best(trial):
             axes.plot(x, y, color=BEST, linewidth=2.4, label=f"best: trial {trial.spec.number}")
         else:
@@ -45,6 +52,8 @@ def curves(figure: Any, study: View) -> bool | None:
             axes.plot(x, y, color=STATE_COLOURS[trial.state], linewidth=0.7 if thin else 1.0, alpha=alpha)
     clip(axes, [row.value for t in trained for row in t.rows])
     axes.set(xlabel="epoch", ylabel=study.metric)
+    if banded:
+        axes.set_title("band: mean ± standard error over folds or seeds", fontsize=9, loc="left")
     axes.xaxis.get_major_locator().set_params(integer=True)
     state_legend(axes, {t.state for t in trained}, with_best=study.best is not None)
     return None

@@ -89,7 +89,12 @@ def prepare_study(
     if file.source == "code":
         parts |= {part: file.given[part] for part in ("valid", "test") if part in file.given}
     with _at(file, "data"):
-        data = load(**parts, seed=keywords.get("seed", 0), hyper_valid=keywords.get("hyper_valid"))
+        data = load(
+            **parts,
+            seed=keywords.get("seed", 0),
+            hyper_valid=keywords.get("hyper_valid"),
+            raw=keywords.get("prepare") is not None,
+        )
     ready = ReadyStudy(file, source, parts, data, keywords, bool(given.get("baselines", True)))
     _check(ready)
     return ready
@@ -278,7 +283,8 @@ def resume_study(storage: str, ready: ReadyStudy, **options: Any) -> tuple[Any, 
     if ready.file.source == "code":
         from shoal.tuning import resume
 
-        return resume(storage, ready.source.define, **ready.splits, **options), None
+        prepare = ready.keywords.get("prepare")
+        return resume(storage, ready.source.define, **ready.splits, prepare=prepare, **options), None
     tuned = _package(ready).resume(storage, ready.source, baselines=ready.baselines, **options)
     return tuned.study, tuned
 

@@ -2,6 +2,8 @@
 
 const view = { series: 0, log: false, zoom: false, plot: null };
 const MAX_QUIET_CURVES = 2000;
+// More bands than this hide each other; those of the best trial and of the one under the pointer are always drawn.
+const MAX_BANDS = 8;
 
 const wholeEpochs = (x) => { const all = x.ticks; x.ticks = (n) => all(n).filter((t) => Number.isInteger(t) && t >= 1); return x; };
 
@@ -45,6 +47,37 @@ function trace(ctx, i, series, plot) {
   ctx.stroke();
 }
 
+/** The mean of a trial's folds or seeds, plus and minus its standard error, where it has one. */
+function band(ctx, i, series, plot) {
+  if (!series.errors) return;
+  const [low, high] = [plot.box.bottom + 40, plot.box.top - 40];
+  const inside = (v) => clamp(plot.y.log && v <= 0 ? low : plot.y(v), high, low);
+  let run = [];
+  const fill = () => {
+    if (run.length === 1) run = [-3, 3].map((dx) => ({ ...run[0], x: run[0].x + dx }));
+    ctx.beginPath();
+    run.forEach((p, k) => (k ? ctx.lineTo(p.x, p.up) : ctx.moveTo(p.x, p.up)));
+    for (const p of [...run].reverse()) ctx.lineTo(p.x, p.down);
+    ctx.fill();
+    run = [];
+  };
+  for (let k = 0; k < lengthOf(i); k++) {
+    const [v, e] = [pointOf(series, i, k), errorOf(series, i, k)];
+    if (Number.isFinite(v) && Number.isFinite(e)) run.push({ x: plot.x(epochAt(i, k)), up: inside(v + e), down: inside(v - e) });
+    else if (run.length) fill();
+  }
+  if (run.length) fill();
+}
+
+/** Values that the axis has to show whatever else it does: the best trial's, with its band. */
+function bestValues(series) {
+  if (study.best < 0) return [];
+  return Array.from({ length: lengthOf(study.best) }, (_, k) => k).flatMap((k) => {
+    const [v, e] = [pointOf(series, study.best, k), errorOf(series, study.best, k)];
+    return Number.isFinite(e) ? [v - e, v, v + e] : [v];
+  });
+}
+
 /** The later half of the curves of the best quarter of the trials: where the decision falls. */
 function zoomed(series) {
   const ranked = judged().sort((a, b) => (better(study.value[a], study.value[b]) ? -1 : 1));
@@ -62,7 +95,7 @@ const curveChart = new Chart($("curves"), {
   draw(ctx, w, h) {
     const series = study.series[view.series];
     const log = view.log && series.loss;
-    const keep = study.best < 0 ? [] : Array.from(series.points.subarray(study.start[study.best], study.start[study.best + 1]));
+    const keep = bestValues(series).filter((v) => !log || v > 0);
     const span = view.zoom ? { ...range(zoomed(series), [], log), cut: 0 } : range(sampled(series.points), keep, log);
     const last = lastEpoch();
     // The best trial's number stands behind its curve's end.
@@ -78,6 +111,10 @@ const curveChart = new Chart($("curves"), {
     let drawn = 0;
     clipped(ctx, box, () => {
       if (searching()) this.lines(ctx, series, thinned(here.filter((i) => !passes(i)), 800), 0.10, css("stopped"));
+      if (series.errors && loud.length <= MAX_BANDS) {
+        ctx.globalAlpha = 0.12;
+        for (const i of loud) { ctx.fillStyle = colouring.of(i); band(ctx, i, series, view.plot); }
+      }
       for (const state of LAYERS) {
         const members = thinned(loud.filter((i) => study.state[i] === state), MAX_QUIET_CURVES);
         const faint = state === "stopped" && !strong ? (loud.length > 400 ? 0.6 : loud.length > 60 ? 1.8 : 2) * Number(css("dim")) : 1;
@@ -85,6 +122,7 @@ const curveChart = new Chart($("curves"), {
         this.lines(ctx, series, members, Math.min(0.85, faint * clamp(70 / Math.max(members.length, 1), state === "stopped" ? 0.6 : 0.06, 0.75)));
       }
       if (study.best >= 0) {
+        ctx.globalAlpha = 0.22; ctx.fillStyle = css("best"); band(ctx, study.best, series, view.plot);
         ctx.globalAlpha = 1;
         ctx.strokeStyle = css("card"); ctx.lineWidth = 5.5; trace(ctx, study.best, series, view.plot);
         ctx.strokeStyle = css("best"); ctx.lineWidth = 3; trace(ctx, study.best, series, view.plot);
@@ -92,7 +130,7 @@ const curveChart = new Chart($("curves"), {
     });
     ctx.globalAlpha = 1;
     if (study.best >= 0) this.mark(ctx, study.best, series);
-    const notes = [];
+    const notes = series.errors ? ["Band: a trial's mean over its folds or seeds, plus and minus the standard error; of the best trial and of the one that is pointed at" + (loud.length <= MAX_BANDS ? ", and fainter of the others." : ".")] : [];
     if (span.cut) notes.push("The axis covers the middle of the values; a few points lie outside it.");
     if (drawn < loud.length) notes.push(`${count(loud.length - drawn, "curve")} of so many not drawn, but the pointer finds them.`);
     const odd = study.all.filter((i) => { for (let k = 0; k < lengthOf(i); k++) if (!Number.isFinite(pointOf(series, i, k))) return true; return false; }).length;
@@ -118,6 +156,8 @@ const curveChart = new Chart($("curves"), {
     const series = study.series[view.series];
     for (const i of emphasised()) {
       clipped(ctx, view.plot.box, () => {
+        ctx.globalAlpha = 0.25; ctx.fillStyle = bestIs(i) ? css("best") : css("ink"); band(ctx, i, series, view.plot);
+        ctx.globalAlpha = 1;
         ctx.strokeStyle = css("card"); ctx.lineWidth = 6; trace(ctx, i, series, view.plot);
         ctx.strokeStyle = bestIs(i) ? css("best") : css("ink"); ctx.lineWidth = 2.2; trace(ctx, i, series, view.plot);
       });
@@ -136,7 +176,8 @@ const curveChart = new Chart($("curves"), {
         const v = pointOf(series, i, k);
         const dy = view.plot.y(v) - py;
         const d = dx * dx + dy * dy;
-        if (d < nearest) { nearest = d; hit = { trial: i, note: `${series.name} ${short(v)} at epoch ${epochAt(i, k)}` }; }
+        const e = errorOf(series, i, k);
+        if (d < nearest) { nearest = d; hit = { trial: i, note: `${series.name} ${short(v)}${Number.isFinite(e) ? ` ± ${short(e, 2)}` : ""} at epoch ${epochAt(i, k)}` }; }
       }
     }
     return hit;

@@ -15,8 +15,9 @@ function unpack(text) {
 }
 
 /** A series of curves; its points are unpacked when they are first drawn. */
-const openSeries = ({ name, loss, data }) => ({
+const openSeries = ({ name, loss, data, errors }) => ({
   name, loss,
+  errors: errors ? unpack(errors) : null,
   get points() { const points = unpack(data); Object.defineProperty(this, "points", { value: points }); return points; },
 });
 
@@ -44,6 +45,8 @@ function openStudy(text) {
 const lengthOf = (i) => study.start[i + 1] - study.start[i];
 const epochAt = (i, k) => (study.odd[i] ? study.odd[i][k] : k + 1);
 const pointOf = (series, i, k) => series.points[study.start[i] + k];
+/** The standard error of a point over the trial's folds or seeds; NaN where there is none. */
+const errorOf = (series, i, k) => (series.errors ? series.errors[study.start[i] + k] : NaN);
 const bestIs = (i) => i === study.best;
 const better = (a, b) => (study.up ? a > b : a < b);
 const paramText = (p, i) => (p.values[i] === null ? "–" : p.choices ? p.choices[p.values[i]] : short(p.values[i]));
