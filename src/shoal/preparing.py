@@ -99,8 +99,8 @@ class Prepared:
         if parts is not None and parts.folds:
             if raw.held_out is not None:
                 raise UsageError(
-                    "prepare= with folds= prepares each fold apart, and hyper_valid= is one set of samples for all of them; leave one of "
-                    "the three out."
+                    "prepare= with folds= prepares each fold apart, and hyper_valid= is one set of samples for all of them; leave "
+                    "one of the three out."
                 )
             stacked, parts = _folds(known, raw.train, parts, seed)
             data = Datasets(stacked, stacked, None, raw.fingerprint)
