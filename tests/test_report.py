@@ -461,6 +461,16 @@ def test_other_models_are_shown_where_they_win() -> None:
         assert "What the study file says of other models cannot be read." in shown
 
 
+def test_what_was_left_alone_is_not_listed() -> None:
+    options: dict[str, Json] = {"seed": 0, "reproducible": False, "timeout_s": None, "enqueue": [], "space_of": {}}
+    ended = [trial(i, [0.5], TrialState.STOPPED, reason=f"place {i} of 9 at epoch 1") for i in range(9)]
+    html = render_report(study(ended, meta={"options": options, "snapshots": [{"round": 3}]}))
+    for shown in ("seed", "reproducible", "place … of … at epoch …"):
+        assert shown in html
+    for left_out in ("timeout_s", "enqueue", "space_of", "snapshots"):
+        assert left_out not in html
+
+
 def test_empty_study_has_a_report(tmp_path: Path) -> None:
     path = write_report(StudyRecord("empty", "minimize", (), (), {}), tmp_path / "new" / "r.html")
     page = Page(path.read_text(encoding="utf-8"))

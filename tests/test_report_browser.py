@@ -143,6 +143,15 @@ def opened(browser: Browser, file: Path) -> Iterator[Opened]:
     assert one.said == []
 
 
+@pytest.fixture(scope="module")
+def searched(browser: Browser, file: Path) -> Iterator[Opened]:
+    """One page for many searches: each types over the one before."""
+    one = Opened(browser, file)
+    yield one
+    one.context.close()
+    assert one.said == []
+
+
 def blank_figures(page: Page) -> list[str]:
     """Labels of the figures on whose canvas nothing is drawn."""
     found: list[str] = page.evaluate(f"""() => {{
@@ -226,17 +235,17 @@ def shown(page: Page) -> list[int]:
         ('"', lambda t: True),
     ],
 )  # fmt: skip
-def test_search_finds_what_it_says(opened: Opened, query: str, wanted: Any) -> None:
+def test_search_finds_what_it_says(searched: Opened, query: str, wanted: Any) -> None:
     expected = sorted(trial.spec.number for trial in study(60, 12).trials if wanted(trial))
-    opened.page.fill("#search", query)
-    opened.page.wait_for_function(
+    searched.page.fill("#search", query)
+    searched.page.wait_for_function(
         "n => document.getElementById('count').textContent.startsWith(`${n} of`)", arg=len(expected)
     )
-    opened.page.locator("#trials th button", has_text="Trial").click()
-    opened.page.locator("#table-scroll").evaluate(
+    searched.page.locator("#trials th button", has_text="Trial").click()
+    searched.page.locator("#table-scroll").evaluate(
         "area => { area.style.maxHeight = '4000px'; area.dispatchEvent(new Event('scroll')); }"
     )
-    assert sorted(shown(opened.page)) == expected
+    assert sorted(shown(searched.page)) == expected
 
 
 def test_columns_sort_both_ways_with_nothing_last(opened: Opened) -> None:

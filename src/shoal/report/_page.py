@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import string
 import tempfile
 from collections import Counter
@@ -50,6 +51,12 @@ SCRIPTS: Final = (
     "table.js",
     "start.js",
 )
+
+
+_SHOWN_ELSEWHERE: Final = frozenset(
+    {"metric", "test", "test_trial", "weights", "space", "elapsed_s", "winner", "comparison", "folds", "snapshots"}
+)
+_MAX_ALIKE: Final = 3
 
 
 def write_report(
@@ -200,19 +207,40 @@ def _facts(record: StudyRecord) -> str:
     facts: dict[str, str] = {}
     parts: list[str] = []
     for key, value in record.meta.items():
-        if key in {"metric", "test", "test_trial", "weights", "space", "elapsed_s", "winner", "comparison", "folds"}:
+        if key in _SHOWN_ELSEWHERE:
             continue
         if isinstance(value, dict):
-            parts.append(pairs(key.capitalize(), {name: _plain(item) for name, item in value.items()}))
-        else:
+            parts.append(pairs(key.capitalize(), {name: _plain(item) for name, item in value.items() if _says(item)}))
+        elif _says(value):
             facts[key] = _plain(value)
     if facts:
         parts.append(pairs("Made with", facts))
-    reasons = Counter(trial.reason for trial in record.trials if trial.reason)
+    reasons = _alike(trial.reason for trial in record.trials if trial.reason)
     if reasons:
-        top: Iterable[tuple[str, int]] = reasons.most_common(12)
-        parts.append(pairs("Why trials ended", {reason: f"{count:,}" for reason, count in top}))
+        parts.append(pairs("Why trials ended", {reason: f"{count:,}" for reason, count in reasons.most_common(12)}))
     return f'<div class="columns">{"".join(parts)}</div>' if parts else note("None recorded.")
+
+
+def _alike(reasons: Iterable[str]) -> Counter[str]:
+    """How often each reason is given; reasons that differ in their numbers only count as one where they are many.
+
+    >>> _alike(["at epoch 1", "at epoch 1", "at epoch 4"])
+    Counter({'at epoch 1': 2, 'at epoch 4': 1})
+    >>> _alike(f"place {place} of 54" for place in range(51, 55))
+    Counter({'place … of …': 4})
+    """
+    found: dict[str, Counter[str]] = {}
+    for reason in reasons:
+        found.setdefault(re.sub(r"\d+(?:\.\d+)?", "…", reason), Counter())[reason] += 1
+    counts: Counter[str] = Counter()
+    for form, some in found.items():
+        counts.update(some if len(some) <= _MAX_ALIKE else {form: some.total()})
+    return counts
+
+
+def _says(value: Json) -> bool:
+    """Whether there is anything to read: an option that was left alone says nothing."""
+    return value is not None and value != [] and value != {}
 
 
 def _plain(value: Json) -> str:

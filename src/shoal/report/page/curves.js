@@ -1,6 +1,6 @@
 // Learning curves of all trials.
 
-const view = { series: 0, log: false, zoom: false, plot: null };
+const view = { series: 0, log: false, zoom: null, plot: null };
 const MAX_QUIET_CURVES = 2000;
 // More bands than this hide each other; those of the best trial and of the one under the pointer are always drawn.
 const MAX_BANDS = 8;
@@ -84,6 +84,12 @@ function zoomed(series) {
   return ranked.slice(0, Math.max(1, Math.ceil(ranked.length / 4))).flatMap((i) => Array.from(series.points.subarray(study.start[i] + (lengthOf(i) >> 1), study.start[i + 1])));
 }
 
+/** Whether those among which the decision falls would get less than a quarter of the axis. */
+function crowded(series) {
+  const size = ({ lo, hi }) => hi - lo;
+  return judged().length > 3 && size(range(zoomed(series), [], false)) < size(range(sampled(series.points), [], false)) / 4;
+}
+
 /** Every k-th of too many, so that what is drawn is spread over all. */
 const thinned = (members, most) => (members.length <= most ? members : members.filter((_, k) => Math.floor((k * most) / members.length) !== Math.floor(((k - 1) * most) / members.length)));
 
@@ -131,6 +137,7 @@ const curveChart = new Chart($("curves"), {
     ctx.globalAlpha = 1;
     if (study.best >= 0) this.mark(ctx, study.best, series);
     const notes = series.errors ? ["Band: a trial's mean over its folds or seeds, plus and minus the standard error; of the best trial and of the one that is pointed at" + (loud.length <= MAX_BANDS ? ", and fainter of the others." : ".")] : [];
+    if (view.zoom) notes.push("Zoomed on the later half of the best quarter of the trials.");
     if (span.cut) notes.push("The axis covers the middle of the values; a few points lie outside it.");
     if (drawn < loud.length) notes.push(`${count(loud.length - drawn, "curve")} of so many not drawn, but the pointer finds them.`);
     const odd = study.all.filter((i) => { for (let k = 0; k < lengthOf(i); k++) if (!Number.isFinite(pointOf(series, i, k))) return true; return false; }).length;
@@ -199,6 +206,7 @@ function refreshCurves() {
     return button;
   }));
   press();
+  if (view.zoom === null && trained()) $("curves-zoom").checked = view.zoom = crowded(study.series[view.series]);
   $("curves-controls").hidden = !trained();
   if (!trained()) $("curves-note").textContent = "No trial has trained an epoch yet.";
 }

@@ -1,7 +1,8 @@
 // Lanes over time: one row per lane, one bar per trial.
 
-const lanePlot = { now: null, bars: [], rows: 0 };
-const rowHeight = () => clamp(Math.floor(440 / Math.max(lanePlot.rows, 1)), 3, 22);
+const lanePlot = { now: null, bars: [], rows: 0, from: 0 };
+// Three pixels or more to a row, unless the figure would get taller than a screen.
+const rowHeight = () => clamp(Math.floor(440 / Math.max(lanePlot.rows, 1)), Math.min(3, 900 / Math.max(lanePlot.rows, 1)), 22);
 
 const laneChart = new Chart($("lanes"), {
   label: () => `Which trial was in which of ${count(lanePlot.rows, "lane")}, over time`,
@@ -10,20 +11,19 @@ const laneChart = new Chart($("lanes"), {
     const { lanes } = study.data;
     const size = rowHeight();
     const box = { left: 84, right: w - 28, top: 6, bottom: h - 44 };
-    const x = scale(0, num(lanes.end) || 1, box.left, box.right, false);
+    const x = scale(lanePlot.from, num(lanes.end) || 1, box.left, box.right, false);
     x.format = duration;
     const y = Object.assign(() => 0, { ticks: () => [] });
     axes(ctx, box, x, y, "time since the study began", "");
     ctx.textBaseline = "middle";
+    let named = -Infinity; // where the last group's name stands
     for (let r = 0; r < lanePlot.rows; r++) {
       const top = box.top + r * size;
       if (r === 0 || lanes.group[r] !== lanes.group[r - 1]) {
-        let end = r;
-        while (end + 1 < lanePlot.rows && lanes.group[end + 1] === lanes.group[r]) end++;
         ctx.fillStyle = css("ink");
         ctx.textAlign = "left";
-        // The last group may write below itself: the corner under it is empty.
-        if ((end - r + 1) * size >= 12 || end === lanePlot.rows - 1) ctx.fillText(fit(ctx, lanes.group[r], 54), 0, top + Math.max(size, 14) / 2);
+        const middle = top + Math.max(size, 14) / 2;
+        if (middle - named >= 14) { ctx.fillText(fit(ctx, lanes.group[r], 54), 0, middle); named = middle; }
         if (r > 0) { ctx.strokeStyle = css("line"); ctx.beginPath(); ctx.moveTo(0, top + 0.5); ctx.lineTo(box.right, top + 0.5); ctx.stroke(); }
       }
       if (size >= 13) { ctx.fillStyle = css("muted"); ctx.textAlign = "right"; ctx.fillText(String(lanes.lane[r]), box.left - 8, top + size / 2); }
@@ -75,8 +75,10 @@ function refreshLanes() {
   lanePlot.bars = lanes.row.map((row, k) => ({ row, trial: lanes.trial[k], start: num(lanes.start[k]), stop: num(lanes.stop[k]) }));
   lanePlot.rows = lanes.group.length;
   const opened = lanePlot.bars.reduce((least, bar) => Math.min(least, bar.start), Infinity);
+  // Data may take long to load, and first trials to trace: then the figure begins with the first bar.
+  lanePlot.from = opened > 0.2 * num(lanes.end) && opened < num(lanes.end) ? opened : 0;
   const busy = lanePlot.bars.reduce((sum, bar) => sum + bar.stop - bar.start, 0) / (num(lanes.end) - opened || 1);
   $("lanes-note").textContent = lanePlot.bars.length
-    ? `One row per lane, one bar per trial. From the first to the last, ${short(busy, 2)} trials trained at the same time on average.${gained()}`
+    ? `One row per lane, one bar per trial. From the first to the last, ${short(busy, 2)} trials trained at the same time on average.${gained()}${lanePlot.from ? ` The axis begins with the first of them, ${duration(lanePlot.from)} after the study.` : ""}`
     : "The study has recorded no lanes.";
 }
