@@ -70,7 +70,7 @@ def test_the_code_of_the_readme_runs(tmp_path: Path) -> None:
 
 def test_the_first_screen_is_short() -> None:
     first = blocks(README, "python")[0].strip().splitlines()
-    assert len([line for line in first if line]) <= 20
+    assert len([line for line in first if line]) <= 14
     assert README.index("```python") < 300 and README.index("![") < README.index("## ")
 
 

@@ -192,6 +192,7 @@ def trajectories(figure: Any, study: View) -> bool | None:
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(lambda value, _: "")
         axes.set(title=one["name"], xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         state_legend(axes, {trial.state for trial, _, _ in lines}, with_best=any(study.is_best(t) for t, _, _ in lines))
     return None
 
