@@ -293,6 +293,7 @@ def test_rows_mark_and_hovering_shows(opened: Opened) -> None:
     page.get_by_label(f"Mark trial {number} in the figures").check()
     assert page.inner_text("#unpin") == "Unmark 1"
     opened.look_at("#curves")
+    page.get_by_label("Zoom the curves on the best quarter").uncheck()
     page.locator("#curves").hover(position={"x": 400, "y": 60})
     assert page.inner_text("#tip b").startswith("Trial ")
     assert HOSTILE in page.inner_text("#tip")
