@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shoal.data import Datasets, Split
-from shoal.lanes.compiled import Compilation
+from shoal.lanes.compiled import Compilation, Variant
 from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.kernels import Kernels, TorchKernels
 from shoal.lanes.lane import LaneTrial, Measured
@@ -82,7 +82,7 @@ def open_fleet(define: Define, spec: TrialSpec, width: int, work: Work) -> Fleet
     fleet = Fleet(0, Program.prepare(template), layout, width, signature.quantum, signature.exact, work, like)
     fleet.kernels = KERNELS[-1]
     if COMPILED[-1]:
-        fleet.compiled = Compilation(fleet.program, work.data.train.tensors, fleet.quantum, fleet.tail)
+        fleet.compiled = Compilation(fleet.program, work.data.train.tensors, fleet.quantum, Variant.of(fleet))
         fleet.compiled.start()
         assert fleet.compiled.wait() is not None
     return fleet

@@ -31,7 +31,7 @@ from lanes_helpers import (
 )
 from optimizer_tables import OPTIMIZERS
 from shoal.lanes import native, pool
-from shoal.lanes.compiled import Compilation, Unsupported, _pointwise
+from shoal.lanes.compiled import Compilation, Unsupported, Variant, _pointwise
 from shoal.lanes.compiled._lower import Lowering
 from shoal.lanes.compiled._runner import agrees, obstacle
 from shoal.lanes.fleet import Fleet, Work
@@ -220,7 +220,7 @@ def test_what_has_no_compiled_form_trains_on() -> None:
         assert epochs_until_compiled(p) == 0
     assert p.run_epoch()[0].finite and next(p._open()).tier == "native"
     with pytest.raises(Unsupported, match="convolution"):
-        Compilation(next(p._open()).program, work.data.train.tensors, 16, 2)
+        Compilation(next(p._open()).program, work.data.train.tensors, 16, Variant(None, 2))
 
 
 @pytest.mark.usefixtures("eager")

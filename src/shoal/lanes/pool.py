@@ -19,7 +19,7 @@ from torch import Tensor
 from shoal import planner
 from shoal.errors import FuseError, blame
 from shoal.lanes import native
-from shoal.lanes.compiled import Compilation, Unsupported
+from shoal.lanes.compiled import Compilation, Unsupported, Variant
 from shoal.lanes.compiled._runner import agrees, obstacle
 from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.graph import Blueprint
@@ -83,6 +83,7 @@ class _Group:
     compiles: bool = True  # False once it is known that it has no compiled form
     by_width: dict[int, Fleet] = field(default_factory=dict)  # fleets that were open once
     compiled: bool = False  # whether its fleets run on the compilation
+    agreed: bool = False  # whether the compilation has been compared with a fleet's own tick
 
 
 class Pool:
@@ -117,7 +118,7 @@ class Pool:
         self._shown: dict[int, list[tuple[float, float]]] = {}  # trial -> (loss, value) that its schedule was shown
         self._choices: dict[str, list[Choice]] = {}
         self._compiled_at: dict[str, int] = {}  # signature -> the round from which on it ran compiled, before
-        self.compiled_before: set[str] = set()  # signatures that ran compiled when a snapshot was taken
+        self.compiled_before: dict[str, Variant] = {}  # signatures that ran compiled when a snapshot was taken
         self._until = self._rounds = 0  # rounds that were run before; rounds that have been run
         self._remembered: dict[int, dict[str, Tensor]] = {}
         self._refused: dict[str, str] = {}  # signature -> why no fleet of it could be made
@@ -298,6 +299,8 @@ class Pool:
                 number, g.template, g.layout, width, g.quantum, g.exact, self.work, g.like, g.blueprints
             )
             g.by_width[width].kernels = self._kernels
+            if g.signature in self.compiled_before and g.compiles and not g.compiled:
+                self._compile_again(g, g.by_width[width])
             if g.compiled:
                 g.by_width[width].compiled = g.compilation
         return g.by_width[width]
@@ -321,9 +324,10 @@ class Pool:
         self._compiled_at, self._until, self._rounds = dict(compiled), until, done
 
     @property
-    def compiled(self) -> list[str]:
-        """Signatures that run compiled, or will when a trial of theirs comes."""
-        return sorted(self.compiled_before | {key for key, g in self._groups.items() if g.compiled})
+    def compiled(self) -> dict[str, Variant]:
+        """Signatures that run compiled, or will when a trial of theirs comes, and for which lanes."""
+        now = {k: g.compilation.variant for k, g in self._groups.items() if g.compiled and g.compilation is not None}
+        return {**self.compiled_before, **now}
 
     def compile_now(self, signatures: Iterable[str]) -> None:
         """Run the fleets of these signatures compiled from their next epoch on, once all libraries are built side by side."""
@@ -338,9 +342,9 @@ class Pool:
 
     def _see_to_compiling(self, g: _Group) -> None:
         """Start to build a signature's compiled epoch when that pays, and take it up once it is there."""
-        if g.compiled or not g.compiles or g.fleet is None or g.fleet.n_active == 0 or self.tier != "native":
+        if g.agreed or not g.compiles or g.fleet is None or g.fleet.n_active == 0 or self.tier != "native":
             return
-        if g.signature in self.compiled_before:
+        if g.compiled:  # from before; it is only looked at once more
             self.compile(g, g.fleet, wait=True)
             return
         again = self._rounds <= self._until  # the round was run before: then or never
@@ -357,22 +361,38 @@ class Pool:
         """
         try:
             if g.compilation is None:
-                g.compilation = Compilation(fleet.program, self.work.data.train.tensors, g.quantum, fleet.tail)
+                g.compilation = self._compilation(g, fleet, Variant.of(fleet))
             g.compilation.start()
             if (g.compilation.wait() if wait else g.compilation.ready()) is None or obstacle(g.compilation, fleet):
                 return False
             if not agrees(g.compilation, fleet):
                 raise RuntimeError("its library does not give what its lanes give")
+            g.agreed = True
         except Unsupported:
             g.compiles = False
         except Exception as error:
-            g.compiles = False
-            why = f"a signature is not compiled, training is slower: {blame(error)}"
-            warnings.warn(why, RuntimeWarning, stacklevel=2)
+            self._not_compiled(g, error)
         g.compiled = g.compiles
-        for each in g.by_width.values() if g.compiled else ():
-            each.compiled = g.compilation
+        for each in g.by_width.values():
+            each.compiled = g.compilation if g.compiled else None
         return g.compiled
+
+    def _compile_again(self, g: _Group, fleet: Fleet) -> None:
+        """Run a signature compiled from its first epoch on, as before the snapshot, whoever comes into its lanes."""
+        try:
+            g.compilation = self._compilation(g, fleet, self.compiled_before[g.signature])
+            g.compiled = g.compilation.wait() is not None
+        except Exception as error:
+            self._not_compiled(g, error)
+
+    def _compilation(self, g: _Group, fleet: Fleet, variant: Variant) -> Compilation:
+        return Compilation(fleet.program, self.work.data.train.tensors, g.quantum, variant)
+
+    @staticmethod
+    def _not_compiled(g: _Group, error: Exception) -> None:
+        g.compiles = False
+        why = f"a signature is not compiled, training is slower: {blame(error)}"
+        warnings.warn(why, RuntimeWarning, stacklevel=3)
 
     def _resize(self, key: str, g: _Group, width: int) -> None:
         old = g.fleet

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from shoal.errors import StorageError
+from shoal.lanes.compiled import Variant
 from shoal.lanes.lane import LaneTrial
 from shoal.lanes.paused import Paused
 from shoal.lanes.plain import pack, unpack
@@ -46,16 +47,11 @@ def freeze(pool: Pool) -> tuple[dict[str, Tensor], dict[str, Json]]:
             for i, t in enumerate(lanes):
                 if t is not None:
                     trials[str(t.spec.key)] = lane_out(pool, key, t, g.fleet.state.take(i).to_host(), tensors)
-        if lanes or key in pool._paused.signatures():
-            numbers: list[Json] = [None if t is None else t.spec.key for t in lanes]
-            entry: dict[str, Json] = {
-                "signature": key,
-                "template": g.spec.key,
-                "lanes": numbers,
-                "max_width": g.max_width,
-            }
-            # The template keeps what its trial began with, whatever that trial trains with by now.
-            groups.append({**entry, "params": dict(g.spec.params), "origin": g.spec.origin})
+        # Also without a lane: its template is what the next trial of the signature is traced by, and it keeps what its trial began
+        # with, whatever that trial trains with by now.
+        numbers: list[Json] = [None if t is None else t.spec.key for t in lanes]
+        entry: dict[str, Json] = {"signature": key, "template": g.spec.key, "lanes": numbers, "max_width": g.max_width}
+        groups.append({**entry, "params": dict(g.spec.params), "origin": g.spec.origin})
     for number, solo in pool._solos.items():
         trials[str(number)] = solo_out(pool, solo, tensors)
     for held in pool._paused:
@@ -71,7 +67,7 @@ def freeze(pool: Pool) -> tuple[dict[str, Tensor], dict[str, Json]]:
         tensors |= {f"{number}/best/{name}": t for name, t in state.items()}
     return tensors, {
         "tier": pool.tier,
-        "compiled": list[Json](pool.compiled),
+        "compiled": _variants_out(pool.compiled),
         "groups": groups,
         "refused": dict(refused),
         "trials": trials,
@@ -80,6 +76,20 @@ def freeze(pool: Pool) -> tuple[dict[str, Tensor], dict[str, Json]]:
         "broken": {str(number): message for number, message in pool._broken.items()},
         # A worker's are fetched with its next epoch.
         "events": [[e.kind, e.trial, e.fleet, e.lane, dict(e.data)] for e in pool._events],
+    }
+
+
+def _variants_out(variants: Mapping[str, Variant]) -> dict[str, Json]:
+    return {
+        key: {"uses": None if v.uses is None else list[Json](sorted(v.uses)), "tail": v.tail}
+        for key, v in variants.items()
+    }
+
+
+def _variants_in(facts: Mapping[str, Any]) -> dict[str, Variant]:
+    return {
+        key: Variant(None if v["uses"] is None else frozenset(map(str, v["uses"])), int(v["tail"]))
+        for key, v in facts.items()
     }
 
 
@@ -170,7 +180,7 @@ def thaw(
     try:
         if facts["tier"] == "native":
             pool.upgrade()
-        pool.compiled_before = set(facts["compiled"])
+        pool.compiled_before = _variants_in(facts["compiled"])
         pool._refused = dict(facts["refused"])
         pool._numbers = {(key, width): number for key, width, number in facts["numbers"]}
         pool._measured = set(facts["measured"])

@@ -173,7 +173,7 @@ class PoolSet:
             return
         coming = self._rounds + 1
         if coming == self._decisions.native_at:
-            native.wait()
+            native.insist()
         elif coming <= self._decisions.until:
             return
         if native.kernels() is None:
@@ -346,6 +346,8 @@ class PoolSet:
         self._paused = {int(trial): int(k) for trial, k in facts["paused"].items()}
         self._signature = {int(trial): (str(key), float(cost)) for trial, (key, cost) in facts["costs"].items()}
         self._rounds = rounds
+        if self._local.may_upgrade:  # before any pool that ran on it asks for it
+            native.insist()
         for remote, name in zip(self._remotes, names[1:], strict=True):
             remote.send("restore", folder / name, _named(folder / name, specs))
         _restore(self._local, folder / names[0], specs, self._admission)

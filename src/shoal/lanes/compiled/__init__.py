@@ -12,7 +12,9 @@ kernels of ``shoal.lanes.native`` or torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -23,12 +25,34 @@ from shoal.lanes.graph import unreached
 from shoal.lanes.native._build import Build
 from shoal.lanes.step import Program
 
-__all__ = ["Compilation", "Epoch", "Ticks", "Unsupported"]
+if TYPE_CHECKING:
+    from shoal.lanes.fleet import Fleet
+
+__all__ = ["Compilation", "Epoch", "Ticks", "Unsupported", "Variant"]
 
 _HEADERS = (Path(__file__).with_name("lane.h"), Path(__file__).parents[1] / "native" / "functions.h")
 # Neither changes a result but where a sum is told to be taken in any order; integers wrap, as torch's do. At -O3, g++ 12 summed a
 # nest of short loops wrongly (tests/test_compiled.py, test_operators); with the cost model of -O3, -O2 makes as many vectors.
 _FLAGS = ("-O2", "-fvect-cost-model=dynamic", "-fwrapv", "-fopenmp-simd", "-ffp-contract=fast")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """For which lanes of a signature an epoch is compiled.
+
+    Attributes:
+        uses: Which numbers of the loss it looks at, None for all.
+        tail: Samples of the last batch of an epoch where that may not be filled up, else the quantum.
+    """
+
+    uses: frozenset[str] | None
+    tail: int
+
+    @classmethod
+    def of(cls, fleet: Fleet) -> Variant:
+        """What the lanes of a fleet need now."""
+        # Weights of classes and smoothing cost next to nothing here.
+        return cls(None if fleet.program.has_class_loss else fleet.program.uses, fleet.tail)
 
 
 class Compilation:
@@ -38,19 +62,17 @@ class Compilation:
         program: A program of the signature, whatever its width.
         data: The training split's tensors.
         quantum: Slots of a batch.
-        tail: Samples of the last batch of an epoch where that may not be filled up, else ``quantum``.
+        variant: For which lanes.
 
     Raises:
         Unsupported: If something in it has no compiled form.
     """
 
-    def __init__(self, program: Program, data: Sequence[Tensor], quantum: int, tail: int) -> None:
-        # Which numbers of the loss it looks at, None for all: weights of classes and smoothing cost next to nothing here.
-        uses = None if program.has_class_loss else program.uses
+    def __init__(self, program: Program, data: Sequence[Tensor], quantum: int, variant: Variant) -> None:
+        uses, tail = variant.uses, variant.tail
         if any(not t.is_contiguous() for t in data):
             raise Unsupported("data that do not lie in order")
-        self.uses = uses
-        self.tail = tail
+        self.variant = variant
         self._real = program.layout.dtype
         self._step, self.unused = _step(program, data, quantum, "whole", uses)
         self._tail = _step(program, data, tail, "last", uses)[0] if tail != quantum else None
@@ -63,8 +85,8 @@ class Compilation:
         self._build.start()
 
     def wait(self) -> Epoch | None:
-        """The epoch, once the compiler is done; None if there is none to be had."""
-        self._build.wait()
+        """The epoch, once a compiler of this process is done; None if there is none to be had."""
+        self._build.insist()
         return self.ready()
 
     def ready(self) -> Epoch | None:

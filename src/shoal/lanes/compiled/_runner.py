@@ -51,7 +51,7 @@ def obstacle(compilation: Compilation, fleet: Fleet) -> str:
         for kind in t.kinds:
             if fleet.kernels.code(kind) is None:
                 return f"the activation {TABLE[kind].name} has no native form"
-    if compilation.tail != fleet.tail or compilation.uses not in (None, fleet.program.uses):
+    if compilation.variant.tail != fleet.tail or compilation.variant.uses not in (None, fleet.program.uses):
         return "the loss has other numbers than those it was written for"
     return ""
 

@@ -298,6 +298,11 @@ def wait() -> None:
     _build.wait()
 
 
+def insist() -> None:
+    """Have the library, if this machine can build it, however long that takes."""
+    _build.insist()
+
+
 def kernels() -> NativeKernels | None:
     """The library, or None while it is being built and where it cannot be."""
     global _loaded

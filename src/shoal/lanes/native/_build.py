@@ -74,8 +74,8 @@ class Build:
             self._path = cache_folder() / f"{self._name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
         return self._path
 
-    def start(self) -> None:
-        """Start the compiler, unless there is nothing to do, nothing to do it with, or another process is at it."""
+    def start(self, *, anyway: bool = False) -> None:
+        """Start the compiler, unless there is nothing to do, nothing to do it with, or another process is at it (but `anyway`)."""
         if not wanted() or self._failed or self._process is not None or self._there():
             return
         cxx = compiler()
@@ -86,7 +86,7 @@ class Build:
             folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = _locked(self.path().with_suffix(".lock"))
-            if self._lock is None:
+            if self._lock is None and not anyway:
                 return
             handle, name = tempfile.mkstemp(suffix=".so", dir=folder)
             os.close(handle)
@@ -126,6 +126,13 @@ class Build:
             except OSError:
                 return False
         return self._whole
+
+    def insist(self) -> Path | None:
+        """Like ``wait``, but where another process is at work on it, which may take any time, builds it here as well."""
+        if self._owner != os.getpid():  # a compiler that the process was forked beside
+            self._process = None
+        self.start(anyway=True)
+        return self.wait()
 
     def wait(self) -> Path | None:
         """Like ``ready``, but lets a compiler that is at work come to its end first."""
