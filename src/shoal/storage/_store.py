@@ -182,14 +182,14 @@ class StudyStore:
         self._check_usable()
         self._check_known(row.trial for row in rows)
         data = [
-            {
-                "trial": int(row.trial),
-                "epoch": int(row.epoch),
-                "train_loss": float(row.train_loss),
-                "value": float(row.value),
-                "metrics": _codec.encode(_measured(row), f"trial {row.trial}, epoch {row.epoch}: metrics"),
-                "time_s": float(row.time_s),
-            }
+            (
+                int(row.trial),
+                int(row.epoch),
+                float(row.train_loss),
+                float(row.value),
+                _codec.encode(_measured(row), f"trial {row.trial}, epoch {row.epoch}: metrics"),
+                float(row.time_s),
+            )
             for row in rows
         ]
         self._put("recorded", data)
