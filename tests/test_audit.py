@@ -36,12 +36,22 @@ def run(folder: Path, said: Any, pins: str = "good==1.0\nalso==2.0\n") -> int:
 
 CASES: dict[str, tuple[Any, str | None, int, str]] = {
     "nothing known": ({audit.KNOWN: BAD}, None, 0, "2 pinned packages audited, 0 known vulnerabilities"),
-    "a finding": ({audit.KNOWN: BAD, "good==1.0": BAD}, None, 1, "vulnerable: good 1.0: PYSEC-1 CVE-1, mended in 3.1.6"),
+    "a finding": (
+        {audit.KNOWN: BAD, "good==1.0": BAD},
+        None,
+        1,
+        "vulnerable: good 1.0: PYSEC-1 CVE-1, mended in 3.1.6",
+    ),
     "nobody answers": (None, None, 0, "NOT AUDITED: ERROR: could not connect to the vulnerability feed"),
     "nobody answers, but must": (None, "required", 1, "NOT AUDITED"),
     "no advisories": ({}, None, 0, f"NOT AUDITED: the service that answers knows nothing against {audit.KNOWN}"),
     "one unknown": ({audit.KNOWN: BAD, "also==2.0": {"skip_reason": "?"}}, None, 0, "unknown there: also"),
-    "one unknown, but must": ({audit.KNOWN: BAD, "also==2.0": {"skip_reason": "?"}}, "required", 1, "unknown there: also"),
+    "one unknown, but must": (
+        {audit.KNOWN: BAD, "also==2.0": {"skip_reason": "?"}},
+        "required",
+        1,
+        "unknown there: also",
+    ),
 }
 
 
