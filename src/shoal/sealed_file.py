@@ -67,14 +67,16 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Json]) 
 
     part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sync_folder(path.parent.parent)
         save_file({n: t.contiguous() for n, t in tensors.items()}, part, metadata={_FACTS: json.dumps(facts)})
         with part.open("rb+") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             n_bytes = stream.tell()
             os.fsync(stream.fileno())
         os.replace(part, path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except (OSError, SafetensorError) as error:  # the latter is what a full disk gives
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -82,8 +84,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Json]) 
     return Seal(path.name, n_bytes, digest)
 
 
-def _sync(folder: Path) -> None:
-    """Make a rename in a folder outlast a power cut; some systems cannot open folders, and need not."""
+def sync_folder(folder: Path) -> None:
+    """Make what was created and renamed in a folder outlast a power cut; some systems cannot open folders, and need not."""
     with contextlib.suppress(PermissionError, IsADirectoryError):
         handle = os.open(folder, os.O_RDONLY)
         try:

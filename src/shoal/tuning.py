@@ -613,6 +613,7 @@ def _write_down(history: History, weights: WeightStore, store: StudyStore | None
     history.meta["weights"] = {str(n): file for n, file in sorted(weights.files.items())}
     history.meta["space"] = {k: v for spec in history.specs.values() for k, v in spec.distributions.items()}
     if store is not None:
+        weights.sync()
         store.set_meta(history.meta)
         store.flush()
 

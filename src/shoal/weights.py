@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from shoal import sealed_file
 from shoal.errors import StorageError
 from shoal.pareto import Front, Point, spread
 from shoal.recipe import Recipe
@@ -48,6 +49,7 @@ class WeightStore:
         if self._several:
             for number, point in {**self._rank, **{n: self._point(v) for n, v in (seen or {}).items()}}.items():
                 self._front.add(number, point)
+        self._unsynced: set[int] = set()
 
     def __contains__(self, trial: int) -> bool:
         return trial in self._rank
@@ -79,6 +81,7 @@ class WeightStore:
             self._memory[trial] = state()
         else:
             self.files[trial] = str(self._write(trial, state()))
+            self._unsynced.add(trial)
         for loser in self._rank.keys() - ranked:
             del self._rank[loser]
             self._memory.pop(loser, None)
@@ -91,6 +94,25 @@ class WeightStore:
         if self._several:
             return spread({n: p for n, p in points.items() if n in self._front.points}, KEPT_OF_FRONT)
         return sorted(points, key=lambda number: (points[number], number))[:KEPT]
+
+    def sync(self) -> None:
+        """Return when all that is kept has reached the disk, and outlasts a power cut.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        waiting = sorted(self._unsynced & set(self.files))
+        self._unsynced.clear()
+        if self.folder is None or not waiting:
+            return
+        try:
+            for trial in waiting:
+                with open(self.files[trial], "rb") as stream:
+                    os.fsync(stream.fileno())
+            for folder in (self.folder, self.folder.parent):
+                sealed_file.sync_folder(folder)
+        except OSError as error:
+            raise StorageError(f"cannot write the weights of trials {waiting} to {self.folder}: {error}") from error
 
     def _write(self, trial: int, state: dict[str, Tensor]) -> Path:
         from safetensors import SafetensorError
