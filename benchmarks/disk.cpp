@@ -2,6 +2,7 @@
 //
 // A record of the log: operation, lengths of two paths, offset, length of data (1 + 4 + 4 + 8 + 8 bytes), paths, data.
 //   c create   t truncate (offset is the size)   w write   s sync   r rename   u unlink   m mkdir
+// The offset of c, s and r is the file's inode, since a library that makes system calls by itself may have renamed it unseen.
 // Memory maps are not seen; SQLite uses one for its shared-memory file, which no recovery reads.
 
 #ifndef _GNU_SOURCE
@@ -81,6 +82,11 @@ void note(char op, const char* path, const char* path2, int64_t offset, const vo
   if (syscall(SYS_writev, log_fd, parts, 4) < 0) abort();
 }
 
+int64_t inode(const char* path) {
+  struct stat there;
+  return stat(path, &there) == 0 ? int64_t(there.st_ino) : 0;
+}
+
 // How much of a write the disk takes; -1 with ENOSPC when it takes nothing.
 int64_t room(int64_t n) {
   if (left < 0) return n;
@@ -102,7 +108,7 @@ int opened(const char* name, int at, const char* path, int flags, mode_t mode) {
   struct stat there;
   bool is_new = stat(full, &there) != 0;
   int fd = real(at, path, flags, mode);
-  if (fd >= 0 && is_new) note('c', full, nullptr, 0, nullptr, 0);
+  if (fd >= 0 && is_new) note('c', full, nullptr, inode(full), nullptr, 0);
   if (fd >= 0 && !is_new && (flags & O_TRUNC)) note('t', full, nullptr, 0, nullptr, 0);
   (void)name;
   return fd;
@@ -135,7 +141,7 @@ int synced(const char* name, int fd) {
   char path[PATH_MAX];
   if (!path_of(fd, path)) return real(fd);
   Guard guard;
-  note('s', path, nullptr, 0, nullptr, 0);  // nothing is waited for: what counts is the log
+  note('s', path, nullptr, inode(path), nullptr, 0);  // nothing is waited for: what counts is the log
   return 0;
 }
 
@@ -195,7 +201,7 @@ int rename(const char* from, const char* to) {
   if (!*folder || !absolute(from, a) || !absolute(to, b)) return real(from, to);
   Guard guard;
   int done = real(from, to);
-  if (done == 0) note('r', a, b, 0, nullptr, 0);
+  if (done == 0) note('r', a, b, inode(b), nullptr, 0);
   return done;
 }
 

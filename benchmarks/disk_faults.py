@@ -1,8 +1,8 @@
 """Cuts the power, and fills the disk, at random moments of a study; resumes it; compares what it ends with to what it should.
 
 A library that is preloaded (``disk.cpp``, built here) notes every write, sync, rename and removal of a whole study and passes no
-sync on. From that log the disk after a power cut is put together for any moment: what was synced is there; of the writes since, any
-may be there, torn, or not; of the renames, creations and removals since, some first ones are there. The file must then hold every row
+sync on. From that log the disk after a power cut is put together for any moment. What was synced is there; each write since may be
+there, in part, or not; of the renames, creations and removals since, the first few are there. The file must then hold every row
 whose transaction had returned, and the study that is resumed on it must end as the one that was not cut, bit for bit.
 
 The same library makes a disk full after so many bytes. The session must then end with an error that says so, and once there is room
@@ -118,9 +118,14 @@ class Disk:
         self._names: dict[str, File | None] = {root: None}  # None is a folder
         self._waiting: list[tuple[str, str, File | None]] = []  # (kind, path, what it names)
         self._live: dict[str, File | None] = {root: None}
+        self._inodes: dict[int, str] = {}
 
     def take(self, r: Record) -> None:
         """One record more."""
+        if r.kind == "c":
+            self._inodes[r.offset] = r.path
+        elif r.kind in "sr" and r.path not in self._live and r.offset in self._inodes:
+            self._rename(self._inodes[r.offset], r.path)  # unseen
         found = self._live.get(r.path)
         match r.kind:
             case "w" if Path(r.path).name == "acknowledged":
@@ -131,8 +136,8 @@ class Disk:
                 self._live[r.path] = File() if r.kind == "c" else None
                 self._waiting.append(("name", r.path, self._live[r.path]))
             case "r":
-                moved = self._live[r.other] = self._live.pop(r.path)
-                self._waiting += [("name", r.other, moved), ("forget", r.path, None)]
+                self._rename(r.path, r.other)
+                self._inodes[r.offset] = r.other
             case "u":
                 self._live.pop(r.path, None)
                 self._waiting.append(("forget", r.path, None))
@@ -140,13 +145,17 @@ class Disk:
                 found.sync()
             case "s":
                 mine = [w for w in self._waiting if str(Path(w[1]).parent) == r.path]
-                _rename(self._names, mine)
+                _apply_names(self._names, mine)
                 self._waiting = [w for w in self._waiting if w not in mine]
+
+    def _rename(self, path: str, to: str) -> None:
+        moved = self._live[to] = self._live.pop(path)
+        self._waiting += [("name", to, moved), ("forget", path, None)]
 
     def after_a_cut(self, draw: random.Random, to: Path) -> None:
         """Write what is there after a power cut into another folder."""
         kept, names = draw.choice((0.0, 0.5, 0.9)), dict(self._names)
-        _rename(names, self._waiting[: draw.choice((0, draw.randint(0, len(self._waiting))))])
+        _apply_names(names, self._waiting[: draw.choice((0, draw.randint(0, len(self._waiting))))])
         for path, file in sorted(names.items()):
             parents = list(Path(path).relative_to(self.root).parents)
             if any(str(Path(self.root) / p) not in names for p in parents) or Path(path).name == "acknowledged":
@@ -158,7 +167,7 @@ class Disk:
                 target.write_bytes(file.after(draw, kept))
 
 
-def _rename(names: dict[str, File | None], changes: Sequence[tuple[str, str, File | None]]) -> None:
+def _apply_names(names: dict[str, File | None], changes: Sequence[tuple[str, str, File | None]]) -> None:
     for kind, path, file in changes:
         if kind == "name":
             names[path] = file
@@ -210,7 +219,7 @@ def _acknowledge(folder: Path) -> None:
 
     def noted(self: _rows.RowWriter, batch: Sequence[_rows.Operation]) -> None:
         commit(self, batch)
-        rows = [[r["trial"], r["epoch"], r["value"]] for kind, each in batch if kind == "recorded" for r in each]
+        rows = [[r[0], r[1], r[3]] for kind, each in batch if kind == "recorded" for r in each]
         os.write(handle, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
     _rows.RowWriter.commit = noted  # type: ignore[method-assign]

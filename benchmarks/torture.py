@@ -248,7 +248,7 @@ def torture(folder: Path, storage: str, index: int, n_trials: int, kills: int, d
     """One study: killed so many times, resumed, and compared."""
     options = options_of(index, n_trials)
     if index % 10 == 1:
-        shutil.rmtree(os.environ["SHOAL_CACHE"], ignore_errors=True)
+        shutil.rmtree(folder / "cache", ignore_errors=True)
     straight = Place(str(folder / "straight.db"), f"straight{index}", folder)
     if options["reproducible"]:
         t.whole_s = finish(session(straight, options))
@@ -332,7 +332,7 @@ def main(arguments: list[str] | None = None, say: Callable[[str], None] = print)
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = Path(name)
-        os.environ["SHOAL_CACHE"] = str(folder / "cache")
+        os.environ.setdefault("SHOAL_CACHE", str(folder / "cache"))
         storage = server_url() if options.postgres else str(folder / "killed.db")
         torch.set_num_threads(1)
         shoal.tune(define, train=(X, Y), n_trials=3, max_epochs=1, progress=False, reproducible=True)  # imports

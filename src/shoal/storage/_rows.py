@@ -64,7 +64,7 @@ class EndedRow:
 class _Bulk:
     """A statement that the driver is given as text, with its rows as they are.
 
-    SQLAlchemy's way of looking at each value of each row takes longer than the database does, and epochs are most of what is written.
+    SQLAlchemy looks at each value of each row, which takes longer than the database does; epochs are most of what is written.
 
     Args:
         statement: With one bound value per column.
