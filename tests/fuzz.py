@@ -269,6 +269,85 @@ def read_folder_model(path: Path) -> object:
     return load_folder_model(path).predict(text)
 
 
+class _Branches(nn.Module):
+    """Looks at values to decide, so it has no lane form."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if float(x.detach().abs().sum()) >= 0.0 else -x
+
+
+def _two_in_lanes_and_one_alone(trial: Any) -> Any:
+    import shoal
+
+    alone = trial.suggest_categorical("alone", [False, True])
+    model = nn.Sequential(_Branches() if alone else nn.Identity(), nn.Linear(4, 3))
+    optimizer = torch.optim.Adam(model.parameters(), lr=trial.suggest_float("lr", 1e-4, 1.0))
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(), 16, schedule=schedule)
+
+
+def _empty_pool() -> tuple[Any, Any, Any]:
+    from shoal.data import Datasets, Split
+    from shoal.lanes.fleet import Work
+    from shoal.lanes.pool import Pool
+    from shoal.records import TrialSpec
+    from shoal.replay import replay
+    from shoal.session import candidate
+    from shoal.signature import Signer
+
+    x = torch.linspace(-1, 1, 160).reshape(40, 4)
+    split = Split((x, torch.arange(40) % 3), ())
+    work = Work(Datasets(split, split, None, ""), (), torch.device("cpu"))
+    specs = {n: TrialSpec(n, n, {"alone": n == 2, "lr": 0.01 * (n + 1)}, {}) for n in range(3)}
+
+    def rebuild(spec: TrialSpec) -> Any:
+        return replay(_two_in_lanes_and_one_alone, spec, split.n, split.form)
+
+    def admission(spec: TrialSpec) -> Any:
+        return candidate(spec, rebuild(spec), Signer(split.tensors), split.tensors[-1])
+
+    return Pool(work, rebuild, measure=False), specs, admission
+
+
+def make_snapshot(path: Path, variant: int) -> None:
+    from shoal import sealed_file
+    from shoal.lanes.snapshot import freeze
+
+    pool, specs, admission = _empty_pool()
+    pool.admit([admission(spec) for spec in specs.values()])
+    for _ in range(1 + variant):
+        for m in pool.run_epoch():
+            pool.epoch_done(m.trial, m.valid_loss, m.valid_loss)
+    pool.pause(1)
+    sealed_file.write(path, *freeze(pool))
+
+
+def read_snapshot(path: Path) -> object:
+    """As if whoever changed the file had also changed the checksum that the study knows it by."""
+    from shoal.lanes.snapshot import thaw
+    from shoal.sealed_file import reading
+
+    pool, specs, admission = _empty_pool()
+    with reading(path) as file:
+        thaw(pool, file, specs, admission)
+    return pool.n_running
+
+
+def make_study_file(path: Path, variant: int) -> None:
+    rows = "\n".join(f"{i / 7},{i % 2}" for i in range(40))
+    (path.parent / "data.csv").write_text(f"x,y\n{rows}\n", encoding="utf-8")
+    path.write_text(
+        f'[data]\nfile = "data.csv"\ntarget = "y"\n\n[model]\ndepth = {1 + variant}\nnorm = "none"\n\n[space]\n'
+        'width = [8, 16]\nlr = {low = 1e-3, high = 1e-1, log = true}\n\n[sampler]\nname = "tpe"\nn_startup_trials = 3\n'
+    )
+
+
+def read_study_file(path: Path) -> object:
+    from shoal.study_file import read_study_file as read
+
+    return read(path)
+
+
 def make_csv(path: Path, variant: int) -> None:
     rows = [f'{i},{i / 7},"say ""{i}""",2026-01-{1 + i % 28:02d}' for i in range(40 + variant)]
     path.write_text("n,x,text,day\n" + "\n".join(rows) + "\n", encoding="utf-8")
@@ -306,6 +385,8 @@ KINDS: dict[str, Kind] = {
     "weights": Kind(".safetensors", make_weights, read_weights),
     "table model": Kind(".model.safetensors", make_table_model, read_table_model),
     "folder model": Kind(".model.safetensors", make_folder_model, read_folder_model),
+    "snapshot": Kind(".safetensors", make_snapshot, read_snapshot),
+    "study.toml": Kind(".toml", make_study_file, read_study_file),
     "csv": Kind(".csv", make_csv, read_table),
     "csv.gz": Kind(".csv.gz", lambda path, v: _zipped(path, v), read_table),
     "parquet": Kind(".parquet", make_parquet, read_table),

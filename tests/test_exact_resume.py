@@ -18,6 +18,7 @@ from shoal.lanes.compiled import Compilation
 from shoal.lanes.native._build import compiler
 from shoal.lanes.pool import Pool
 from shoal.lanes.snapshot import thaw
+from shoal.lanes.tryout import time_tick
 from shoal.records import Progress, StudyRecord
 from shoal.snapshots import Snapshots
 from shoal.storage import load_study
@@ -172,7 +173,7 @@ def plain(trial: Any) -> shoal.Recipe:
 @pytest.mark.parametrize("n_pools", [1, 2])
 def test_across_the_change_to_compiled_epochs(n_pools: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resumed from the start and from a snapshot, a study changes over in the rounds in which it did before."""
-    see_to, ready, tick = Pool._see_to_compiling, Compilation.ready, pool.time_tick
+    see_to, ready = Pool._see_to_compiling, Compilation.ready
 
     def built(self: Compilation) -> Any:
         self._build.wait()
@@ -183,7 +184,7 @@ def test_across_the_change_to_compiled_epochs(n_pools: int, tmp_path: Path, monk
             see_to(self, g)
 
     def timed(*args: Any) -> float:
-        tick(*args)
+        time_tick(*args)
         return 0.001
 
     # What the clock decides is the same in every session: fused, native at once, and compiled as soon as that may be.

@@ -127,7 +127,7 @@ class SealedFile:
         self._names: frozenset[str] = frozenset(stream.keys())
         try:
             facts = json.loads((stream.metadata() or {})[_FACTS])
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RecursionError) as error:
             raise StorageError(f"{path} holds no facts of Shoal's: it is something else, or damaged.") from error
         if not isinstance(facts, dict):
             raise StorageError(f"the facts in {path} are no mapping: it is damaged.")

@@ -380,7 +380,10 @@ class Pool:
     def _compile_again(self, g: _Group, fleet: Fleet) -> None:
         """Run a signature compiled from its first epoch on, as before the snapshot, whoever comes into its lanes."""
         try:
-            g.compilation = self._compilation(g, fleet, self.compiled_before[g.signature])
+            variant = self.compiled_before[g.signature]
+            if not 1 <= variant.tail <= g.quantum:
+                raise ValueError(f"a snapshot says that its last batches have {variant.tail} of {g.quantum} samples")
+            g.compilation = self._compilation(g, fleet, variant)
             g.compiled = g.compilation.wait() is not None
         except Exception as error:
             self._not_compiled(g, error)

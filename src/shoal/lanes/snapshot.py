@@ -29,6 +29,9 @@ from shoal.recipe import Recipe
 from shoal.records import Event, Json, TrialSpec
 from shoal.sealed_file import SealedFile
 
+# More than anybody trains a trial for: a schedule is stepped as often as a file says.
+_MOST_EPOCHS = 1_000_000
+
 # -- out ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +205,7 @@ def thaw(
             if names := file.names(f"{number}/best/"):
                 pool._remembered[number] = {name: file.take(f"{number}/best/{name}") for name in names}
         pool._events = events
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         if isinstance(error, StorageError):
             raise
         raise StorageError(
@@ -221,7 +224,7 @@ def _group_in(
     key = entry["signature"]
     began = replace(specs[entry["template"]], params=entry["params"], origin=entry["origin"])
     group = pool._open_group(_signed(began, key, admission))
-    group.max_width = entry["max_width"]
+    group.max_width = int(entry["max_width"])
     pool._groups[key] = group
     if not entry["lanes"]:
         return
@@ -255,7 +258,7 @@ def _lane_in(
     found = _signed(spec, signature, admission)
     t, group = found.lane, pool._groups[signature]
     assert t is not None
-    t.epoch, t.updates = int(facts["epoch"]), int(facts["updates"])
+    t.epoch, t.updates = _epochs(facts), int(facts["updates"])
     t.carried = [{str(name): float(value) for name, value in c.items()} for c in facts["carried"]]
     n_updates = t.shape(pool.work.data.train.n, found.quantum).n_updates
     step_again(pool, t.recipe, spec.key, t.epoch, n_updates)
@@ -287,7 +290,7 @@ def _paused_in(
 
 def _solo_in(pool: Pool, file: SealedFile, spec: TrialSpec, facts: Mapping[str, Any]) -> Solo:
     solo, number = Solo(spec, pool._rebuild(spec), pool.work), spec.key
-    epochs, recipe = int(facts["epoch"]), solo.recipe
+    epochs, recipe = _epochs(facts), solo.recipe
     if facts["optimizer"] is None:
         for epoch in range(epochs):  # alone, a trial that trains again gives what it gave
             solo.train_epoch()
@@ -302,6 +305,13 @@ def _solo_in(pool: Pool, file: SealedFile, spec: TrialSpec, facts: Mapping[str, 
     recipe.optimizer.load_state_dict(unpack(facts["optimizer"], file.take))
     solo.epoch = epochs
     return solo
+
+
+def _epochs(facts: Mapping[str, Any]) -> int:
+    epochs = int(facts["epoch"])
+    if not 0 <= epochs <= _MOST_EPOCHS:
+        raise StorageError(f"a snapshot says that a trial has trained {epochs:.3g} epochs: it is damaged.")
+    return epochs
 
 
 def step_again(pool: Pool, recipe: Recipe, number: int, epochs: int, n_updates: int) -> None:
