@@ -713,7 +713,7 @@ def outlook(work: Work, group: Sequence[Candidate], rebuild: Callable[[TrialSpec
     if pool.tier != "native":
         return Outlook("", pool.tier, "the native kernels are not there")
     try:
-        lacks = obstacle(Compilation(g.fleet.program, work.data.train.tensors, g.quantum, g.fleet.tail), g.fleet)
+        lacks = obstacle(pool._compilation(g, g.fleet, Variant.of(g.fleet)), g.fleet)
     except Unsupported as error:
         lacks = f"{error} has no compiled form"
     return Outlook("", pool.tier if lacks else "compiled", lacks)
