@@ -107,7 +107,7 @@ class WeightStore:
             return
         try:
             for trial in waiting:
-                with open(self.files[trial], "rb") as stream:
+                with contextlib.suppress(FileNotFoundError), open(self.files[trial], "rb") as stream:
                     os.fsync(stream.fileno())
             for folder in (self.folder, self.folder.parent):
                 sealed_file.sync_folder(folder)
