@@ -31,7 +31,7 @@ import shoal
 from shoal.data import Datasets, Split
 from shoal.extend import Activation, BatchSize, Extension, LearningRate
 from shoal.lanes import native
-from shoal.lanes.compiled import Compilation
+from shoal.lanes.compiled import Compilation, Variant
 from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.step import Layout, Program
 from shoal.records import TrialSpec
@@ -150,7 +150,7 @@ def compiled_fleet(name: str, width: int) -> Fleet:
     if kernels is None:
         raise SystemExit("ticks needs a C++ compiler")
     fleet.kernels = kernels
-    fleet.compiled = Compilation(fleet.program, data.train.tensors, fleet.quantum, fleet.tail)
+    fleet.compiled = Compilation(fleet.program, data.train.tensors, fleet.quantum, Variant.of(fleet))
     fleet.compiled.start()
     fleet.compiled.wait()
     for i, recipe in enumerate(trained):
