@@ -117,7 +117,7 @@ DISTRIBUTIONS = st.one_of(
     ),
     st.builds(
         lambda low, n, step: optuna.distributions.FloatDistribution(low, low + n * step, step=step),
-        st.integers(-5, 5), st.integers(1, 9), st.sampled_from([0.1, 0.25, 2.0]),
+        st.integers(-5, 5), st.integers(1, 9), st.sampled_from([0.125, 0.25, 2.0]),
     ),
     st.builds(
         lambda low, n, step: optuna.distributions.IntDistribution(low, low + n * step, step=step),

@@ -121,9 +121,9 @@ def test_the_test_set_is_measured_once_and_for_the_winner(tmp_path: Path, monkey
     measured: list[int] = []
     real = measure
 
-    def counting(recipe: shoal.Recipe, data: Any, seed: int) -> Any:
+    def counting(recipe: shoal.Recipe, data: Any, seed: int, **more: Any) -> Any:
         measured.append(len(data[0]))
-        return real(recipe, data, seed)
+        return real(recipe, data, seed, **more)
 
     monkeypatch.setattr(shoal.winner, "measure", counting)
     test = pair(48, 2)  # of another size than the validation set, which the winner is measured on too

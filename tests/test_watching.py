@@ -145,7 +145,11 @@ def test_what_cannot_be_watched_is_refused_at_once(tmp_path: Path, capsys: pytes
 
 def test_ctrl_c_ends_it_well(store: StudyStore, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "shoal", "watch", str(tmp_path / "digits.db"), "--port", "0"]
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def heed() -> None:  # tests that run in the background of a shell are started with SIGINT ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     assert child.stdout is not None
     assert child.stdout.readline().startswith("http://127.0.0.1:")
     child.send_signal(signal.SIGINT)

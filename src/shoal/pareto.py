@@ -89,7 +89,7 @@ def spread(points: Mapping[int, Point], n: int) -> list[int]:
 
     Example:
         >>> spread({0: (0.0, 9.0), 1: (4.0, 5.0), 2: (4.1, 4.9), 3: (9.0, 0.0)}, 3)
-        [0, 1, 3]
+        [0, 2, 3]
     """
     kept = sorted(points, key=lambda number: (points[number], number))
     while len(kept) > n:

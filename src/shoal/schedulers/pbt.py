@@ -47,7 +47,7 @@ class PopulationBasedTraining:
         >>> scheduler.begin(Space({"lr": lr}), seed=0)
         >>> rows = [Observation(trial, 2, float(trial), {"lr": 0.1}) for trial in range(4)]
         >>> [(trial, v.source, round(v.params["lr"], 2)) for trial, v in scheduler.observe(rows).items()]
-        [(3, 0, 0.08)]
+        [(3, 0, 0.12)]
 
     References:
         Jaderberg et al., "Population Based Training of Neural Networks", 2017: truncation selection, with perturb and
