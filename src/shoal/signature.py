@@ -14,9 +14,10 @@ from shoal.errors import FuseError, blame
 from shoal.keys import Reader, digest
 from shoal.lanes import rehearsal
 from shoal.lanes.criteria import criterion_key, denominators, is_known
+from shoal.lanes.elsewhere import kept
 from shoal.lanes.lane import LaneTrial
 from shoal.lanes.lift import lift_values, model_key, names_of
-from shoal.lanes.numbers import Guards, Place, holding, values_of
+from shoal.lanes.numbers import Guards, Place, Value, holding, values_of
 from shoal.lanes.order import quantum
 from shoal.lanes.probe import output_classes, probe_padding, probe_samples, probe_transform
 from shoal.lanes.step import Layout, places_of
@@ -49,12 +50,34 @@ class Signature:
         return [name for name in mine if mine[name] != theirs.get(name)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way through a structure's code: what it leaves behind, what is lifted, the guards, and a digest of the other numbers."""
+
+    effects: rehearsal.Effects
+    lifts: tuple[str, ...]
+    guards: Guards
+    others: str
+
+    def serves(self, values: Mapping[str, Value]) -> bool:
+        """Whether a recipe with these numbers takes it too."""
+        return self.guards.hold(values) and self.others == _others(values, self.lifts)
+
+
+def _others(values: Mapping[str, Value], lifts: Sequence[str]) -> str:
+    return digest(tuple((name, _plain(v)) for name, v in values.items() if name not in lifts))
+
+
+def _plain(value: Value) -> object:
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
 @dataclass(slots=True)
 class _Structure:
     """What is known of recipes that are the same but for numbers which may be lifted."""
 
-    effects: rehearsal.Effects
-    lifts: list[tuple[tuple[str, ...], Guards]] = field(default_factory=list)  # one for each way through the code
+    ways: list[_Way] = field(default_factory=list)
+    reason: str = ""  # why none of them can be fused
 
 
 class Signer:
@@ -68,7 +91,7 @@ class Signer:
     def __init__(self, data: tuple[torch.Tensor, ...], n_train: Sequence[int] = ()) -> None:
         self._data, self._n_train = data, n_train or (len(data[0]),)
         self._structures: dict[str, _Structure] = {}
-        self._independent: dict[tuple[str, int], bool] = {}
+        self._independent: dict[tuple[str, int, str], bool] = {}
         self._no_lane_form: dict[str, str] = {}  # structure -> why; empty where there is nothing against it
         self._classes: dict[str, int] = {}
 
@@ -95,7 +118,8 @@ class Signer:
             self._no_lane_form[structure] = self._objection(recipe)
         if self._no_lane_form[structure]:
             raise FuseError(self._no_lane_form[structure])
-        exact = bool(effects.advances) or not self._splittable(recipe, layout, structure)
+        own = values_of(places, lifts)
+        exact = bool(effects.advances) or not self._splittable(recipe, layout, structure, own)
         q = recipe.batch_size if exact else quantum(recipe.batch_size)
         parts.append(("batch size" if exact else "quantum", str(q)))
         whole = _why_whole(recipe, effects) if exact else ""
@@ -103,7 +127,8 @@ class Signer:
 
     def _objection(self, recipe: Recipe) -> str:
         try:
-            probe_padding(recipe, self._data)
+            with kept(recipe.model):
+                probe_padding(recipe, self._data)
         except FuseError as error:
             return str(error)
         except Exception:  # as above: the plain loop will say so
@@ -114,39 +139,42 @@ class Signer:
         self, recipe: Recipe, places: Mapping[str, Place], key: str
     ) -> tuple[rehearsal.Effects, tuple[str, ...], Guards]:
         """What a forward pass leaves behind, which numbers are lifted, and the guards; tries a new structure out."""
-        known = self._structures.get(key)
+        known = self._structures.setdefault(key, _Structure())
+        if known.reason:
+            raise FuseError(known.reason)
         n = min(recipe.batch_size, len(self._data[0]))
-        if known is None:
+        values = values_of(places, places)
+        way = next((w for w in known.ways if w.serves(values)), None)
+        if way is None:
             try:
                 effects = rehearsal.effects(recipe, *rehearsal.batch_of(self._data, n))
             except (
                 Exception
             ) as error:  # alone it raises too, and the trial fails with that; another of its kind may not
                 raise FuseError(f"its forward pass raises {blame(error)}") from error
-            known = self._structures[key] = _Structure(effects)
-        if known.effects.reason:
-            raise FuseError(known.effects.reason)
-        values = values_of(places, places)
-        for lifts, guards in known.lifts:
-            if guards.hold(values):
-                return known.effects, lifts, guards
-        found: tuple[tuple[str, ...], Guards] = ((), Guards())
-        if places:
-            found = rehearsal.liftable(recipe, places, *rehearsal.batch_of(self._data, min(_PROBE, n)))
-        known.lifts.append(found)
-        return known.effects, *known.lifts[-1]
+            known.reason = effects.reason
+            if known.reason:
+                raise FuseError(known.reason)
+            lifts: tuple[str, ...] = ()
+            guards = Guards()
+            if places:
+                lifts, guards = rehearsal.liftable(recipe, places, *rehearsal.batch_of(self._data, min(_PROBE, n)))
+            way = _Way(effects, lifts, guards, _others(values, lifts))
+            known.ways.append(way)
+        return way.effects, way.lifts, way.guards
 
-    def _splittable(self, recipe: Recipe, layout: Layout, structure: str) -> bool:
-        """Whether a batch may be split into micro-batches."""
-        case = (structure, recipe.batch_size)
+    def _splittable(self, recipe: Recipe, layout: Layout, structure: str, own: Mapping[str, Value]) -> bool:
+        """Whether a batch may be split into micro-batches, with these numbers, which are its own."""
+        case = (structure, recipe.batch_size, _others(own, ()))
         if case not in self._independent:
             n = self._data[0].shape[0]
             try:
-                free = probe_transform(recipe, self._data) and probe_samples(recipe, layout, self._data, n)
                 # A batch may be split, the last one of an epoch is smaller, and empty slots fill it up.
                 size, q = recipe.batch_size, quantum(recipe.batch_size)
                 sizes = {min(n, size), *(rows % size for rows in self._n_train), min(n, q), min(n, q) - 1}
-                self._independent[case] = free and rehearsal.same_in_any(recipe, self._data, sizes)
+                with kept(recipe.model):
+                    free = probe_transform(recipe, self._data) and probe_samples(recipe, layout, self._data, n)
+                    self._independent[case] = free and rehearsal.same_in_any(recipe, self._data, sizes)
             except Exception:  # the plain loop will say so, with the user's traceback
                 self._independent[case] = False
         return self._independent[case]
@@ -238,15 +266,15 @@ def _refuse(recipe: Recipe) -> None:
             raise FuseError(f"its parameter {name!r} has no shape yet; run the model once in define")
     schedule = recipe.schedule
     if schedule is not None and _holds_module(vars(schedule), set()):
-        raise FuseError("its schedule holds a module, which it could change while lanes train")
+        raise FuseError("its schedule holds a module or a parameter, which a lane trains elsewhere")
 
 
 def _holds_module(value: object, seen: set[int]) -> bool:
     """Whether a module can be reached from what a schedule holds, its optimizer apart."""
-    if id(value) in seen or isinstance(value, torch.optim.Optimizer | torch.Tensor):
+    if id(value) in seen or isinstance(value, torch.optim.Optimizer):
         return False
     seen.add(id(value))
-    if isinstance(value, nn.Module):
+    if isinstance(value, nn.Module | nn.Parameter):
         return True
     inside: list[object] = []
     if isinstance(value, dict):

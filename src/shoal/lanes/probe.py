@@ -5,7 +5,8 @@ Glossary: ``q`` samples, a few of the training split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from torch.func import functional_call
 
 from shoal.errors import FuseError
 from shoal.lanes.criteria import criterion_values, is_known
+from shoal.lanes.elsewhere import moved
 from shoal.lanes.rng import KeyedRandom
-from shoal.lanes.step import Layout, Objective, keeps_targets
+from shoal.lanes.step import Layout, Objective, keeps_targets, values_by_name
 from shoal.recipe import Recipe
 
 
@@ -36,8 +38,16 @@ def probe_samples(recipe: Recipe, layout: Layout, data: Sequence[Tensor], n: int
     """
     if not is_known(recipe.loss) or n < 3:
         return False
-    q = min(8, n - 1)
     named = {**dict(recipe.model.named_parameters()), **dict(recipe.model.named_buffers())}
+    return (
+        _independent(recipe, data, n, named)
+        and _independent(recipe, data, n, moved(named))
+        and _gradients_add_up(recipe, data, min(8, n))
+    )
+
+
+def _independent(recipe: Recipe, data: Sequence[Tensor], n: int, named: Mapping[str, Tensor]) -> bool:
+    q = min(8, n - 1)
     keys = torch.arange(q, dtype=torch.int32, device=data[0].device)
     rows = torch.arange(q, device=data[0].device)
     swapped = rows.clone()
@@ -59,6 +69,35 @@ def probe_samples(recipe: Recipe, layout: Layout, data: Sequence[Tensor], n: int
         return False
     scale = first.abs().max().clamp(min=1e-12)
     return bool(((first[1:] - second[1:]).abs().max() <= 1e-5 * scale).item())
+
+
+def _gradients_add_up(recipe: Recipe, data: Sequence[Tensor], q: int) -> bool:
+    """Whether the gradient of ``q`` samples is the sum of those of its halves: a backward pass may mix samples where the forward
+    pass does not."""
+    objective = Objective(recipe.model, recipe)
+    trained = {name for name, p in objective.named_parameters() if p.requires_grad}
+    start = moved({**dict(objective.named_parameters()), **dict(objective.named_buffers())})
+    dtype = next(t.dtype for name, t in start.items() if name in trained)
+    values = values_by_name(recipe)
+    keys = torch.arange(q, dtype=torch.int32, device=data[0].device)
+
+    def gradients(rows: slice) -> list[Tensor]:
+        tensors = {name: t.clone().requires_grad_(name in trained) for name, t in start.items()}
+        batch = tuple(t[rows] for t in data)
+        weights = torch.ones(len(batch[0]), dtype=dtype, device=data[0].device)
+        with KeyedRandom(keys[rows], rate=0.5):
+            loss, _ = functional_call(objective, tensors, (batch, weights, values, True))
+        own = [tensors[name] for name in sorted(trained)]
+        found = torch.autograd.grad(loss, own, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(own, found, strict=True)]
+
+    half = q // 2
+    whole, parts = gradients(slice(0, q)), (gradients(slice(0, half)), gradients(slice(half, q)))
+    scale = max((float(g.abs().max()) for g in whole if g.numel()), default=0.0)
+    return all(
+        torch.allclose(g, a + b, rtol=0.0, atol=1e-4 * scale, equal_nan=True)
+        for g, a, b in zip(whole, *parts, strict=True)
+    )
 
 
 def probe_transform(recipe: Recipe, data: Sequence[Tensor]) -> bool:
@@ -91,17 +130,18 @@ def probe_padding(recipe: Recipe, data: Sequence[Tensor]) -> None:
 
     inputs = (batch, weights, values, True)
 
-    def run(mode: KeyedRandom) -> tuple[Tensor, Tensor | None]:
-        tensors = {name: t.detach().clone() for name, t in named.items()}
+    def run(at: Mapping[str, Tensor], mode: KeyedRandom) -> tuple[Tensor, Tensor | None]:
+        tensors = {name: t.detach().clone() for name, t in at.items()}
         with torch.no_grad(), mode:
             out: tuple[Tensor, Tensor | None] = functional_call(objective, tensors, inputs)
         return out
 
     flags = {module: module.training for module in recipe.model.modules()}
     try:
-        _compare_padding(run, keys)
+        for start in (named, moved(named)):
+            _compare_padding(partial(run, start), keys)
         recipe.model.eval()  # which may well go another way
-        _compare_padding(run, keys)
+        _compare_padding(partial(run, named), keys)
     finally:
         for module, training in flags.items():
             module.training = training

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map
 from shoal.errors import FuseError
 from shoal.keys import MODULE_INTERNALS, Reader, derived
 from shoal.lanes.criteria import criterion_values, is_known
+from shoal.lanes.elsewhere import moved, weights_moved
 from shoal.lanes.lift import names_of
 from shoal.lanes.numbers import Guards, Place, Value, filled, holding, tensors, values_of
 from shoal.lanes.rng import KeyedRandom
@@ -68,9 +69,13 @@ def effects(recipe: Recipe, batch: Batch, keys: Tensor) -> Effects:
                     _plain_loss(recipe, tuple(t.clone() for t in batch), training)
         finally:
             recipe.train_mode()
+        reason = _reason(recipe, before, weights, drawn)
+        if not reason:  # a head that starts at zero keeps still what is told of its outputs
+            with weights_moved(model), KeyedRandom(keys), suppress(Exception):
+                _plain_loss(recipe, tuple(t.clone() for t in batch), True)
         changed = (name for name, b in model.named_buffers() if not torch.equal(b, buffers[name]))
         advances = _owner(model, next(changed, None))
-    return Effects(_reason(recipe, before, weights, drawn), advances)
+    return Effects(reason, advances)
 
 
 def _owner(model: nn.Module, buffer: str | None) -> str:
@@ -140,7 +145,13 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 def same_in_any(recipe: Recipe, data: Sequence[Tensor], sizes: Collection[int]) -> bool:
     """Whether a sample's output is the same in batches of all these sizes: a forward pass may look at the size."""
-    tensors_ = {**dict(recipe.model.named_parameters()), **dict(recipe.model.named_buffers())}
+    named = {**dict(recipe.model.named_parameters()), **dict(recipe.model.named_buffers())}
+    return _same_in_any(recipe, data, sizes, named) and _same_in_any(recipe, data, sizes, moved(named))
+
+
+def _same_in_any(
+    recipe: Recipe, data: Sequence[Tensor], sizes: Collection[int], tensors_: Mapping[str, Tensor]
+) -> bool:
     small, *larger = sorted({n for n in sizes if n > 0})
     first: Tensor | None = None
     for n in (small, *larger):
