@@ -210,6 +210,29 @@ def test_a_signature_is_compiled_once_it_has_trained_for_a_while(monkeypatch: py
 
 
 @pytest.mark.usefixtures("eager")
+def test_a_new_lane_with_groups_of_parameters_is_no_obstacle() -> None:
+    """Its schedule has not been asked yet when the library is compared with what its lanes give."""
+
+    def define(trial: Any) -> Recipe:
+        model = nn.Sequential(nn.Linear(6, 13), nn.ReLU(), nn.Linear(13, 3)).double()
+        groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters(), "lr": 0.01}]
+        return Recipe(model, optim.SGD(groups, lr=0.1), nn.CrossEntropyLoss(), 32)
+
+    first, second = specs_of([{"i": 0}, {"i": 1}])
+    work = work_of(class_data(64, (6,), 3))
+    p = pool_of(define, [first], work)
+    for _ in range(2):
+        p.run_epoch()
+    (group,) = p._groups.values()
+    assert group.compilation is not None and group.compilation.wait() is not None
+    p.admit([candidate(define, second, work)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        p.run_epoch()
+    assert group.compiled
+
+
+@pytest.mark.usefixtures("eager")
 def test_what_has_no_compiled_form_trains_on() -> None:
     case = CASES["cnn"]
     work = work_of(class_data(50, case.features, dtype=torch.float32))

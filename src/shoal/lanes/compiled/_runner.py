@@ -151,11 +151,12 @@ def _table(
     out = np.empty((len(active), len(due), optim.K, n_groups))
     for row, (i, t) in zip(out, active, strict=True):
         row[:] = optim.idle(t.family)[:, None]
-        c = t.table  # (updates, K, groups)
-        if n_groups > 1:
-            c = c[:, :, t.group_of] if t.group_of is not None else np.repeat(c, n_groups, axis=2)
         full = np.flatnonzero(due[:, i])
-        row[full] = c[: len(full)]
+        if len(full):  # a lane that is new has none yet
+            c = t.table  # (updates, K, groups)
+            if n_groups > 1:
+                c = c[:, :, t.group_of] if t.group_of is not None else np.repeat(c, n_groups, axis=2)
+            row[full] = c[: len(full)]
         if unused and not (t.recipe.l1 or t.recipe.l2):
             row[:, :, unused] = optim.idle(t.family)[:, None]
     return torch.from_numpy(out).to(fleet.layout.dtype)
