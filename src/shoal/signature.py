@@ -119,7 +119,7 @@ class Signer:
         if self._no_lane_form[structure]:
             raise FuseError(self._no_lane_form[structure])
         own = values_of(places, lifts)
-        exact = bool(effects.advances) or not self._splittable(recipe, layout, structure, own)
+        exact = bool(effects.advances) or not self._splittable(recipe, structure, own)
         q = recipe.batch_size if exact else quantum(recipe.batch_size)
         parts.append(("batch size" if exact else "quantum", str(q)))
         whole = _why_whole(recipe, effects) if exact else ""
@@ -163,7 +163,7 @@ class Signer:
             known.ways.append(way)
         return way.effects, way.lifts, way.guards
 
-    def _splittable(self, recipe: Recipe, layout: Layout, structure: str, own: Mapping[str, Value]) -> bool:
+    def _splittable(self, recipe: Recipe, structure: str, own: Mapping[str, Value]) -> bool:
         """Whether a batch may be split into micro-batches, with these numbers, which are its own."""
         case = (structure, recipe.batch_size, _others(own, ()))
         if case not in self._independent:
@@ -173,7 +173,7 @@ class Signer:
                 size, q = recipe.batch_size, quantum(recipe.batch_size)
                 sizes = {min(n, size), *(rows % size for rows in self._n_train), min(n, q), min(n, q) - 1}
                 with kept(recipe.model):
-                    free = probe_transform(recipe, self._data) and probe_samples(recipe, layout, self._data, n)
+                    free = probe_transform(recipe, self._data) and probe_samples(recipe, self._data, n)
                     self._independent[case] = free and rehearsal.same_in_any(recipe, self._data, sizes)
             except Exception:  # the plain loop will say so, with the user's traceback
                 self._independent[case] = False

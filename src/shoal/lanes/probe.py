@@ -16,7 +16,7 @@ from shoal.errors import FuseError
 from shoal.lanes.criteria import criterion_values, is_known
 from shoal.lanes.elsewhere import moved
 from shoal.lanes.rng import KeyedRandom
-from shoal.lanes.step import Layout, Objective, keeps_targets, values_by_name
+from shoal.lanes.step import Objective, keeps_targets, values_by_name
 from shoal.recipe import Recipe
 
 
@@ -30,7 +30,7 @@ def output_classes(recipe: Recipe, data: Sequence[Tensor]) -> int:
     return out.shape[1]
 
 
-def probe_samples(recipe: Recipe, layout: Layout, data: Sequence[Tensor], n: int) -> bool:
+def probe_samples(recipe: Recipe, data: Sequence[Tensor], n: int) -> bool:
     """Whether samples of a micro-batch are independent: changing one must not change what the others get.
 
     Runs the template's own forward pass twice, in training mode, under the same keys. Layers that mix samples (batch norm,

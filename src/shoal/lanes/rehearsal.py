@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 from shoal.errors import FuseError
 from shoal.keys import MODULE_INTERNALS, Reader, derived
 from shoal.lanes.criteria import criterion_values, is_known
-from shoal.lanes.elsewhere import moved, weights_moved
+from shoal.lanes.elsewhere import kept, moved, weights_moved
 from shoal.lanes.lift import names_of
 from shoal.lanes.numbers import Guards, Place, Value, filled, holding, tensors, values_of
 from shoal.lanes.rng import KeyedRandom
@@ -130,14 +130,11 @@ def state_of(recipe: Recipe) -> dict[str, object]:
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
     """Put every buffer back afterwards: the tensor that it was, with what was in it."""
-    tables = [(m._buffers, dict(m._buffers)) for m in model.modules()]
     contents = [(b, b.detach().clone()) for b in model.buffers()]
     try:
-        yield
+        with kept(model):
+            yield
     finally:
-        for table, was in tables:
-            table.clear()
-            table.update(was)
         with torch.no_grad():
             for tensor, content in contents:
                 tensor.copy_(content)
