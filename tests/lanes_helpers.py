@@ -9,19 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.data import Datasets, Split
+from shoal.data import Datasets, Split, load
 from shoal.lanes.compiled import Compilation, Variant
 from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.kernels import Kernels, TorchKernels
 from shoal.lanes.lane import LaneTrial, Measured
 from shoal.lanes.order import slot_weights
+from shoal.lanes.pool import Candidate, Pool
 from shoal.lanes.rng import KeyedRandom
 from shoal.lanes.solo import Solo
 from shoal.lanes.step import Layout, Program
-from shoal.metrics import resolve
+from shoal.metrics import resolve, standard_metrics
 from shoal.recipe import Recipe
 from shoal.records import ParamValue, TrialSpec
 from shoal.replay import Define, replay
+from shoal.session import candidate
 from shoal.signature import Signature, Signer, lane_trial
 
 
@@ -61,6 +63,24 @@ def work_of(data: Datasets, metric: str | None = None) -> Work:
 
 def rebuild(define: Define, spec: TrialSpec, work: Work) -> Recipe:
     return replay(define, spec, work.data.train.n, work.data.train.form)
+
+
+class Bench:
+    """What ``tune`` would put round the pools, on a training split that is its own validation split."""
+
+    def __init__(self, define: Define, x: Tensor, y: Tensor) -> None:
+        self.define, self.data = define, load((x, y), (x, y))
+        self.work = Work(self.data, tuple(standard_metrics(y)), torch.device("cpu"))
+        self.signer = Signer(self.data.train.tensors)
+
+    def rebuild(self, spec: TrialSpec) -> Recipe:
+        return replay(self.define, spec, self.data.train.n)
+
+    def candidate(self, spec: TrialSpec) -> Candidate:
+        return candidate(spec, self.rebuild(spec), self.signer, self.data.train.tensors[-1])
+
+    def pool(self) -> Pool:
+        return Pool(self.work, self.rebuild, measure=False)
 
 
 def sign(define: Define, spec: TrialSpec, work: Work) -> Signature:

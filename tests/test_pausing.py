@@ -14,18 +14,14 @@ import torch
 from torch import Tensor, nn, optim
 
 import shoal
+from lanes_helpers import Bench
 from shoal.asking import Asker
-from shoal.data import load
 from shoal.lanes import paused
-from shoal.lanes.fleet import Work
-from shoal.lanes.pool import Candidate, Pool
+from shoal.lanes.pool import Candidate
 from shoal.lanes.workers import pools
-from shoal.metrics import standard_metrics
-from shoal.records import Event, Progress, TrialResult, TrialSpec, TrialState
-from shoal.replay import replay, run_define
+from shoal.records import Event, Progress, TrialResult, TrialState
+from shoal.replay import run_define
 from shoal.schedulers import Decision, Observation, Room, TopK, Verdict
-from shoal.session import candidate
-from shoal.signature import Signer
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(96, 4, generator=GENERATOR, dtype=torch.float64)
@@ -50,22 +46,11 @@ def define(trial: Any) -> shoal.Recipe:
     return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(), 32, schedule=schedule)
 
 
-class Bench:
-    """What ``tune`` would put round the pools."""
+class Asking(Bench):
+    """That also asks for trials."""
 
     def __init__(self) -> None:
-        self.data = load((X, Y), (X, Y))
-        self.work = Work(self.data, tuple(standard_metrics(Y)), CPU)
-        self.signer = Signer(self.data.train.tensors)
-
-    def rebuild(self, spec: TrialSpec) -> shoal.Recipe:
-        return replay(define, spec, self.data.train.n)
-
-    def candidate(self, spec: TrialSpec) -> Candidate:
-        return candidate(spec, self.rebuild(spec), self.signer, Y)
-
-    def pool(self) -> Pool:
-        return Pool(self.work, self.rebuild, measure=False)
+        super().__init__(define, X, Y)
 
     def candidates(self, n: int, *, solo: bool) -> list[Candidate]:
         asker, out = Asker("random", "minimize", 0), []
@@ -99,7 +84,7 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 def test_a_paused_and_promoted_trial_is_bitwise_one_that_ran_through(solo: bool, count: int) -> None:
     if count > 1 and "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("workers are forked")
-    bench = Bench()
+    bench = Asking()
     with pools(bench.pool, bench.candidate, count) as pool:
         pool.admit(bench.candidates(16, solo=solo))
         straight = [epoch(pool) for _ in range(4)]
@@ -135,7 +120,7 @@ def test_a_paused_and_promoted_trial_is_bitwise_one_that_ran_through(solo: bool,
 
 def test_what_cannot_be_kept_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paused, "LIMIT_BYTES", 0)
-    bench = Bench()
+    bench = Asking()
     pool = bench.pool()
     pool.admit(bench.candidates(4, solo=False))
     first = epoch(pool)
@@ -148,7 +133,7 @@ def test_what_cannot_be_kept_starts_again(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_trial_whose_fleet_broke_meanwhile_starts_again() -> None:
-    bench = Bench()
+    bench = Asking()
     pool = bench.pool()
     pool.admit(bench.candidates(3, solo=False))
     first = epoch(pool)

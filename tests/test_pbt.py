@@ -20,16 +20,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 
 import shoal
-from shoal.data import load
+from lanes_helpers import Bench
 from shoal.errors import UsageError
-from shoal.lanes.fleet import Work
-from shoal.lanes.pool import Candidate, Pool
 from shoal.lanes.solo import Solo
 from shoal.lanes.workers import pools
-from shoal.metrics import standard_metrics
 from shoal.moving import space_of
 from shoal.records import Copied, EpochRow, TrialRecord, TrialSpec, TrialState
-from shoal.replay import replay, run_define
+from shoal.replay import run_define
 from shoal.schedulers import (
     PB2,
     Decision,
@@ -42,8 +39,6 @@ from shoal.schedulers import (
 from shoal.schedulers._dimension import Dimension
 from shoal.schedulers._gp import FadingGp
 from shoal.schedules import Schedule, Step, schedules_of
-from shoal.session import candidate
-from shoal.signature import Signer
 from shoal.storage import load_study
 
 NAN = math.nan
@@ -284,24 +279,6 @@ def define(trial: Any) -> shoal.Recipe:
     return shoal.Recipe(model, optimizer, loss, batch, schedule=schedule, l1=trial.suggest_float("l1", 1e-6, 1e-2))
 
 
-class Bench:
-    """What ``tune`` would put round the pools."""
-
-    def __init__(self) -> None:
-        self.data = load((X, Y), (X, Y))
-        self.work = Work(self.data, tuple(standard_metrics(Y)), CPU)
-        self.signer = Signer(self.data.train.tensors)
-
-    def rebuild(self, spec: TrialSpec) -> shoal.Recipe:
-        return replay(define, spec, self.data.train.n)
-
-    def candidate(self, spec: TrialSpec) -> Candidate:
-        return candidate(spec, self.rebuild(spec), self.signer, Y)
-
-    def pool(self) -> Pool:
-        return Pool(self.work, self.rebuild, measure=False)
-
-
 BASE = {"width": 5, "batch": 32, "p": 0.2, "smoothing": 0.1, "norm": False, "momentum": 0.9, "decay": 0.01, "l1": 1e-4}
 MOVED = {"lr": 0.03, "p": 0.4, "smoothing": 0.02, "momentum": 0.6, "decay": 0.1, "l1": 1e-3}
 
@@ -354,7 +331,7 @@ def by_hand(bench: Bench, source: TrialSpec, target: TrialSpec) -> list[tuple[fl
 def test_a_copy_goes_on_as_by_hand_and_neighbours_notice_nothing(kind: str, alone: bool, count: int) -> None:
     if count > 1 and (kind != "sgd" or "fork" not in multiprocessing.get_all_start_methods()):
         pytest.skip("once is enough, and workers are forked")
-    bench = Bench()
+    bench = Bench(define, X, Y)
     specs = [spec(n, kind=kind, alone=alone, lr=0.01 * (n + 1), norm=kind == "nadam") for n in range(4)]
     # To the same fleet, and to another one, of another batch size.
     moved = [
