@@ -234,3 +234,29 @@ def gradient_deviation(fleet: Fleet, define: Define, work: Work) -> float:
             size_of = max(expected.abs().max().item(), 1e-4 * scale)
             largest = max(largest, (mine - expected).abs().max().item() / size_of)
     return largest
+
+
+def assert_pool_is_solo(
+    define: Define, params: Sequence[Mapping[str, ParamValue]], work: Work, epochs: int, tolerance: float = 1e-9
+) -> list[str]:
+    """Train trials in a pool that fuses whatever it can, and each alone: losses and tensors agree after every epoch.
+
+    Returns:
+        Why each trial trained alone, or "" for those that were in a lane to the end.
+    """
+    specs = specs_of(params)
+    signer, target = Signer(work.data.train.tensors), work.data.train.tensors[-1]
+    pool = Pool(work, lambda spec: rebuild(define, spec, work), measure=False)
+    pool.admit([candidate(spec, rebuild(define, spec, work), signer, target) for spec in specs])
+    trails = {spec.number: Trail() for spec in specs}
+    for _ in range(epochs):
+        for m in pool.run_epoch():
+            assert not m.error, m.error
+            trails[m.trial].rows.append(m)
+            trails[m.trial].states.append(pool.state_dict(m.trial))
+            pool.epoch_done(m.trial, m.valid_loss, m.valid_loss)
+    for spec in specs:
+        assert len(trails[spec.number].rows) == epochs
+        assert_same_trail(trails[spec.number], train_solo(define, spec, work, epochs), tolerance)
+    alone = {e.trial: str(e.data["reason"]) for e in pool.drain_events() if e.kind == "solo"}
+    return [alone.get(spec.number, "") for spec in specs]

@@ -13,11 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 
-from lanes_helpers import class_data, datasets, labels, rebuild, specs_of, train_solo, work_of
-from shoal.errors import FuseError
-from shoal.lanes.pool import Candidate, Pool
+from lanes_helpers import assert_pool_is_solo, class_data, datasets, labels, work_of
 from shoal.recipe import Recipe
-from shoal.signature import Signer, lane_trial
 
 N, EPOCHS = 150, 2
 WORK = work_of(class_data(N, (6,), 3, valid=20))
@@ -184,27 +181,4 @@ def test_never_a_wrong_lane(name: str, batch_size: int) -> None:
         schedule = scheduled(optimizer, model) if looks else None
         return Recipe(model, optimizer, nn.CrossEntropyLoss(), batch_size, schedule=schedule)
 
-    specs = specs_of([{"i": 0}, {"i": 1}])
-    signer, candidates = Signer(work.data.train.tensors), []
-    for spec in specs:
-        recipe = rebuild(define, spec, work)
-        try:
-            s = signer.sign(recipe)
-        except FuseError as error:
-            candidates.append(Candidate(spec, recipe, None, reason=str(error)))
-        else:
-            lane = lane_trial(spec, recipe, work.data.train.tensors[-1])
-            candidates.append(Candidate(spec, recipe, lane, s.key, s.quantum, s.exact))
-    pool = Pool(work, lambda spec: rebuild(define, spec, work), measure=False)
-    pool.admit(candidates)
-    found: dict[int, list[tuple[float, dict[str, Tensor]]]] = {spec.number: [] for spec in specs}
-    for _ in range(EPOCHS):
-        for m in pool.run_epoch():
-            found[m.trial].append((m.train_loss, pool.state_dict(m.trial)))
-            pool.epoch_done(m.trial, m.valid_loss, m.valid_loss)
-    for spec in specs:
-        alone = train_solo(define, spec, work, EPOCHS)
-        for (loss, state), row, expected in zip(found[spec.number], alone.rows, alone.states, strict=True):
-            assert loss == pytest.approx(row.train_loss, rel=1e-9)
-            for key, tensor in expected.items():
-                torch.testing.assert_close(state[key], tensor, rtol=1e-9, atol=1e-9)
+    assert_pool_is_solo(define, [{"i": 0}, {"i": 1}], work, EPOCHS)

@@ -108,6 +108,38 @@ def directions(name: str, grads: Sequence[Tensor], kept: list[dict[str, Tensor]]
     return out
 
 
+class HalfUsed(nn.Module):
+    """Its loss does not reach ``spare``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.spare = nn.Linear(10, 4), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.used(x)
+
+
+@pytest.mark.parametrize("rule", ["additive", "multiplicative"])
+def test_penalties_move_what_the_loss_does_not_reach(rule: Literal["additive", "multiplicative"]) -> None:
+    def penalised(trial: Any) -> Recipe:
+        got = trial.params
+        model = HalfUsed().double()
+        groups: list[dict[str, Any]] = [{"params": model.used.parameters()}, {"params": model.spare.parameters()}]
+        given = groups if got["groups"] else model.parameters()
+        optimizer = optim.SGD(given, lr=0.1, momentum=0.5) if got["sgd"] else optim.Adam(given, lr=0.1)
+        extensions = [LearningRate(step=1e-2, rule=rule)]
+        return Recipe(model, optimizer, nn.CrossEntropyLoss(), 11, l1=got["l1"], l2=got["l2"], extensions=extensions)
+
+    grid = itertools.product([True, False], [True, False], [0.0, 0.03], [0.0, 0.1])
+    specs = specs_of([{"sgd": a, "groups": b, "l1": l1, "l2": l2} for a, b, l1, l2 in grid])
+    lanes = train_fused(penalised, specs, WORK, 3)
+    for spec in specs:
+        alone = train_solo(penalised, spec, WORK, 3)
+        assert_same_trail(lanes[spec.number], alone, 1e-10)
+        for name, path in alone.rows[-1].trajectories.items():
+            assert lanes[spec.number].rows[-1].trajectories[name] == pytest.approx(path, rel=1e-9), (spec.params, name)
+
+
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
 def test_the_hypergradient_is_that_of_unrolled_autograd(name: str) -> None:
     beta, spec = 1e-4, specs_of([{"opt": name, "batch": 11, "rule": "additive", "step": 1e-4}])[0]

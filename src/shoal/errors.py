@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _HERE = str(Path(__file__).parent)
+_PYTHON = str(Path(traceback.__file__).parent)
 
 
 class ShoalError(Exception):
@@ -58,6 +59,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(names)}."
+
+
+def own_line(file: str, line: int) -> str:
+    """``"model.py, line 12"`` if that is the user's own code, else ""."""
+    own = not file.startswith((_HERE, "<")) and "site-packages" not in file and not file.startswith(_PYTHON)
+    return f"{Path(file).name}, line {line}" if own else ""
 
 
 def _own_lines(error: BaseException) -> list[traceback.FrameSummary]:

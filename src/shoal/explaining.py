@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,9 @@ from shoal.data import load
 from shoal.differences import differences
 from shoal.errors import FuseError
 from shoal.lanes.fleet import Work
+from shoal.lanes.lane import LaneTrial
 from shoal.lanes.pool import Candidate, Outlook, outlook
+from shoal.lanes.watch import Watch
 from shoal.preparing import PrepareArgument, Prepared
 from shoal.recipe import Recipe
 from shoal.records import ParamValue, TrialSpec
@@ -135,6 +138,8 @@ def explain(
         choices.update(name for name, d in spec.distributions.items() if "Float" not in d)
         try:
             signature = signer.sign(recipe)
+            if Watch.of(recipe) is not None:
+                _step_once(lane_trial(spec, again(spec), data.train.tensors[-1]))
         except FuseError as error:
             found.setdefault(str(error), _Found(recipe, None)).trials.append(trial.number)
             continue
@@ -154,3 +159,15 @@ def explain(
         splits.append((a, b, tuple(fused[a].differs(fused[b]))))
         told.append(tuple(differences(found[fused[a].key].first, found[fused[b].key].first, fused[a], fused[b])))
     return Explanation(groups, tuple(params), tuple(splits), tuple(told), frozenset(choices))
+
+
+def _step_once(trial: LaneTrial) -> None:
+    """Step a schedule of the user's own, on a recipe made for this.
+
+    Raises:
+        FuseError: It looks at what a lane trains elsewhere.
+    """
+    with suppress(Exception), trial.looking_on():  # what it raises is said when it trains
+        trial.recipe.step_schedule(loss=1.0, value=1.0, progress=1.0)
+    if trial.looks:
+        raise FuseError(trial.looks)

@@ -172,7 +172,7 @@ class Reader:
     def function(self, f: types.FunctionType) -> object:
         """Code, defaults, what the closure holds, and the globals that the code reads, if it is the user's."""
         code = _code_key(f.__code__)
-        if _is_library(f.__module__) and not f.__closure__ and "<locals>" not in f.__qualname__:
+        if is_library(f.__module__) and not f.__closure__ and "<locals>" not in f.__qualname__:
             return ("function", f.__module__, f.__qualname__, self._read(f.__defaults__), self._read(f.__kwdefaults__))
         names = f.__code__.co_freevars
         cells = tuple(self.key(_cell(c), n) for n, c in zip(names, f.__closure__ or (), strict=True))
@@ -180,16 +180,16 @@ class Reader:
         return ("function", code, *defaults, cells, self._globals(f), self._attributes(f))
 
     def _globals(self, f: types.FunctionType) -> object:
-        if not self._deep or _is_library(f.__module__):
+        if not self._deep or is_library(f.__module__):
             return ()
-        names, attributes = _reads(f.__code__)
+        names, attributes = names_read(f.__code__)
         out: list[object] = []
         for name in names:
             value = f.__globals__.get(name, _Missing)
             if value is _Missing:
                 continue
             if isinstance(value, types.ModuleType):
-                if not _is_library(value.__name__):
+                if not is_library(value.__name__):
                     own = ((a, vars(value)[a]) for a in attributes if a in vars(value))
                     out += [
                         (name, a, self.key(v, f"{name}.{a}")) for a, v in own if not isinstance(v, types.ModuleType)
@@ -201,7 +201,7 @@ class Reader:
     def cls(self, cls: type) -> object:
         """A library's class by name; the user's own with everything that is in it."""
         name = (cls.__module__, cls.__qualname__)
-        if (not self._deep or _is_library(cls.__module__)) and _found(cls):
+        if (not self._deep or is_library(cls.__module__)) and _found(cls):
             return ("class", *name)
         body = tuple(
             (k, self.key(v, f"{cls.__name__}.{k}"))
@@ -233,6 +233,8 @@ class Reader:
 
     def _object(self, value: Any) -> object:
         cls = type(value)
+        if isinstance(value, torch.optim.Optimizer | torch.optim.lr_scheduler.LRScheduler):
+            return self._by_identity(value, f"{_article(cls.__name__)}, whose numbers change while it trains")
         if cls.__module__.startswith(("optuna.", "shoal.replay")) and "Trial" in cls.__name__:
             return self._by_identity(value, "the trial itself (take its parameters out in define, and keep those)")
         fixed = [b for b in cls.__mro__ if not b.__flags__ & _HEAP_TYPE and b is not object]
@@ -379,7 +381,7 @@ def _serial(value: object) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_library(module: str | None) -> bool:
+def is_library(module: str | None) -> bool:
     """Whether a module is torch's, Python's, or otherwise installed: its own state is not what tells trials apart."""
     top = (module or "").partition(".")[0]
     if top in sys.stdlib_module_names and top != "__main__":
@@ -410,7 +412,7 @@ def _constant_key(value: object) -> object:
     return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # a set's order changes by process
 
 
-def _reads(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def names_read(code: types.CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(names of globals, names of attributes) that a piece of code reads, nested code included."""
     known = _READS.get(id(code))
     if known is None:

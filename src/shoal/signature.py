@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +21,7 @@ from shoal.lanes.order import quantum
 from shoal.lanes.probe import output_classes, probe_padding, probe_samples, probe_transform
 from shoal.lanes.step import Layout, places_of
 from shoal.lanes.tables import family_of
+from shoal.lanes.watch import Watch
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
 from shoal.transforms import by_sample
@@ -264,28 +264,7 @@ def _refuse(recipe: Recipe) -> None:
             raise FuseError(f"its parameter {name!r} has a gradient hook, which lanes do not call")
         if nn.parameter.is_lazy(p):
             raise FuseError(f"its parameter {name!r} has no shape yet; run the model once in define")
-    schedule = recipe.schedule
-    if schedule is not None and _holds_module(vars(schedule), set()):
-        raise FuseError("its schedule holds a module or a parameter, which a lane trains elsewhere")
-
-
-def _holds_module(value: object, seen: set[int]) -> bool:
-    """Whether a module can be reached from what a schedule holds, its optimizer apart."""
-    if id(value) in seen or isinstance(value, torch.optim.Optimizer):
-        return False
-    seen.add(id(value))
-    if isinstance(value, nn.Module | nn.Parameter):
-        return True
-    inside: list[object] = []
-    if isinstance(value, dict):
-        inside = list(value.values())
-    elif isinstance(value, list | tuple):
-        inside = list(value)
-    elif isinstance(value, types.FunctionType):
-        inside = [c.cell_contents for c in value.__closure__ or () if c != types.CellType()]
-    elif hasattr(value, "__dict__") and not isinstance(value, type):
-        inside = list(vars(value).values())
-    return any(_holds_module(v, seen) for v in inside)
+    Watch.of(recipe)
 
 
 def lane_trial(spec: TrialSpec, recipe: Recipe, target: torch.Tensor) -> LaneTrial:

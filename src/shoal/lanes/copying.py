@@ -129,7 +129,10 @@ def _in_lane(pool: Pool, c: Candidate, held: Held) -> Paused:
     t.epoch, t.updates = int(facts["epoch"]), int(facts["updates"])
     t.carried = [{str(name): float(value) for name, value in carried.items()} for carried in facts["carried"]]
     pool._shown[key] = [(float(loss), float(value)) for loss, value in facts["shown"]]
-    step_again(pool, recipe, key, t.epoch, t.shape(pool.work.data.train.n, c.quantum).n_updates)
+    with t.looking_on():
+        step_again(pool, recipe, key, t.epoch, t.shape(pool.work.data.train.n, c.quantum).n_updates)
+    if t.looks:
+        raise FuseError(t.looks)
     return Paused(c.spec, c.signature, t, _row(recipe, held))
 
 

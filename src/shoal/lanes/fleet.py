@@ -283,7 +283,8 @@ class Fleet:
                 message = f"trial {t.spec.number}: its schedule raised {blame(error)}"
                 broken.append(Measured(t.spec.key, t.epoch, nan, nan, {}, nan, False, message))
             else:
-                active.append((i, t))
+                if not t.looks:  # else its pool lets it go on alone
+                    active.append((i, t))
         return active, broken
 
     def _train(self, active: Sequence[tuple[int, LaneTrial]]) -> tuple[Tensor, Tensor, Moved]:

@@ -225,10 +225,11 @@ class PlainRates:
         e, dots = self._extension, torch.zeros(3, len(self._groups), dtype=torch.float64)
         for k, (group, held) in enumerate(zip(self._groups, self._updates, strict=True)):
             sense = -1.0 if group.get("maximize", False) else 1.0
-            for p in (p for p in group["params"] if p.grad is not None):
+            for p in group["params"]:
                 u = held.get(id(p))
-                if u is not None:
-                    both = torch.stack([sense * (p.grad * u).sum(), p.grad.square().sum(), u.square().sum()])
+                if u is not None:  # a penalty may have moved what the loss does not reach: its gradient is zero
+                    g = torch.zeros_like(p) if p.grad is None else p.grad
+                    both = torch.stack([sense * (g * u).sum(), g.square().sum(), u.square().sum()])
                     dots[:, k] += both.double().cpu()
         base = torch.tensor([float(group["lr"]) for group in self._groups], dtype=torch.float64)
         step = torch.tensor(e.step if self._n_updates >= max(1, e.warmup) else 0.0, dtype=torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ from shoal.lanes import noise_scale, optim, order, rng, tables
 from shoal.lanes.criteria import denominators, is_known
 from shoal.lanes.parts import Rows
 from shoal.lanes.sampling import Sampling
+from shoal.lanes.watch import Watch
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
 
@@ -78,8 +80,10 @@ class LaneTrial:
     rows: Rows | None = None  # of the training split that it trains on; None for all
     valid_rows: Rows | None = None  # of the validation split, likewise
     sampling: Sampling | None = field(default=None, repr=False)  # once an order has been asked for
+    watch: Watch | None = field(init=False, repr=False)  # of a schedule that is the user's own
 
     def __post_init__(self) -> None:
+        self.watch = Watch.of(self.recipe)
         d = self.denominators
         if d is not None and d.size and d[0] > 0 and bool((d == d[0]).all()):
             self.even = float(d[0])
@@ -112,10 +116,13 @@ class LaneTrial:
         else:
             snapshots: list[list[Mapping[str, float | tuple[float, ...]]]] = [[] for _ in groups]
             clock, n_steps = noise_scale.clock_of(self.batch_size, recipe.batch_size, self.n_train(n))
-            for i in range(n_steps):
-                for taken, g in zip(snapshots, groups, strict=True):
-                    taken.append(tables.numbers(g))
-                recipe.step_schedule(progress=self.epoch + i / n_steps)
+            with self.looking_on():
+                for i in range(n_steps):
+                    for taken, g in zip(snapshots, groups, strict=True):
+                        taken.append(tables.numbers(g))
+                    recipe.step_schedule(progress=self.epoch + i / n_steps)
+            if self.looks:
+                return
             numbers = [tables.stacked([taken[i] for i in clock]) for taken in snapshots]
         if (factor := noise_scale.factor_of(self.batch_size, recipe)) != 1.0:
             numbers = [{**h, "lr": h["lr"] * factor} for h in numbers]
@@ -130,6 +137,15 @@ class LaneTrial:
             for h, carried in zip(numbers, self.carried, strict=True)
         ]
         self.table = np.stack(per_group, axis=-1)
+
+    def looking_on(self) -> AbstractContextManager[None]:
+        """The schedule is stepped in here."""
+        return nullcontext() if self.watch is None else self.watch.looking_on()
+
+    @property
+    def looks(self) -> str:
+        """What its schedule has done that a lane cannot follow, or "": then it must go on alone."""
+        return "" if self.watch is None else self.watch.reason
 
     def n_train(self, n: int) -> int:
         """How many of the training split's ``n`` samples it trains on."""

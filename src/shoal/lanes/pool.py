@@ -11,6 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -509,6 +510,7 @@ class Pool:
             fleet = g.fleet
             if fleet is None:
                 continue
+            self._let_out(fleet)
             self._see_to_compiling(g)
             start = time.perf_counter()
             try:
@@ -533,6 +535,7 @@ class Pool:
                 trial.expected = None
                 self._measured.add(m.trial)
                 out.append(m)
+            self._let_out(fleet)
         for key, solo in list(self._solos.items()):
             try:
                 with at_most(self._limit_s):
@@ -616,6 +619,35 @@ class Pool:
             "baked in (a global, a counter, an object's state) differs between trials",
         )
 
+    def _let_out(self, fleet: Fleet) -> None:
+        """Let trials go on alone whose schedules look at what a lane trains elsewhere."""
+        for lane, trial in enumerate(list(fleet.lanes)):
+            if trial is not None and trial.looks:
+                fleet.leave(lane)
+                key, data = trial.spec.key, {"reason": trial.looks}
+                self._events.append(Event(0, "left", key, fleet.number, lane, data))
+                if trial.spec.origin is None:
+                    self._catch_up(trial)
+                else:
+                    self.fail(key, f"trial {trial.spec.number}: {trial.looks}; it goes on from another trial's weights")
+
+    def _catch_up(self, trial: LaneTrial) -> None:
+        """Start a trial alone, and train it as far as its lane was: what it gave until then, it gives again."""
+        key, shown = trial.spec.key, self._shown.get(trial.spec.key, [])
+        try:
+            recipe = self._rebuild(trial.spec)
+            with at_most(self._limit_s and self._limit_s * (1 + trial.epoch)):
+                solo = Solo(trial.spec, recipe, self.work)
+                for epoch in range(trial.epoch):
+                    solo.train_epoch()
+                    if recipe.schedule_every == "epoch" and epoch < len(shown):
+                        recipe.step_schedule(loss=shown[epoch][0], value=shown[epoch][1])
+        except Exception as error:
+            self.fail(key, f"trial {trial.spec.number}: training raised {blame(error)}")
+            return
+        self._solos[key] = solo
+        self._events.append(Event(0, "solo", key, None, None, {"reason": trial.looks}))
+
     def recipe(self, trial: int) -> Recipe:
         """The recipe of a running trial."""
         if trial in self._solos:
@@ -627,8 +659,10 @@ class Pool:
         recipe = self.recipe(trial)
         if recipe.schedule is not None and recipe.schedule_every == "epoch":
             self._shown.setdefault(trial, []).append((loss, value))
+            looking_on = nullcontext() if trial in self._solos else self._lane(trial)[2].looking_on()
             try:
-                recipe.step_schedule(loss=loss, value=value)
+                with looking_on:
+                    recipe.step_schedule(loss=loss, value=value)
             except Exception as error:
                 self.fail(trial, f"trial {part_of(trial)[0]}: its schedule raised {blame(error)}")
 

@@ -261,7 +261,8 @@ def _lane_in(
     t.epoch, t.updates = _epochs(facts), int(facts["updates"])
     t.carried = [{str(name): float(value) for name, value in c.items()} for c in facts["carried"]]
     n_updates = t.shape(pool.work.data.train.n, found.quantum).n_updates
-    step_again(pool, t.recipe, spec.key, t.epoch, n_updates)
+    with t.looking_on():
+        step_again(pool, t.recipe, spec.key, t.epoch, n_updates)
     layout = group.layout
     flat = file.take(f"{spec.key}/flat", torch.empty(4, layout.size, dtype=layout.dtype, device="meta"))
     known = (*layout.frozen, *layout.lifted, *layout.buffers, *layout.values)
