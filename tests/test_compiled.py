@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn, optim
@@ -33,7 +35,7 @@ from optimizer_tables import OPTIMIZERS
 from shoal.lanes import native, pool
 from shoal.lanes.compiled import Compilation, Unsupported, Variant, _pointwise
 from shoal.lanes.compiled._lower import Lowering
-from shoal.lanes.compiled._runner import agrees, obstacle
+from shoal.lanes.compiled._runner import agrees, obstacle, runner
 from shoal.lanes.fleet import Fleet, Work
 from shoal.lanes.native._build import compiler
 from shoal.lanes.pool import Candidate, Pool
@@ -72,7 +74,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 # --- lanes do what the plain loop does -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mlp dropout", "mlp batchnorm", "layernorm", "regression"])
+@pytest.mark.parametrize("name", ["mlp dropout", "mlp batchnorm", "layernorm", "cnn batchnorm", "regression"])
 def test_lanes_take_the_path_of_the_plain_loop(name: str) -> None:
     """The last batch is smaller; batches of several micro-batches, refills and early ends are among it."""
     kind = KINDS[name]
@@ -144,7 +146,116 @@ def test_operators() -> None:
         assert_same_trail(trails[spec.number], train_solo(everything, spec, work, 2), 1e-9)
 
 
-@pytest.mark.parametrize(("name", "width"), [("mlp", 7), ("mlp, several micro-batches", 2), ("batchnorm", 7)])
+class Windows(nn.Module):
+    """Windows of every kind, with sizes that fill no vector: steps, padding, dilation, groups, one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2))
+        self.plain = nn.Conv2d(6, 5, 1)
+        self.grouped = nn.Conv2d(6, 4, 3, padding=1, groups=2, bias=False)
+        self.depthwise = nn.Conv2d(5, 5, 3, stride=2, groups=5)
+        self.back = nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1, output_padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.along = nn.Conv1d(3, 7, 4, padding=3, stride=3)
+        self.out = nn.LazyLinear(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).tanh()  # (q, 6, 5, 10)
+        a, b = self.depthwise(self.plain(h)), self.grouped(h)
+        c = self.norm(self.back(b))
+        parts = [
+            a,
+            F.max_pool2d(b, 3, stride=2, padding=1),
+            F.max_pool2d(c, (2, 3), ceil_mode=True, dilation=(2, 1)),
+            F.max_pool2d(x, 2),
+            F.avg_pool2d(c, 3, stride=2, padding=1, count_include_pad=False),
+            F.avg_pool2d(b, 2, ceil_mode=True),
+            F.avg_pool2d(b, (2, 3), padding=(1, 0), divisor_override=5),
+            self.along(x.flatten(2)),
+        ]
+        out: Tensor = self.out(torch.cat([p.flatten(1) for p in parts], 1))
+        return out
+
+
+def windows(trial: Any) -> Recipe:
+    model = Windows().double()
+    with torch.no_grad():
+        model(torch.zeros(2, 3, 9, 8, dtype=torch.float64))  # gives the last layer its size
+    model.norm.reset_running_stats()
+    return Recipe(model, optim.Adam(model.parameters(), lr=trial.params["lr"]), nn.CrossEntropyLoss(), 8)
+
+
+class Bands(nn.Module):
+    """More of an image than is unfolded at once: several bands, and a smaller one at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(10, 5, 5, padding=2)
+        self.back = nn.ConvTranspose2d(5, 10, 5, padding=2)
+        self.out = nn.Linear(10 * 7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(self.back(self.conv(x).tanh()).mean(3).flatten(1))
+        return out
+
+
+def bands(trial: Any) -> Recipe:
+    model = Bands().double()
+    return Recipe(model, optim.SGD(model.parameters(), lr=trial.params["lr"]), nn.CrossEntropyLoss(), 8)
+
+
+@pytest.mark.parametrize(("define", "size"), [(windows, (3, 9, 8)), (bands, (10, 7, 43))])
+def test_windows(define: Callable[[Any], Recipe], size: tuple[int, ...]) -> None:
+    x, y = made(21, *size), labels(21, 4)
+    work = work_of(datasets((x[:12], y[:12]), (x[12:], y[12:])))
+    specs = specs_of([{"lr": 0.003 * (i + 1)} for i in range(2)])
+    fleet = open_fleet(define, specs[0], 1, work)
+    assert nothing_lacks(fleet, define, specs, work)
+    trails = train_fused(define, specs, work, 2)
+    for spec in specs:
+        assert_same_trail(trails[spec.number], train_solo(define, spec, work, 2), 1e-9, loose=("back.bias",))
+
+
+def test_the_largest_of_a_window_is_torchs_where_numbers_are_not() -> None:
+    """The first of equals, and NaN above all: gradients go where torch sends them."""
+    x = made(9, 2, 5, 6).round()
+    x[0, 0, 1, 2], x[1, 1, 4, 5], x[2, 0, :2] = math.nan, math.nan, -math.inf
+    y = labels(9, 3)
+
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2, 5, 6, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = x * self.scale
+            return F.max_pool2d(h, 2).flatten(1)[:, :3] + F.max_pool2d(h, 3, stride=2, padding=1).flatten(1)[:, :3]
+
+    def define(trial: Any) -> Recipe:
+        model = Pools()
+        return Recipe(model, optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), 3)
+
+    work = work_of(datasets((x, y), (x[3:], y[3:])))
+    fleet = open_fleet(define, specs_of([{}])[0], 1, work)
+    assert fleet.compiled is not None
+    fleet.admit(ready(define, specs_of([{}])[0], work))
+    fleet.arrange()
+    weights = torch.full((1, fleet.quantum), 1 / 3, dtype=torch.float64)
+    for rows in ([0, 1, 2], [3, 4, 5], [6, 7, 8]):
+        slots = torch.tensor([rows]), weights, torch.zeros(1, 3, dtype=torch.int32)
+        expected = fleet.program.train(fleet.state.inputs, work.data.train.tensors, *slots)
+        losses = torch.zeros(1, 1, dtype=torch.float64)
+        never = np.zeros((1, 1), dtype=bool)
+        run = runner(fleet.compiled, fleet, fleet.active, [1], never, never, losses, -1)
+        run(0, np.array([[rows]]), weights.numpy()[None], np.zeros((1, 1, 3), dtype=np.int32))
+        for got, wanted in zip(fleet.state.grad_views, expected, strict=False):
+            torch.testing.assert_close(got, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("mlp", 7), ("mlp, several micro-batches", 2), ("batchnorm", 7), ("cnn", 7)]
+)
 def test_neighbours_change_no_bit(name: str, width: int) -> None:
     check_neighbours(name, width)
 
@@ -234,16 +345,49 @@ def test_a_new_lane_with_groups_of_parameters_is_no_obstacle() -> None:
 
 @pytest.mark.usefixtures("eager")
 def test_what_has_no_compiled_form_trains_on() -> None:
-    case = CASES["cnn"]
-    work = work_of(class_data(50, case.features, dtype=torch.float32))
-    specs = specs_of([{"act": "relu", "p": 0.0, "opt": "sgd", "lr": 0.01, "batch": 16}])
-    p = pool_of(case.define, specs, work)
+    def define(trial: Any) -> Recipe:
+        model = nn.Sequential(nn.Conv3d(1, 2, 2), nn.Flatten(), nn.Linear(16, 3))
+        return Recipe(model, optim.SGD(model.parameters(), lr=0.01), nn.CrossEntropyLoss(), 16)
+
+    work = work_of(class_data(50, (1, 3, 3, 3), 3, dtype=torch.float32))
+    p = pool_of(define, specs_of([{}]), work)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert epochs_until_compiled(p) == 0
     assert p.run_epoch()[0].finite and next(p._open()).tier == "native"
-    with pytest.raises(Unsupported, match="convolution"):
+    with pytest.raises(Unsupported, match="a convolution over 3 dimensions"):
         Compilation(next(p._open()).program, work.data.train.tensors, 16, Variant(None, 2))
+
+
+@pytest.mark.parametrize(("compiled_s", "tier"), [(0.001, "compiled"), (1.0, "solo")])
+def test_plain_steps_are_held_against_a_compiled_tick(
+    monkeypatch: pytest.MonkeyPatch, compiled_s: float, tier: str
+) -> None:
+    """Where the fleet as it is would lose: 0.5 s a tick of its own, 0.01 s a plain step."""
+    for name, seconds in [("time_tick", 0.5), ("time_solo", 0.01), ("time_compiled", compiled_s)]:
+        whole = getattr(pool, name)
+
+        def timed(*args: Any, whole: Callable[..., float] = whole, seconds: float = seconds) -> float:
+            whole(*args)
+            return seconds
+
+        monkeypatch.setattr(pool, name, timed)
+    monkeypatch.setattr(pool, "_COMPILE_WAIT_S", 200.0)
+    kind = KINDS["cnn batchnorm"]
+    define, work = definition(kind, torch.float64), work_of(kind.data(torch.float64))
+    p = Pool(work, lambda spec: rebuild(define, spec, work), measure=True, native=True)
+    p.may_upgrade, p._kernels = False, KERNELS[-1]
+    p.admit([candidate(define, spec, work) for spec in specs_of([{"opt": "adam"}, {"opt": "sgd"}])])
+    p.run_epoch()
+    if tier == "solo":
+        assert p.n_fleets == 0 and len(p._solos) == 2
+        (why,) = [e.data["reason"] for e in p.drain_events() if e.kind == "signature solo"]
+        assert why == "faster one by one on this device (10.0 ms a step, against 250.0 ms in 2 lanes)"
+    else:
+        (fleet,) = p._open()
+        assert fleet.tier == tier
+        (opened,) = [e for e in p.drain_events() if e.kind == "fleet"]
+        assert opened.data["tick_s"] == compiled_s
 
 
 @pytest.mark.usefixtures("eager")

@@ -91,6 +91,10 @@ def convolving() -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3))
 
 
+def deep_image() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 2, 1)), nn.Conv3d(1, 2, (2, 1, 1)), nn.Flatten(), nn.Linear(4, 3))
+
+
 PAIRS: dict[str, tuple[Any, str]] = {
     "width": (lambda first: made(layers(8 if first else 6)), r"weight of layer '0' is 8 x 4 / 6 x 4"),
     "depth": (
@@ -151,7 +155,7 @@ def test_what_each_lane_has_for_itself_is_named() -> None:
         (lambda: layers(), optim.Adam, "compiled", ""),
         (lambda: layers(), optim.Adagrad, "native", "optimizers of the family ADAGRAD have no native update"),
         (lambda: layers(8, nn.Softsign()), optim.Adam, "native", "the activation Softsign has no native form"),
-        (lambda: convolving(), optim.Adam, "native", "the operator aten.convolution.default has no compiled form"),
+        (lambda: deep_image(), optim.Adam, "native", "a convolution over 3 dimensions has no compiled form"),
     ],
 )
 def test_the_tier_is_said_and_why_no_better_one(model: Any, optimizer: Any, tier: str, why: str) -> None:

@@ -21,7 +21,7 @@ from shoal import planner
 from shoal.errors import FuseError, blame
 from shoal.lanes import native
 from shoal.lanes.compiled import Compilation, Unsupported, Variant
-from shoal.lanes.compiled._runner import agrees, obstacle
+from shoal.lanes.compiled._runner import agrees, obstacle, time_compiled
 from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Kernels, TorchKernels
@@ -41,6 +41,8 @@ _MEMORY_BYTES = 2 * 2**30
 _KEPT_BYTES = 32 * 2**20
 # A signature that has trained this long is compiled: what that takes is then at most doubled by a search that ends right after.
 _COMPILE_AFTER_S = 1.0
+# Where plain steps are faster than a fleet's as it is, so long is waited for a compiled epoch, which may be faster than both.
+_COMPILE_WAIT_S = 10.0
 
 
 @dataclass(slots=True)
@@ -460,6 +462,9 @@ class Pool:
                     solo_s = time_solo(group[0].spec, self._rebuild(group[0].spec), self.work, group[0].quantum)
             if measure:
                 busy = min(len(group), width)
+                if solo_s * busy < 0.9 * fused_s and (compiled_s := self._compiled_tick(g, fleet)) < fused_s:
+                    fused_s = compiled_s
+                    g.trained_s = math.inf  # from the first epoch on
                 # For the report: what the lanes gain, on this machine.
                 timed = {"tick_s": fused_s, "tick_lanes": busy, "solo_step_s": solo_s}
                 if solo_s * busy < 0.9 * fused_s:
@@ -481,6 +486,23 @@ class Pool:
         # The trial run left its traces in program and state; the lanes are filled anew from the recipes.
         fleet.lanes = [None] * width
         self._take_up(g, fleet, group[0].signature, timed)
+
+    def _compiled_tick(self, g: _Group, fleet: Fleet) -> float:
+        """Seconds of a tick of a fleet on a library that is built for it now; infinite where none is there in time."""
+        if self.tier != "native" or math.isinf(self._compile_after_s):
+            return math.inf
+        try:
+            g.compilation = self._compilation(g, fleet, Variant.of(fleet))
+        except Unsupported:
+            g.compiles = False
+            return math.inf
+        g.compilation.start()
+        until = time.perf_counter() + _COMPILE_WAIT_S
+        while g.compilation.ready() is None:
+            if g.compilation.failed or time.perf_counter() > until:
+                return math.inf
+            time.sleep(0.01)
+        return math.inf if obstacle(g.compilation, fleet) else time_compiled(g.compilation, fleet, 4)
 
     def _start_solo(self, spec: TrialSpec, recipe: Recipe, reason: str) -> None:
         self._solos[spec.key] = Solo(spec, recipe, self.work)

@@ -5,8 +5,8 @@ the next kernel comes. Here a lane's parameters, optimizer state and activations
 called through Python, and lanes that are free or done cost nothing. The traced step of one lane is written out as C++ (``_lower``),
 built by the machine's own compiler in the background, and kept in the user's cache.
 
-Not everything has a compiled form (convolutions, recurrent layers, optimizers without a native update): such signatures stay on the
-kernels of ``shoal.lanes.native`` or torch.
+Not everything has a compiled form (recurrent layers, fused attention, optimizers without a native update): such signatures stay on
+the kernels of ``shoal.lanes.native`` or torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Compilation", "Epoch", "Ticks", "Unsupported", "Variant"]
 
-_HEADERS = (Path(__file__).with_name("lane.h"), Path(__file__).parents[1] / "native" / "functions.h")
+_HERE = Path(__file__).parent
+_HEADERS = (_HERE / "lane.h", _HERE / "windows.h", _HERE.parent / "native" / "functions.h")
 # Neither changes a result but where a sum is told to be taken in any order; integers wrap, as torch's do. At -O3, g++ 12 summed a
 # nest of short loops wrongly (tests/test_compiled.py, test_operators); with the cost model of -O3, -O2 makes as many vectors.
 _FLAGS = ("-O2", "-fvect-cost-model=dynamic", "-fwrapv", "-fopenmp-simd", "-ffp-contract=fast")
@@ -88,6 +89,11 @@ class Compilation:
         """The epoch, once a compiler of this process is done; None if there is none to be had."""
         self._build.insist()
         return self.ready()
+
+    @property
+    def failed(self) -> bool:
+        """Whether there will be no library."""
+        return self._build.failed
 
     def ready(self) -> Epoch | None:
         """The epoch if its library is there."""

@@ -282,15 +282,23 @@ void batch_norm(const T* x, const T* weight, const T* bias, T* running_mean, T* 
     T var[C];
     for (int64_t c = 0; c < C; ++c) center[c] = var[c] = T(0);
     for (int64_t n = 0; n < N; ++n)
-      for (int64_t c = 0; c < C; ++c)
-        for (int64_t s = 0; s < S; ++s) center[c] += x[(n * C + c) * S + s];
+      for (int64_t c = 0; c < C; ++c) {
+        T sum = T(0);
+#pragma omp simd reduction(+ : sum)
+        for (int64_t s = 0; s < S; ++s) sum += x[(n * C + c) * S + s];
+        center[c] += sum;
+      }
     for (int64_t c = 0; c < C; ++c) center[c] /= T(COUNT);
     for (int64_t n = 0; n < N; ++n)
-      for (int64_t c = 0; c < C; ++c)
+      for (int64_t c = 0; c < C; ++c) {
+        T sum = T(0);
+#pragma omp simd reduction(+ : sum)
         for (int64_t s = 0; s < S; ++s) {
           const T d = x[(n * C + c) * S + s] - center[c];
-          var[c] += d * d;
+          sum += d * d;
         }
+        var[c] += sum;
+      }
     for (int64_t c = 0; c < C; ++c) {
       mean[c] = center[c];
       rstd[c] = T(1) / std::sqrt(var[c] / T(COUNT) + T(eps));
@@ -328,10 +336,16 @@ void batch_norm_backward(const T* g, const T* x, const T* weight, const T* runni
   }
   for (int64_t n = 0; n < N; ++n)
     for (int64_t c = 0; c < C; ++c)
-      for (int64_t s = 0; s < S; ++s) {
-        const int64_t i = (n * C + c) * S + s;
-        sum[c] += g[i];
-        with[c] += g[i] * (x[i] - center[c]);
+      {
+        T all = T(0), along = T(0);
+#pragma omp simd reduction(+ : all, along)
+        for (int64_t s = 0; s < S; ++s) {
+          const int64_t i = (n * C + c) * S + s;
+          all += g[i];
+          along += g[i] * (x[i] - center[c]);
+        }
+        sum[c] += all;
+        with[c] += along;
       }
   for (int64_t c = 0; c < C; ++c) {
     if (dw) dw[c] = with[c] * scale[c];

@@ -107,6 +107,11 @@ class Build:
             self._unlock()
             self.give_up(str(error))
 
+    @property
+    def failed(self) -> bool:
+        """Whether there will be no library."""
+        return self._failed
+
     def ready(self) -> Path | None:
         """The library's path once it is there."""
         if not wanted() or self._failed:
