@@ -22,8 +22,8 @@ from shoal.records import EpochRow, Event, ParamValue, StudyRecord, TrialRecord,
 from shoal.report import write_report
 
 
-def study(n_trials: int, n_epochs: int) -> StudyRecord:
-    """Trials with six hyperparameters, two thirds of them stopped after a fifth of their epochs."""
+def study(n_trials: int, n_epochs: int, stops: bool = True) -> StudyRecord:
+    """Trials with six hyperparameters, two thirds of them stopped after a fifth of their epochs if some are stopped."""
     draw = random.Random(0)
     number = {"name": "FloatDistribution", "attributes": {"step": None, "low": 1e-4, "high": 0.1, "log": True}}
     choices: dict[str, list[ParamValue]] = {
@@ -37,8 +37,8 @@ def study(n_trials: int, n_epochs: int) -> StudyRecord:
     for i in range(n_trials):
         params: dict[str, ParamValue] = {name: draw.uniform(1e-4, 0.1) for name in ("lr", "weight_decay", "dropout")}
         params |= {name: draw.choice(values) for name, values in choices.items()}
-        state = TrialState.STOPPED if i % 3 else TrialState.FINISHED
-        length = max(1, n_epochs // 5) if i % 3 else n_epochs
+        state = TrialState.STOPPED if stops and i % 3 else TrialState.FINISHED
+        length = max(1, n_epochs // 5) if state is TrialState.STOPPED else n_epochs
         top = draw.uniform(0.5, 0.99)
         rows = tuple(
             EpochRow(i, e, 2 / e, top * (1 - 0.7**e), {"loss": 2.3 / e, "accuracy": top * (1 - 0.7**e)}, 0.1 * e)
@@ -94,6 +94,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=10_000, help="trials")
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--no-stops", action="store_true", help="every trial trains all epochs")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     browser = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
@@ -102,7 +103,7 @@ def main() -> int:
         return 1
     from playwright.sync_api import sync_playwright
 
-    record = study(arguments.n, arguments.epochs)
+    record = study(arguments.n, arguments.epochs, stops=not arguments.no_stops)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         began = time.process_time()
         path = write_report(record, Path(folder) / "report.html", {"lr": 0.6, "optimizer": 0.4})

@@ -218,6 +218,16 @@ def test_epochs_are_written_only_where_they_are_not_one_two_three() -> None:
     assert data["curves"]["epochs"] == {"1": [4, 5]}
 
 
+def test_many_epochs_are_thinned_to_one_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    long, short, late = trial(0, [e / 10 for e in range(1, 10)]), trial(1, [0.5, 0.6]), trial(2, [0.1], first_epoch=5)
+    monkeypatch.setattr("shoal.report._data.MAX_POINTS", 12)  # 4 series of 12 epochs: each fourth
+    data: Any = report_data(study([long, short, late]))
+    curves = data["curves"]
+    assert (curves["every"], curves["lengths"], curves["ends"]) == (4, [4, 2, 1], [9, 2, 5])
+    assert curves["epochs"] == {"2": [5]}
+    assert unpacked(data) == [pytest.approx([0.1, 0.4, 0.8, 0.9]), pytest.approx([0.5, 0.6]), pytest.approx([0.1])]
+
+
 def test_every_recorded_metric_is_a_series() -> None:
     rows = (
         EpochRow(0, 1, 0.9, 0.5, {"loss": 0.7, "accuracy": 0.5, "f1": 0.4}),
@@ -421,6 +431,11 @@ def lane_bars(record: StudyRecord) -> list[tuple[str, int, int, float, float]]:
             [Event(0, "admitted", 0, 0, 0, time_s=1.0), Event(0, "solo", 0, time_s=2.0)],
             [("fleet 0", 0, 0, 1, 2), ("solo", 0, 0, 2, 6)],
             id="out of a lane into solo",
+        ),
+        pytest.param(
+            [Event(0, "admitted", 0, 0, 0, time_s=1.0), Event(0, "admitted", 0, 1, 0, time_s=1.0)],
+            [("fleet 1", 0, 0, 1, 10)],
+            id="moved on before it trained",
         ),
         pytest.param(
             [Event(0, "fleet", fleet=0), Event(0, "admitted", 99, 0, 0, time_s=1.0), Event(0, "left", 1, 0, 0)],

@@ -47,6 +47,15 @@ RESIDUALS: dict[str, Json] = {
 }
 
 
+CLASSES: dict[str, Json] = {
+    "names": ["cat", HOSTILE, "a class with quite a long name"],
+    "matrix": [[8, 1, 1], [0, 5, 5], [0, 0, 9]],
+    "hits": [8, 5, 9],
+    "predicted": [8, 6, 15],
+    "support": [10, 10, 9],
+}
+
+
 def study(n_trials: int, n_epochs: int, meta: dict[str, Json] | None = None) -> StudyRecord:
     """Trials whose value follows from their parameters, a third of them stopped early, some failed, some diverged."""
     draw = random.Random(0)
@@ -95,7 +104,9 @@ def browser() -> Iterator[Browser]:
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "r.html"
     shares = {"lr": 0.7, "opt imizer": 0.2, HOSTILE: 0.1}
-    return write_report(study(60, 12, {"winner": {"trial": 0, "residuals": RESIDUALS}}), path, shares)
+    return write_report(
+        study(60, 12, {"winner": {"trial": 0, "residuals": RESIDUALS, "classes": CLASSES}}), path, shares
+    )
 
 
 # Through a copy: a browser warns of a canvas that is drawn on and read in turns.
@@ -340,6 +351,92 @@ def test_controls_and_figures_have_names_for_screen_readers(opened: Opened) -> N
         int(tag[1]) for tag in opened.page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map((h) => h.tagName)")
     ]
     assert levels[0] == 1 and all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+# The colours of a text and of what is below it, as luminances; canvases are left to the eye.
+CONTRASTS = """() => {
+    const ctx = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+    const light = (r, g, b) => [r, g, b].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+    const bytes = (colours) => {
+        ctx.clearRect(0, 0, 1, 1);
+        for (const colour of colours) { ctx.fillStyle = colour; ctx.fillRect(0, 0, 1, 1); }
+        return light(...ctx.getImageData(0, 0, 1, 1).data);
+    };
+    const below = (one) => (one ? [...below(one.parentElement), getComputedStyle(one).backgroundColor] : []);
+    const faint = [];
+    for (const one of document.querySelectorAll("main *")) {
+        const own = [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+        if (!own || !one.checkVisibility() || one.closest(":disabled, .unseen, label:has(:disabled)")) continue;
+        const style = getComputedStyle(one), ground = below(one);
+        const [a, b] = [bytes(ground), bytes([...ground, style.color])];
+        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        if (ratio < (parseFloat(style.fontSize) >= 24 ? 3 : 4.5)) faint.push([one.outerHTML.slice(0, 90), ratio]);
+    }
+    return faint;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_has_contrast(browser: Browser, file: Path, scheme: Any) -> None:
+    """At least that of WCAG 2.2, level AA."""
+    one = Opened(browser, file, color_scheme=scheme)
+    one.page.locator("#trials tbody tr").nth(1).hover()
+    assert one.page.evaluate(CONTRASTS) == []
+    one.context.close()
+
+
+LONG = "encoder.layers.0.attention_dropout_" * 4
+SIXTY = [f"category_number_{k}_of_sixty" for k in range(60)]
+
+
+def awkward(n_trials: int, state: TrialState, value: float) -> StudyRecord:
+    """Long names, many choices, a parameter that is never a number, one that some trials lack."""
+    space = {LONG: LR, "sixty": json.dumps({"attributes": {"choices": SIXTY}}), "x" * 90: LR, "nan": LR, "some": LR}
+    trials = []
+    for i in range(n_trials):
+        params: dict[str, ParamValue] = {LONG: 10.0 ** -(i % 5), "sixty": SIXTY[-i], "x" * 90: 0.1 * i, "nan": math.nan}
+        params |= {"some": i} if i % 2 else {}
+        rows = tuple(EpochRow(i, e, value, value * i, {"loss": value, LONG: value}, 0.1 * e) for e in (1, 2, 3))
+        final = value * i if state is TrialState.FINISHED else None
+        trials.append(TrialRecord(TrialSpec(i, i, params, space), state, final, 3, "why " * 60, rows, 1.0))
+    names = [f"class {k} with a rather long name" for k in range(60)]
+    classes: dict[str, Json] = {
+        "names": list[Json](names), "matrix": [[i == j for i in range(60)] for j in range(60)],
+        "hits": [1] * 60, "predicted": [1] * 60, "support": [1] * 60,
+    }  # fmt: skip
+    meta: dict[str, Json] = {
+        "metric": LONG,
+        "winner": {"trial": 0, "classes": classes},
+        "options": {"a" * 60: "b" * 99},
+    }
+    return StudyRecord(LONG, "minimize", tuple(trials), (), meta)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param(awkward(40, TrialState.FINISHED, 1.0), id="long"),
+        pytest.param(awkward(40, TrialState.FINISHED, 1e300), id="huge"),
+        pytest.param(awkward(1, TrialState.FINISHED, 1.0), id="one"),
+        pytest.param(awkward(6, TrialState.RUNNING, 1.0), id="none-finished"),
+        pytest.param(awkward(6, TrialState.STOPPED, math.nan), id="nan"),
+    ],
+)
+def test_awkward_studies_fit_on_a_phone(browser: Browser, tmp_path: Path, record: StudyRecord) -> None:
+    width, height = SIZES["phone"]
+    one = Opened(browser, write_report(record, tmp_path / "r.html"), viewport={"width": width, "height": height})
+    one.to_the_end()
+    # What has a width of its own scrolls in itself, and nothing else sticks out.
+    outside = """() => [...document.querySelectorAll("main *")]
+        .filter((one) => one.checkVisibility() && !one.closest(".scroll *, .unseen, pre"))
+        .filter((one) => one.getBoundingClientRect().right > innerWidth + 1).map((one) => one.outerHTML.slice(0, 90))"""
+    assert one.page.evaluate(outside) == []
+    assert one.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    slices = 0 if record.best() is None else 4 if len(record.trials) > 1 else 3
+    assert one.page.locator("#params figure").count() == slices
+    one.context.close()
+    assert one.said == []
 
 
 def test_hostile_names_are_only_texts(opened: Opened) -> None:

@@ -3,9 +3,10 @@
 Glossary: everything here is *columnar*, one list per field and one entry per trial, in the order of trial numbers; a
 *trial index* is a position in these lists and not a trial number. Curves are one flat array per *series* (the value,
 each recorded metric, the train loss): all epochs of the first trial, then all of the second, as little-endian float32
-in base64, which is half of what the same numbers take as text and needs no parsing. Where folds or seeds give the value a
-standard error, the first series has that as well, under ``errors``. Other numbers are rounded to five
-significant digits; those that JSON does not have become strings (see `shoal._text`).
+in base64, which is half of what the same numbers take as text and needs no parsing. Where that is too much for a page, all
+trials keep the same epochs, in a grid that is as fine as there is room for: 1, n, 2 n, 3 n, ... and their last, n being
+``every``. Where folds or seeds give the value a standard error, the first series has that as well, under ``errors``.
+Other numbers are rounded to five significant digits; those that JSON does not have become strings (see `shoal._text`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from shoal._text import format_param
@@ -23,8 +25,10 @@ from shoal.report._numbers import metric_name, packed, rounded
 from shoal.report._trajectories import trajectories
 
 STATES: Final = tuple(TrialState)
-# Of all series together: 16 MB as base64. Beyond it, metrics that were recorded beside the study's own are left out.
-MAX_POINTS: Final = 3_000_000
+# Of all series together: 8 MB as base64. Beyond it epochs are left out, and then metrics that were recorded beside the study's own.
+MAX_POINTS: Final = 1_500_000
+# How many series a page keeps before it leaves out epochs: the value, the loss, the train loss, and one more.
+_SERIES: Final = 4
 
 
 def report_data(record: StudyRecord, importances: Mapping[str, float] | None = None) -> dict[str, Json]:
@@ -35,10 +39,13 @@ def report_data(record: StudyRecord, importances: Mapping[str, float] | None = N
         importances: Parameter name -> share, as from `shoal.importances`.
 
     Returns:
-        JSON with the keys ``metric``, ``direction``, ``best`` (a trial index or -1), ``states``, ``trials``,
-        ``params``, ``curves``, ``importances``, ``lanes``, ``speedups``, ``residuals`` and ``trajectories``.
+        JSON with the keys ``metric``, ``direction``, ``best`` (a trial index or -1), ``broken`` (indices of trials that break a
+        constraint), ``states``, ``trials``, ``params``, ``curves``, ``importances``, ``lanes``, ``speedups``, ``residuals`` and
+        ``trajectories``.
     """
     trials = sorted(record.trials, key=lambda trial: trial.spec.number)
+    every = max(1, math.ceil(_SERIES * sum(len(trial.rows) for trial in trials) / MAX_POINTS))
+    trained = [_thinned(trial, every) for trial in trials]
     best = record.best()
     reasons: dict[str, int] = {}
     winner = record.meta.get("winner")
@@ -47,6 +54,7 @@ def report_data(record: StudyRecord, importances: Mapping[str, float] | None = N
         "direction": record.direction,
         **({"objectives": front_data(record, trials)} if len(record.directions) > 1 else {}),
         "best": -1 if best is None else [trial.spec.number for trial in trials].index(best.spec.number),
+        "broken": [i for i, trial in enumerate(trials) if not trial.outcome.feasible],
         "states": [str(state) for state in STATES],
         "trials": {
             "number": [trial.spec.number for trial in trials],
@@ -58,21 +66,39 @@ def report_data(record: StudyRecord, importances: Mapping[str, float] | None = N
             "reasons": list[Json](reasons),
         },
         "params": _params(trials, record.meta.get("space")),
-        "curves": _curves(record, trials),
+        "curves": _curves(record, trained, every),
         "importances": {name: rounded(share) for name, share in (importances or {}).items()},
         "lanes": lanes(record, trials),
         "speedups": speedups(record),
         "residuals": winner.get("residuals") if isinstance(winner, dict) else None,
-        "trajectories": trajectories(trials),
+        "trajectories": trajectories(trained),
     }
 
 
-def _curves(record: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str, Json]:
-    """Series as flat arrays. Epochs are written only for the rare trial whose rows are not epochs 1, 2, 3, ..."""
+def _thinned(trial: TrialRecord, every: int) -> TrialRecord:
+    """A trial with the epochs of a grid."""
+    if every == 1 or not trial.rows:
+        return trial
+    last = len(trial.rows) - 1
+    rows = tuple(row for k, row in enumerate(trial.rows) if row.epoch == 1 or row.epoch % every == 0 or k == last)
+    return replace(trial, rows=rows)
+
+
+def _grid(last: int, every: int) -> list[int]:
+    """The epochs of a trial that trained without a gap until epoch ``last``.
+
+    >>> _grid(9, 1), _grid(9, 4), _grid(8, 4), _grid(2, 4), _grid(1, 4)
+    ([1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 4, 8, 9], [1, 4, 8], [1, 2], [1])
+    """
+    return sorted({1, last, *range(every, last + 1, every)})
+
+
+def _curves(record: StudyRecord, trials: Sequence[TrialRecord], every: int) -> dict[str, Json]:
+    """Series as flat arrays. Epochs are written only for the rare trial that lacks some of the grid's."""
     odd: dict[str, Json] = {}
     for index, trial in enumerate(trials):
         epochs = [row.epoch for row in trial.rows]
-        if epochs != list(range(1, len(epochs) + 1)):
+        if epochs and epochs != _grid(epochs[-1], every):
             odd[str(index)] = list[Json](epochs)
     rows = [row for trial in trials for row in trial.rows]
     judged = metric_name(record)
@@ -91,7 +117,9 @@ def _curves(record: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str, Jso
         values = packed(_metric(row, name) for row in rows)
         series.append({"name": label, "loss": name == "loss", "data": values})
     series.append({"name": "train loss", "loss": True, "data": packed(row.train_loss for row in rows)})
-    return {"lengths": [len(trial.rows) for trial in trials], "epochs": odd, "series": series}
+    ends: list[Json] = [trial.rows[-1].epoch if trial.rows else 0 for trial in trials]
+    lengths: list[Json] = [len(trial.rows) for trial in trials]
+    return {"lengths": lengths, "every": every, "ends": ends if every > 1 else [], "epochs": odd, "series": series}
 
 
 def _metric(row: EpochRow, name: str) -> float:

@@ -16,7 +16,7 @@ MAX_ROWS: Final = 50
 
 
 def front_data(record: StudyRecord, trials: list[TrialRecord]) -> Json:
-    """What the page's script draws: values by objective and trial index, who is on the front, who breaks a constraint."""
+    """What the page's script draws: values by objective and trial index, who is on the front."""
     if len(record.directions) < 2:
         return None
     on = {t.spec.number for t in record.front()}
@@ -27,7 +27,6 @@ def front_data(record: StudyRecord, trials: list[TrialRecord]) -> Json:
             [_number(t.values[k]) if len(t.values) > k else None for t in trials] for k in range(len(record.directions))
         ],
         "front": [i for i, t in enumerate(trials) if t.spec.number in on],
-        "broken": [i for i, t in enumerate(trials) if not t.outcome.feasible],
     }
 
 

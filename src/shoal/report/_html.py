@@ -35,9 +35,20 @@ def grid(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, mark
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
         kind = ' class="marked"' if index == marked else ""
         body.append(f'<tr{kind}><th scope="row">{escape(first)}</th>{cells}</tr>')
+    return scrolled(title, f'class="grid"><thead><tr>{top}</tr></thead><tbody>{"".join(body)}</tbody>')
+
+
+def scrolled(title: str, table: str) -> str:
+    """A table that scrolls by itself where it is wider than the page, below a caption that stays.
+
+    Args:
+        title: Its caption, and its name for those who do not see it.
+        table: Its attributes, ">" and its rows, as HTML.
+    """
+    name = escape(title)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}"><table class="grid">'
-        f"<caption>{escape(title)}</caption><thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'<p class="caption" aria-hidden="true">{name}</p><div class="scroll" tabindex="0" role="region" aria-label="{name}">'
+        f'<table aria-label="{name}" {table}</table></div>'
     )
 
 

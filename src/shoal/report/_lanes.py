@@ -25,7 +25,8 @@ def lanes(record: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str, Json]
     """Which trial was in which lane from when to when."""
     end_s = elapsed_s(record)
     index = {trial.spec.number: i for i, trial in enumerate(trials)}
-    bars = [bar for bar in _bars(record.events, trials, end_s) if bar.trial in index]
+    # Who was moved to another fleet between two epochs has been in the first one for no time: nothing to see.
+    bars = [bar for bar in _bars(record.events, trials, end_s) if bar.trial in index and bar.end_s != bar.start_s]
     # Solo trials have no lane of their own: they share as few rows as do not overlap.
     free_from_s: list[float] = []
     for bar in bars:

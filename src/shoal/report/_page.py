@@ -163,7 +163,8 @@ def _tiles(record: StudyRecord) -> str:
     counts = Counter(trial.state for trial in record.trials)
     epochs = sum(len(trial.rows) for trial in record.trials)
     wall_s = elapsed_s(record)
-    rate = f"{epochs / wall_s:,.0f} per second" if wall_s > 0 and epochs else ""
+    speed = epochs / wall_s if wall_s > 0 else 0.0
+    rate = f"{speed:,.0f} per second" if speed >= 10 else f"{speed:.2g} per second" if speed else ""
     total = len(record.trials)
     held_out = _held_out(record)
     bar = "".join(

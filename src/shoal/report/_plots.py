@@ -28,6 +28,9 @@ from shoal.report._axes import (
 from shoal.report._medians import median_curve
 from shoal.report._numbers import unpacked
 
+# Where a trial stands on an axis on which it has no value: below its ends.
+_NONE = -0.09
+
 
 def curves(figure: Any, study: View) -> bool | None:
     trained = [t for t in study.trials if t.rows]
@@ -77,7 +80,8 @@ def history(figure: Any, study: View) -> bool | None:
     steps: list[tuple[int, float]] = []
     for i in study.judged:
         trial, value = study.trials[i], study.value(i)
-        if trial.state is TrialState.FINISHED and (not steps or (value > steps[-1][1]) is study.maximize):
+        allowed = trial.state is TrialState.FINISHED and trial.outcome.feasible
+        if allowed and (not steps or (value > steps[-1][1]) is study.maximize):
             steps.append((trial.spec.number, value))
     if steps:
         steps.append((study.trials[-1].spec.number, steps[-1][1]))
@@ -225,7 +229,8 @@ def parallel(figure: Any, study: View) -> bool | None:
         values = np.array([math.nan if p.values[i] is None else p.values[i] for i in study.judged], float)
         heights.append((values + 0.5) / len(p.choices) if p.choices else unit(values, p.log))
     heights.append(unit(np.array([study.value(i) for i in study.judged]), log=False))
-    lines = np.stack(heights, axis=1)  # (trials, axes)
+    found = np.stack(heights, axis=1)  # (trials, axes)
+    lines = np.where(np.isfinite(found), found, _NONE)
     ranked = sorted(range(len(study.judged)), key=lambda k: study.shade(study.judged[k]))
     for k in ranked[:: math.ceil(len(ranked) / MAX_CURVES)]:
         colour = colormaps["viridis"](0.94 * study.shade(study.judged[k]))
@@ -239,9 +244,12 @@ def parallel(figure: Any, study: View) -> bool | None:
         axes.spines[side].set_visible(False)
     names = [p.name for p in columns] + [study.metric]
     axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    tick: dict[str, Any] = {"fontsize": 7, "va": "center", "bbox": {"fc": "white", "ec": "none", "pad": 0.5}}
     for at, p in enumerate(columns):
         for text, height in axis_labels(p):
-            axes.text(at + 0.03, height, text, fontsize=7, va="center", bbox={"fc": "white", "ec": "none", "pad": 0.5})
+            axes.text(at + 0.03, height, text, **tick)
+    for at in np.flatnonzero(~np.isfinite(found).all(axis=0)).tolist():
+        axes.text(at + 0.03, _NONE, "none", **tick)
     return None
 
 

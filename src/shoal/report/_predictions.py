@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 from shoal.records import Json, StudyRecord
-from shoal.report._html import grid, note
+from shoal.report._html import grid, note, scrolled
+
+# Names of classes that are longer stand upright above their columns.
+_MOST_LETTERS: Final = 3
 
 
 def predictions_section(record: StudyRecord) -> str:
@@ -53,7 +56,7 @@ def _names(found: dict[str, Json], count: int) -> list[str]:
 
 def _matrix(matrix: Any, names: Sequence[str], where: str) -> str:
     """A table whose cells are shaded by their share of the row, so that rare classes show their errors too."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    head = "".join(f'<th scope="col" title="{escape(name)}">{escape(name)}</th>' for name in names)
     rows = []
     for i, (name, counts) in enumerate(zip(names, matrix, strict=True)):
         total = sum(counts)
@@ -65,14 +68,13 @@ def _matrix(matrix: Any, names: Sequence[str], where: str) -> str:
             style = f' style="--p:{share**0.5:.3f}"' if count else ""
             label = f"{count:,} of {total:,} of class {name} predicted as {names[j]}"
             cells.append(f'<td class="{kind}"{style} title="{escape(label)}">{int(count) or ""}</td>')
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+        rows.append(f'<tr><th scope="row" title="{escape(name)}">{escape(name)}</th>{"".join(cells)}</tr>')
     caption = f"Confusion matrix of {where}: rows are true classes, columns are predictions"
     size = "small" if len(names) > 20 else "large" if len(names) <= 4 else ""
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix"><table class="confusion {size}">'
-        f'<caption>{escape(caption)}</caption><thead><tr><td class="corner"></td>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    if size != "large" and max(map(len, names)) > _MOST_LETTERS:
+        size += " named"
+    top = f'<thead><tr><td class="corner"></td>{head}</tr></thead>'
+    return scrolled(caption, f'class="confusion {size}">{top}<tbody>{"".join(rows)}</tbody>')
 
 
 def _confusions(found: dict[str, Any], names: Sequence[str], where: str) -> str:

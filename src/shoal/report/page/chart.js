@@ -136,7 +136,9 @@ function axes(ctx, box, x, y, xTitle, yTitle, gridless) {
   ctx.textAlign = "center";
   if (x.labels) {
     const room = (box.right - box.left) / x.labels.length;
-    const every = Math.ceil(26 / room);
+    // Where there is no room for all, some in words say more than each as a letter.
+    const longest = x.labels.reduce((most, label) => Math.max(most, ctx.measureText(label).width), 0);
+    const every = room < 26 ? Math.ceil(clamp(longest + 8, 26, 78) / room) : 1;
     x.labels.forEach((label, i) => { if (i % every === 0) ctx.fillText(fit(ctx, label, room * every - 6), x(i), box.bottom + 8); });
   } else {
     ctx.strokeStyle = css("line");

@@ -94,10 +94,17 @@ function crowded(series) {
 const thinned = (members, most) => (members.length <= most ? members : members.filter((_, k) => Math.floor((k * most) / members.length) !== Math.floor(((k - 1) * most) / members.length)));
 
 const trained = () => study.start[study.number.length] > 0;
+/** Whether a series has anything to draw. */
+const drawable = (series) => series.points.some(Number.isFinite);
+const nothingFinite = "All of its values are NaN or infinite.";
 
 const curveChart = new Chart($("curves"), {
   label: () => `Learning curves, ${study.series[view.series].name}, of ${count(study.number.length, "trial")}. Arrow keys walk through the trials; the table below holds the same values.`,
-  height: (w) => (trained() ? clamp(w * 0.42, 280, 440) : 0),
+  height(w) {
+    const some = drawable(study.series[view.series]);
+    if (!some) $("curves-note").textContent = trained() ? nothingFinite : "No trial has trained an epoch yet.";
+    return some ? clamp(w * 0.42, 280, 440) : 0;
+  },
   draw(ctx, w, h) {
     const series = study.series[view.series];
     const log = view.log && series.loss;
@@ -139,6 +146,7 @@ const curveChart = new Chart($("curves"), {
     const notes = series.errors ? ["Band: a trial's mean over its folds or seeds, plus and minus the standard error; of the best trial and of the one that is pointed at" + (loud.length <= MAX_BANDS ? ", and fainter of the others." : ".")] : [];
     if (view.zoom) notes.push("Zoomed on the later half of the best quarter of the trials.");
     if (span.cut) notes.push("The axis covers the middle of the values; a few points lie outside it.");
+    if (study.every > 1) notes.push(`Of each ${study.every} epochs one is drawn, and each trial's last.`);
     if (drawn < loud.length) notes.push(`${count(loud.length - drawn, "curve")} of so many not drawn, but the pointer finds them.`);
     const odd = study.all.filter((i) => { for (let k = 0; k < lengthOf(i); k++) if (!Number.isFinite(pointOf(series, i, k))) return true; return false; }).length;
     if (odd) notes.push(`${count(odd, "trial")} reached NaN or infinity; the curve breaks there.`);
@@ -201,12 +209,11 @@ function refreshCurves() {
     $("curves-log").disabled = !study.series[view.series].loss;
   };
   $("series").replaceChildren(...study.series.map((series, k) => {
-    const button = element("button", { type: "button", textContent: series.name });
+    const button = element("button", { type: "button", textContent: series.name, title: series.name });
     button.addEventListener("click", () => { view.series = k; press(); curveChart.redraw(); });
     return button;
   }));
   press();
   if (view.zoom === null && trained()) $("curves-zoom").checked = view.zoom = crowded(study.series[view.series]);
   $("curves-controls").hidden = !trained();
-  if (!trained()) $("curves-note").textContent = "No trial has trained an epoch yet.";
 }

@@ -26,14 +26,14 @@ function medianRanks(n) {
 /** Per epoch: median, its interval and how many trials it is of. A stopped trial stays with its last value. */
 function medianCurve(members, series, last) {
   const rows = [];
-  for (let epoch = 1; epoch <= last; epoch++) {
+  const epochs = study.every === 1 ? Array.from({ length: last }, (_, k) => k + 1) : [1, ...Array.from({ length: Math.ceil(last / study.every) }, (_, k) => Math.min((k + 1) * study.every, last))];
+  for (const epoch of epochs) {
     const values = [];
     for (const i of members) {
       const n = lengthOf(i);
       if (!n || epochAt(i, 0) > epoch) continue;
-      let k = study.odd[i] ? study.odd[i].findLastIndex((e) => e <= epoch) : Math.min(epoch, n) - 1;
       if (epochAt(i, n - 1) < epoch && study.state[i] === "running") continue; // it has yet to get there
-      const v = pointOf(series, i, k);
+      const v = pointOf(series, i, placeOf(i, epoch));
       // Diverged is worse than any number, whichever way is better.
       values.push(Number.isFinite(v) ? v : series.loss || !study.up ? Infinity : -Infinity);
     }
@@ -97,13 +97,13 @@ function regroup() {
   grouping.series = $("groups-series").value;
   const series = study.series.find((s) => s.name === grouping.series);
   $("groups-log").disabled = !series || !series.loss;
-  const all = p && trained() ? groupsOf(p) : [];
+  const all = p && series && drawable(series) ? groupsOf(p) : [];
   const named = all.filter((g) => g.members.some(lengthOf)).slice(0, PALETTE.length);
   // Numbers have an order, so their colours have one; choices have none. Dashes repeat what colours say.
   grouping.groups = named.map((g, k) => ({ ...g, dash: DASHES[k % 4], colour: p.choices ? css(PALETTE[k]) : viridis(k / 3.4) }));
   $("groups-legend").replaceChildren(...grouping.groups.map((g) => swatch(`${g.label} (${g.members.length.toLocaleString("en")})`, g.colour)));
   const rest = all.filter((g) => g.members.some(lengthOf)).length - named.length;
-  $("groups-note").textContent = !p ? "No trial has a hyperparameter." : "Band: 95 % confidence interval of the median, from order statistics. A trial that was stopped stays with its last value, so that every epoch compares the same trials." + (rest > 0 ? ` ${count(rest, "further choice is", "further choices are")} not drawn.` : "");
+  $("groups-note").textContent = !study.params.length ? "No trial has a hyperparameter." : !p ? "No hyperparameter varied." : !grouping.groups.length ? nothingFinite : "Band: 95 % confidence interval of the median, from order statistics. A trial that was stopped stays with its last value, so that every epoch compares the same trials." + (rest > 0 ? ` ${count(rest, "further choice is", "further choices are")} not drawn.` : "");
   groupChart.redraw();
 }
 

@@ -2,6 +2,8 @@
 
 const historyPlot = { now: null };
 const judged = () => study.all.filter((i) => Number.isFinite(study.value[i]));
+/** Whether a trial may be the best: it has finished and breaks no constraint. */
+const eligible = (i) => study.state[i] === "finished" && !study.broken.has(i);
 
 /** Filled: finished. Outline: stopped early or running. A cross: failed. Shape repeats what colour says. */
 function dot(ctx, i, x, y, colour, size) {
@@ -58,7 +60,7 @@ const historyChart = new Chart($("history"), {
       ctx.strokeStyle = css("best-ink"); ctx.lineWidth = 2; ctx.beginPath();
       let top = null;
       for (const i of members) {
-        if (study.state[i] !== "finished") continue;
+        if (!eligible(i)) continue;
         if (top !== null && !better(study.value[i], top)) continue;
         if (top === null) ctx.moveTo(x(study.number[i]), y(study.value[i]));
         else { ctx.lineTo(x(study.number[i]), y(top)); ctx.lineTo(x(study.number[i]), y(study.value[i])); }
@@ -68,7 +70,7 @@ const historyChart = new Chart($("history"), {
       ctx.stroke(); ctx.lineWidth = 1;
       if (study.best >= 0) ring(ctx, ...this.at(study.best), css("best"), css("card"));
     });
-    $("history-note").textContent = study.state.includes("stopped") ? "Line: best finished trial so far. An outline is a trial that was stopped early, at its last value." : "Line: best finished trial so far.";
+    $("history-note").textContent = `Line: best finished trial so far${study.broken.size ? " that breaks no constraint" : ""}.` + (study.state.includes("stopped") ? " An outline is a trial that was stopped early, at its last value." : "");
   },
   over(ctx) {
     if (historyPlot.now) for (const i of emphasised()) if (Number.isFinite(study.value[i])) ring(ctx, ...this.at(i), css("ink"), css("card"));

@@ -23,8 +23,10 @@ const laneChart = new Chart($("lanes"), {
         ctx.fillStyle = css("ink");
         ctx.textAlign = "left";
         const middle = top + Math.max(size, 14) / 2;
-        if (middle - named >= 14) { ctx.fillText(fit(ctx, lanes.group[r], 54), 0, middle); named = middle; }
-        if (r > 0) { ctx.strokeStyle = css("line"); ctx.beginPath(); ctx.moveTo(0, top + 0.5); ctx.lineTo(box.right, top + 0.5); ctx.stroke(); }
+        const shown = middle - named >= 14;
+        if (shown) { ctx.fillText(fit(ctx, lanes.group[r], 54), 0, middle); named = middle; }
+        // A group without room for its name has its line beside the names.
+        if (r > 0) { ctx.strokeStyle = css("line"); ctx.beginPath(); ctx.moveTo(shown ? 0 : box.left, top + 0.5); ctx.lineTo(box.right, top + 0.5); ctx.stroke(); }
       }
       if (size >= 13) { ctx.fillStyle = css("muted"); ctx.textAlign = "right"; ctx.fillText(String(lanes.lane[r]), box.left - 8, top + size / 2); }
     }
@@ -67,7 +69,7 @@ function gained() {
   if (!measured.length) return "";
   const ratios = measured.map((m) => (m.solo_step_s * m.lanes) / m.tick_s).sort((a, b) => a - b);
   const text = ratios.length === 1 ? short(ratios[0], 2) : `${short(ratios[0], 2)} to ${short(ratios[ratios.length - 1], 2)}`;
-  return ` When ${ratios.length === 1 ? "the fleet" : "its fleets"} opened, a step of all lanes together took ${text} times less time than as many plain steps one by one, measured on this machine.`;
+  return ` When ${ratios.length === 1 ? "the fleet" : "its fleets"} opened, a training step of all lanes together took ${text} times less time than as many plain steps one by one, timed on this machine while the study set up.`;
 }
 
 function refreshLanes() {
@@ -79,6 +81,6 @@ function refreshLanes() {
   lanePlot.from = opened > 0.2 * num(lanes.end) && opened < num(lanes.end) ? opened : 0;
   const busy = lanePlot.bars.reduce((sum, bar) => sum + bar.stop - bar.start, 0) / (num(lanes.end) - opened || 1);
   $("lanes-note").textContent = lanePlot.bars.length
-    ? `One row per lane, one bar per trial. From the first to the last, ${short(busy, 2)} trials trained at the same time on average.${gained()}${lanePlot.from ? ` The axis begins with the first of them, ${duration(lanePlot.from)} after the study.` : ""}`
+    ? `One row per lane, one bar per trial. From the first to the last, ${short(busy, 2)} lanes were busy at the same time on average.${gained()}${lanePlot.from ? ` The axis begins with the first of them, ${duration(lanePlot.from)} after the study.` : ""}`
     : "The study has recorded no lanes.";
 }

@@ -81,7 +81,7 @@ const movedChart = new Chart($("moved"), {
     for (const line of found.lines) {
       if (!passes(line.trial) || !line.n) continue;
       // Points are evenly spaced, so the one below the pointer needs no search.
-      const guess = Math.round((x.back(px) + 1 - epochAt(line.trial, 0)) * found.many) - 1;
+      const guess = study.every === 1 ? Math.round((x.back(px) + 1 - epochAt(line.trial, 0)) * found.many) - 1 : placeOf(line.trial, Math.ceil(x.back(px))) * found.many;
       const k = clamp(guess, 0, line.n - 1);
       const at = movedAt(found, line, k);
       const d = (x(at.x) - px) ** 2 + (y(at.y) - py) ** 2;

@@ -4,6 +4,10 @@
 const parallel = { axes: [], members: [], down: null, sorted: [] };
 const MAX_AXES = 12;
 const MAX_LINES = 2500;
+// Below an axis on which some trials have no value, as conditional hyperparameters have it, is a place for these.
+const NONE_BELOW = 24;
+const lacks = (axis, i) => { const v = axis.get(i); return v === null || !Number.isFinite(v); };
+const heightOn = (axis, i) => (lacks(axis, i) ? parallel.box.bottom : axis.y(axis.get(i)));
 
 const parallelChart = new Chart($("parallel"), {
   label: () => `Parallel coordinates of ${count(parallel.members.length, "trial")} over ${parallel.axes.length} axes; brighter is better`,
@@ -13,7 +17,8 @@ const parallelChart = new Chart($("parallel"), {
     const step = (box.right - box.left) / (parallel.axes.length - 1);
     parallel.axes.forEach((axis, k) => {
       axis.at = box.left + k * step;
-      axis.y = axis.p ? paramScale(axis.p, parallel.members.filter((i) => hasNumber(axis.p, i)), box.bottom, box.top, 0.02) : axis.own(box.bottom, box.top);
+      axis.bottom = parallel.members.some((i) => lacks(axis, i)) ? box.bottom - NONE_BELOW : box.bottom;
+      axis.y = axis.p ? paramScale(axis.p, parallel.members.filter((i) => hasNumber(axis.p, i)), axis.bottom, box.top, 0.02) : axis.own(axis.bottom, box.top);
     });
     parallel.box = box;
     const of = shades(parallel.members.map((i) => study.value[i]), false);
@@ -34,18 +39,13 @@ const parallelChart = new Chart($("parallel"), {
     parallel.axes.forEach((axis, k) => this.axis(ctx, axis, k, step));
   },
   line(ctx, i) {
-    let pen = false;
     ctx.beginPath();
-    for (const axis of parallel.axes) {
-      const v = axis.get(i);
-      if (v === null || !Number.isFinite(v)) { pen = false; continue; }
-      if (pen) ctx.lineTo(axis.at, axis.y(v)); else ctx.moveTo(axis.at, axis.y(v));
-      pen = true;
-    }
+    for (const axis of parallel.axes) ctx.lineTo(axis.at, heightOn(axis, i));
     ctx.stroke();
   },
   axis(ctx, axis, k, step) {
-    const { top, bottom } = parallel.box;
+    const { top } = parallel.box;
+    const { bottom } = axis;
     const last = k === parallel.axes.length - 1;
     ctx.strokeStyle = css("muted"); ctx.lineWidth = 1.2;
     ctx.beginPath(); ctx.moveTo(axis.at, top - 2); ctx.lineTo(axis.at, bottom + 2); ctx.stroke();
@@ -57,8 +57,9 @@ const parallelChart = new Chart($("parallel"), {
     // Names on two levels, so that long ones next to each other have room.
     label(fit(ctx, axis.name, k === 0 || last ? step + 20 : 1.7 * step), axis.at, k % 2 ? 24 : 8, k === 0 ? "left" : last ? "right" : "center", "ink");
     ctx.font = "11px system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
-    const ticks = axis.y.labels ? axis.y.labels.map((text, j) => [text, j]) : axis.y.ticks(6).map((t) => [short(t, 3), t]);
+    const ticks = axis.y.labels ? axis.y.labels.map((text, j) => [text, j]).filter(([, j]) => j % Math.ceil((13 * axis.y.labels.length) / (bottom - top)) === 0) : axis.y.ticks(6).map((t) => [short(t, 3), t]);
     for (const [text, at] of ticks) label(fit(ctx, text, step * 0.62), axis.at + (last ? -6 : 6), axis.y(at), last ? "right" : "left", "muted");
+    if (bottom < parallel.box.bottom) label("none", axis.at + (last ? -6 : 6), parallel.box.bottom, last ? "right" : "left", "muted");
     ctx.font = FONT;
   },
   over(ctx) {
@@ -81,10 +82,8 @@ const parallelChart = new Chart($("parallel"), {
       for (let k = 0; k + 1 < parallel.axes.length; k++) {
         const [a, b] = [parallel.axes[k], parallel.axes[k + 1]];
         if (px < a.at - 3 || px > b.at + 3) continue;
-        const [va, vb] = [a.get(i), b.get(i)];
-        if (va === null || vb === null) continue;
         const t = clamp((px - a.at) / (b.at - a.at), 0, 1);
-        const d = Math.abs(a.y(va) + (b.y(vb) - a.y(va)) * t - py);
+        const d = Math.abs(heightOn(a, i) + (heightOn(b, i) - heightOn(a, i)) * t - py);
         if (d < nearest) { nearest = d; hit = { trial: i }; }
       }
     }

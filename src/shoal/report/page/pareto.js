@@ -1,14 +1,14 @@
 // Several objectives: every finished trial by two of them, and the front that no trial is better than.
 
-const front = { now: null, on: new Set(), broken: new Set() };
+const front = { now: null, on: new Set() };
 const wanted = () => study.objectives;
 const pareto = () => [$("pareto-x").value, $("pareto-y").value].map(Number);
 const paretoMembers = (across, up) => study.all.filter((i) => study.state[i] === "finished" && Number.isFinite(wanted().values[across][i]) && Number.isFinite(wanted().values[up][i]));
 
 /** A cross: small beside the dots, and told from them without colour. */
 function cross(ctx, x, y, colour) {
-  ctx.strokeStyle = colour; ctx.beginPath();
-  ctx.moveTo(x - 3, y - 3); ctx.lineTo(x + 3, y + 3); ctx.moveTo(x - 3, y + 3); ctx.lineTo(x + 3, y - 3); ctx.stroke();
+  ctx.strokeStyle = colour; ctx.lineWidth = 1.6; ctx.beginPath();
+  ctx.moveTo(x - 3.5, y - 3.5); ctx.lineTo(x + 3.5, y + 3.5); ctx.moveTo(x - 3.5, y + 3.5); ctx.lineTo(x + 3.5, y - 3.5); ctx.stroke(); ctx.lineWidth = 1;
 }
 
 /** The edge of what was reached: from one trial of the front to the next, along what the better of the two allows. */
@@ -31,7 +31,7 @@ const paretoChart = $("pareto") && new Chart($("pareto"), {
   height: () => (front.drawn ? 320 : 0),
   at: (i) => [front.now.x(wanted().values[front.now.across][i]), front.now.y(wanted().values[front.now.up][i])],
   draw(ctx, w, h) {
-    $("pareto-legend").replaceChildren(swatch("Pareto front", css("best")), ...(colouring.byState ? [swatch("finished", css("finished"))] : legendItems(colouring, false)), ...(front.broken.size ? [swatch("breaks a constraint", css("stopped"))] : []));
+    $("pareto-legend").replaceChildren(swatch("Pareto front", css("best")), ...(colouring.byState ? [swatch("finished", css("finished"))] : legendItems(colouring, false)), ...(study.broken.size ? [element("li", {}, element("span", { textContent: "×", "aria-hidden": "true" }), "breaks a constraint")] : []));
     const [across, up] = pareto();
     const { values, names } = wanted();
     const members = paretoMembers(across, up);
@@ -48,7 +48,7 @@ const paretoChart = $("pareto") && new Chart($("pareto"), {
       for (const i of members) {
         if (front.on.has(i)) continue;
         ctx.globalAlpha = passes(i) ? 0.8 : 0.08;
-        if (front.broken.has(i)) cross(ctx, ...this.at(i), css("stopped"));
+        if (study.broken.has(i)) cross(ctx, ...this.at(i), css("muted"));
         else dot(ctx, i, ...this.at(i), colouring.of(i), dotSize(members.length));
       }
       ctx.globalAlpha = 1;
@@ -67,7 +67,7 @@ const paretoChart = $("pareto") && new Chart($("pareto"), {
 function frontCells() {
   if (!wanted()) return [];
   const words = ["front", "", "breaks a constraint"];
-  const rank = (i) => (front.on.has(i) ? 0 : front.broken.has(i) ? 2 : 1);
+  const rank = (i) => (front.on.has(i) ? 0 : study.broken.has(i) ? 2 : 1);
   const cells = [{ key: "front", label: "Front", left: true, words, text: (i) => words[rank(i)], get: rank }];
   wanted().names.forEach((name, k) => {
     if (k) cells.push({ key: "objective" + k, label: name, get: (i) => wanted().values[k][i], text: (i) => { const v = wanted().values[k][i]; return Number.isInteger(v) ? String(v) : short(v); } });
@@ -79,14 +79,13 @@ function refreshPareto() {
   if (!wanted() || !paretoChart) return;
   const { names } = wanted();
   front.on = new Set(wanted().front);
-  front.broken = new Set(wanted().broken);
   const options = names.map((name, k) => [String(k), name]);
   fillSelect($("pareto-x"), options, $("pareto-x").value || "1");
   fillSelect($("pareto-y"), options, $("pareto-y").value || "0");
   for (const id of ["pareto-x-field", "pareto-y-field"]) $(id).hidden = names.length < 3;
   front.drawn = paretoMembers(...pareto()).length;
   const note = names.length === 2 ? "Line: the edge of what was reached." : "With more than two objectives a trial of the front may look beaten in two of them.";
-  $("pareto-note").textContent = front.drawn ? note + (front.broken.size ? " Crosses break a constraint." : "") : "No trial has finished yet.";
+  $("pareto-note").textContent = front.drawn ? note + (study.broken.size ? " Crosses break a constraint." : "") : "No trial has finished yet.";
 }
 
 if (paretoChart) for (const id of ["pareto-x", "pareto-y"]) $(id).addEventListener("change", () => { refreshPareto(); paretoChart.redraw(true); });

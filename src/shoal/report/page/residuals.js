@@ -76,6 +76,6 @@ function refreshResiduals() {
   const found = study.data.residuals;
   residualCharts = found ? [truthChart(found), errorChart(found)] : [];
   const q = found ? found.quantiles : null;
-  $("residuals-note").textContent = found ? `${count(found.n, "value")}: half of the residuals lie between ${short(q["0.25"], 3)} and ${short(q["0.75"], 3)}, nine tenths between ${short(q["0.05"], 3)} and ${short(q["0.95"], 3)}. The outermost bins hold what lies beyond.` : "";
+  $("residuals-note").textContent = found ? `${count(found.n, "value")}: half of the residuals lie between ${short(q["0.25"], 3)} and ${short(q["0.75"], 3)}, nine tenths between ${short(q["0.05"], 3)} and ${short(q["0.95"], 3)}. On the left, brighter is more values; the outermost bins hold what lies beyond.` : "";
   $("predictions-section").hidden = !found && !$("predictions").children.length;
 }

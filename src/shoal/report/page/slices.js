@@ -40,8 +40,9 @@ $("finished-only").addEventListener("change", (event) => { finishedOnly = event.
 function refreshSlices() {
   sliceCharts.forEach((chart) => chart.remove());
   $("params").replaceChildren();
-  sliceCharts = study.params.map(sliceChart);
-  $("params").previousElementSibling.hidden = !study.params.length;
-  $("params-note").textContent = !study.params.length ? "No trial has a hyperparameter."
+  const drawn = study.params.filter((p) => judged().some((i) => hasNumber(p, i)));
+  sliceCharts = drawn.map(sliceChart);
+  $("params").previousElementSibling.hidden = !drawn.length;
+  $("params-note").textContent = !study.params.length ? "No trial has a hyperparameter." : !drawn.length ? "No trial has a value yet."
     : study.state.includes("stopped") ? "A stopped trial (outline) shows its value at the epoch where it stopped." : "";
 }

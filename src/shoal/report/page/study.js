@@ -30,6 +30,7 @@ function openStudy(text) {
     data, number, epoch, start,
     metric: data.metric,
     best: data.best,
+    broken: new Set(data.broken),
     objectives: data.objectives && { ...data.objectives, values: data.objectives.values.map((own) => own.map(num)) },
     up: data.direction === "maximize",
     all: number.map((_, i) => i),
@@ -39,11 +40,20 @@ function openStudy(text) {
     params: data.params.map((p) => ({ ...p, values: p.choices ? p.values : p.values.map(num) })),
     series: data.curves.series.map(openSeries),
     odd: data.curves.epochs,
+    every: data.curves.every,
+    ends: data.curves.ends,
   };
 }
 
 const lengthOf = (i) => study.start[i + 1] - study.start[i];
-const epochAt = (i, k) => (study.odd[i] ? study.odd[i][k] : k + 1);
+/** Very many epochs are thinned to 1, n, 2 n, 3 n, ... and each trial's last, with n = `study.every`. */
+const epochAt = (i, k) => (study.odd[i] ? study.odd[i][k] : study.every === 1 ? k + 1 : k ? Math.min(k * study.every, study.ends[i]) : 1);
+/** The place of the last point at or before an epoch, in a trial that has one. */
+function placeOf(i, epoch) {
+  if (study.odd[i]) return study.odd[i].findLastIndex((e) => e <= epoch);
+  if (study.every === 1) return Math.min(epoch, lengthOf(i)) - 1;
+  return epoch >= study.ends[i] ? lengthOf(i) - 1 : Math.floor(epoch / study.every);
+}
 const pointOf = (series, i, k) => series.points[study.start[i] + k];
 /** The standard error of a point over the trial's folds or seeds; NaN where there is none. */
 const errorOf = (series, i, k) => (series.errors ? series.errors[study.start[i] + k] : NaN);
