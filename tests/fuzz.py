@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import random
 import re
 import resource
+import shutil
 import sqlite3
 import sys
 import tempfile
@@ -333,6 +335,79 @@ def read_snapshot(path: Path) -> object:
     return pool.n_running
 
 
+def make_interrupted(path: Path, variant: int) -> None:
+    """A study that was killed some rounds after a snapshot, which lies beside it."""
+    import shoal
+    from shoal.errors import StudyError
+    from shoal.snapshots import Snapshots
+
+    rounds = 0
+
+    def killed(_: Any) -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 4 + variant:
+            raise StudyError("killed")
+
+    due, Snapshots.due = Snapshots.due, lambda self: rounds == 2 + variant  # type: ignore[method-assign]
+    try:
+        with contextlib.suppress(StudyError):
+            shoal.tune(_two_in_lanes_and_one_alone, storage=path, progress=killed, **_INTERRUPTED)
+    finally:
+        Snapshots.due = due  # type: ignore[method-assign]
+    sqlite3.connect(path).execute("PRAGMA journal_mode=DELETE").connection.close()
+
+
+_X = torch.linspace(-1, 1, 160).reshape(40, 4)
+_INTERRUPTED: dict[str, Any] = {
+    "train": (_X, torch.arange(40) % 3),
+    "n_trials": 5,
+    "max_epochs": 9,
+    "sampler": "random",
+    "scheduler": {"name": "asha", "eta": 2},
+    "reproducible": True,
+}
+
+
+def read_interrupted(path: Path) -> object:
+    """Go on from it, with the snapshot's files as they were."""
+    import shoal
+
+    if path.name.startswith("good"):
+        return None  # it would end, and remove its snapshots
+    folder = path.with_suffix(".snapshots")
+    folder.mkdir()
+    for file in path.parent.glob("good*.snapshots/*"):
+        shutil.copy(file, folder)
+    return shoal.resume(path, _two_in_lanes_and_one_alone, train=_INTERRUPTED["train"], progress=False)
+
+
+def changed_facts(draw: Draw, path: Path) -> None:
+    """Put something else into a fact that a study is resumed by."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=DELETE")
+    key = draw.choice(("snapshots", "snapshots", "snapshots", "options", "elapsed_s", "space", "folds"))
+    for (text,) in connection.execute("SELECT json FROM shoal_meta WHERE key = ?", (key,)).fetchall():
+        facts = _changed_part(draw, json.loads(text))
+        connection.execute("UPDATE shoal_meta SET json = ? WHERE key = ?", (json.dumps(facts), key))
+    connection.close()
+
+
+def _changed_part(draw: Draw, value: Any) -> Any:
+    """JSON data with another value somewhere inside."""
+    if isinstance(value, dict) and value and draw.random() < 0.9:
+        key = draw.choice(sorted(value))
+        if draw.random() < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        return {**value, key: _changed_part(draw, value[key])}
+    if isinstance(value, list) and value and draw.random() < 0.9:
+        at = draw.randrange(len(value))
+        return [*value[:at], *draw.choice(([], [_changed_part(draw, value[at])])), *value[at + 1 :]]
+    return draw.choice(
+        (None, -1, 0, 3, 2**31, 2**70, 0.5, "", "x", "../x", {}, [], [0, 1], {"0": 1}, {"$float": "inf"}, True)
+    )
+
+
 def make_study_file(path: Path, variant: int) -> None:
     rows = "\n".join(f"{i / 7},{i % 2}" for i in range(40))
     (path.parent / "data.csv").write_text(f"x,y\n{rows}\n", encoding="utf-8")
@@ -386,6 +461,7 @@ KINDS: dict[str, Kind] = {
     "table model": Kind(".model.safetensors", make_table_model, read_table_model),
     "folder model": Kind(".model.safetensors", make_folder_model, read_folder_model),
     "snapshot": Kind(".safetensors", make_snapshot, read_snapshot),
+    "interrupted study": Kind(".db", make_interrupted, read_interrupted, changed_facts),
     "study.toml": Kind(".toml", make_study_file, read_study_file),
     "csv": Kind(".csv", make_csv, read_table),
     "csv.gz": Kind(".csv.gz", lambda path, v: _zipped(path, v), read_table),
@@ -435,7 +511,10 @@ def one(name: str, seed: int, good: list[bytes], folder: Path) -> Finding | bool
     kind, draw = KINDS[name], Draw(seed)
     path = folder / f"mutant{kind.suffix}"
     for left in folder.glob("mutant*"):
-        left.unlink()
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
     path.write_bytes(good[seed % 2])
     if kind.change is not None and draw.random() < 0.6:
         kind.change(draw, path)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import shutil
 import signal
+import sqlite3
 import threading
 import time
 import warnings
@@ -18,12 +21,13 @@ from torch import Tensor, nn, optim
 
 import shoal
 from shoal import sealed_file, session, snapshots, tuning
+from shoal.asking import Asker
 from shoal.errors import StorageError, UsageError
 from shoal.lanes.fleet import Fleet
 from shoal.lanes.workers import PoolSet, WorkerDied
 from shoal.records import Progress, StudyRecord, TrialState
 from shoal.snapshots import Snapshots
-from shoal.storage import _rows, load_study
+from shoal.storage import StudyStore, _rows, load_study
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(64, 4, generator=G)
@@ -353,6 +357,88 @@ def test_a_snapshot_of_another_model_is_refused(tmp_path: Path, monkeypatch: pyt
         StorageError, match="trial 0 has another model, loss or optimizer than when the study was interrupted"
     ):
         shoal.tune(define, n_trials=6, storage=path, **OPTIONS)
+
+
+@pytest.mark.parametrize("after", ["the snapshot is forgotten", "the rows are gone"])
+def test_a_kill_while_a_study_starts_again_roughly(after: str, tmp_path: Path, straight: list[Any]) -> None:
+    """With other options, rounds cannot be repeated: trials start again, and the snapshot must not be gone back to without them."""
+    path = tmp_path / "s.db"
+    interrupted(path, lambda round_: round_ == 1)
+
+    class Killed(Exception):
+        pass
+
+    def kill(*args: Any) -> None:
+        raise Killed
+
+    where = (StudyStore, "restart") if after == "the snapshot is forgotten" else (Asker, "restore")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(*where, kill)
+        shoal.tune(define, n_trials=7, storage=path, **OPTIONS)
+    assert {len(t.rows) for t in load_study(str(path)).trials} == ({2} if where[0] is StudyStore else {0})
+    assert outcomes(shoal.tune(define, n_trials=6, storage=path, **OPTIONS).record) == straight
+
+
+def rewritten(path: Path, key: str, change: Callable[[Any], Any]) -> None:
+    """Change a fact of a study file."""
+    connection = sqlite3.connect(path)
+    ((text,),) = connection.execute("SELECT json FROM shoal_meta WHERE key = ?", (key,)).fetchall()
+    connection.execute("UPDATE shoal_meta SET json = ? WHERE key = ?", (json.dumps(change(json.loads(text))), key))
+    connection.commit()
+    connection.close()
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("killed") / "s.db"
+    interrupted(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tick": -1},
+        {"tick": {"$float": "inf"}},
+        {"time_s": {"$float": "nan"}},
+        {"n_asked": 3},
+        {"open": {"0": True}},
+        {"open": []},
+        {"open": {"2000": 1}},
+        {"paused": {"0": 1}, "open": {}},
+        {"bare": [0]},
+        {"pending": [0]},
+        {"pool": {"files": [{"name": "../x", "bytes": 1, "sha256": "00"}]}},
+        {"pool": 3},
+    ],
+    ids=repr,
+)
+def test_a_snapshot_that_makes_no_sense_is_refused(wrong: dict[str, Any], killed: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(killed.parent, tmp_path / "copy")) / killed.name
+    rewritten(path, "snapshots", lambda found: [{**found[0], **wrong}])
+    with pytest.raises(StorageError, match=r"describes no snapshot|does not describe a file of a snapshot"):
+        shoal.tune(define, n_trials=6, storage=path, **OPTIONS)
+
+
+@pytest.mark.parametrize("wrong", [{"running": {"0": 7}}, {"costs": {}}, {"paused": []}, {"costs": {"0": 1}}], ids=repr)
+def test_a_snapshot_whose_trials_are_nowhere_is_refused(wrong: dict[str, Any], killed: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(killed.parent, tmp_path / "copy")) / killed.name
+    rewritten(path, "snapshots", lambda found: [{**found[0], "pool": {**found[0]["pool"], **wrong}}])
+    with pytest.raises(StorageError, match="the study file describes no snapshot"):
+        shoal.tune(define, n_trials=6, storage=path, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("key", "held"),
+    [("storage", "x.db"), ("train", []), ("n_trials", "9"), ("max_epochs", None), ("device", True), ("no_such", 1)],
+)
+def test_options_that_tune_does_not_store_are_not_passed_on(key: str, held: Any, killed: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(killed.parent, tmp_path / "copy")) / killed.name
+    rewritten(path, "options", lambda found: {**found, key: held})
+    with pytest.raises(
+        StorageError, match=rf"holds '{key}'=.* as an option, which tune\(\) does not store: it is damaged, or"
+    ):
+        shoal.resume(path, define, train=OPTIONS["train"])
 
 
 def test_what_a_seal_may_say() -> None:

@@ -382,7 +382,7 @@ def test_a_place_shows_no_password() -> None:
     assert has_password("postgresql://ann:a/b@host/x")  # cannot be read, and looks as if it had one
     assert str(place_of(place.optuna_url)) == str(place) and f":{SECRET}@" in place.optuna_url
     assert str(place_of("postgresql://[::1]:5432/a?password=hidden")) == "postgresql://[::1]:5432/a"
-    assert has_password("postgresql:///a?password=hidden")
+    assert has_password("postgresql:///a?password=hidden") and has_password("postgresql:///a?sslpassword=hidden")
     assert _summary._storage(url) == str(place)  # `shoal check` prints where a study will lie
 
 

@@ -170,6 +170,65 @@ def test_a_lock_that_was_removed_while_we_waited_is_taken_anew(path: Path, monke
             store_at(path)
 
 
+def test_a_disk_that_is_full_from_the_start_is_explained(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(StorageError, match=r"cannot write .*lock \(No space left on device\)\. Free some space"):
+            store_at(path)
+    store_at(path).close()  # nothing is held
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_study_file_that_is_taken_away_from_its_owner(path: Path, how: str) -> None:
+    """SQLite would go on writing to a file that nobody can open any more."""
+    store_at(path.with_name("other.db")).close()
+    store = store_at(path)
+    store.asked([TrialSpec(0, 0, {}, {})])
+    store.flush()
+    if how == "removed":
+        path.unlink()
+    else:
+        path.with_name("other.db").replace(path)
+    store.asked([TrialSpec(1, 1, {}, {})])
+    for call in (store.flush, store.close):
+        with pytest.raises(
+            StorageError, match=r"study.db was removed or replaced while this process wrote to it: .* Put"
+        ):
+            call()
+
+
+def test_a_lock_file_that_is_removed_is_made_again(path: Path) -> None:
+    lock = Path(f"{path}.lock")
+    with store_at(path) as store:
+        lock.unlink()
+        store.asked([TrialSpec(0, 0, {}, {})])
+        store.flush()
+        with pytest.raises(StudyLockedError, match=f"process {os.getpid()} on"):
+            store_at(path)
+    assert not lock.exists()
+    store = store_at(path)
+    lock.unlink()
+    with store_at(path) as second:  # who came first writes no more
+        store.asked([TrialSpec(1, 1, {}, {})])
+        for call in (store.flush, store.close):
+            with pytest.raises(StorageError, match=r"in use by process \d+ on host .*What was queued since"):
+                call()
+        second.asked([TrialSpec(1, 1, {}, {})])
+        assert len(second.load().trials) == 2
+
+
+def test_names_that_are_too_long_for_a_file_are_cut(path: Path) -> None:
+    made = set()
+    for name in ("é" * 120, "é" * 119 + "e", "a/" * 60):
+        with StudyStore.open(str(path), name=name, direction="minimize") as store:
+            store.beside(".snapshots").mkdir()
+            made.add(store.beside(".snapshots").name)
+    assert len(made) == 3 and all(len(name) < 150 for name in made)
+
+
 def test_a_folder_or_disk_that_cannot_lock_is_explained(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*args: object) -> int:
         raise PermissionError(13, "Permission denied")
@@ -198,6 +257,9 @@ def test_a_folder_or_disk_that_cannot_lock_is_explained(path: Path, monkeypatch:
         ("postgresql://me:sec/secret@host/db", "the PostgreSQL URL cannot be read"),
         ("postgresql://me:12/secret@host/db", "the PostgreSQL URL cannot be read"),
         ("postgresql://me:secret#@host/db", "the PostgreSQL URL cannot be read"),
+        ("postgresql:/me:secret@host/study.db", "this storage is neither a database's URL nor a path to a study file"),
+        (" Postgres+psycopg:me:secret@host/study.sqlite", "this storage is neither a database's URL nor a path"),
+        ("me:secret@host://study.db", "this storage is neither a database's URL nor a path"),
         ("mysql+pymysql://me:secret@host/db", r"kind mysql\+pymysql:// cannot be used, only SQLite and PostgreSQL"),
         ("me:secret@host.txt", "this storage is neither a database's URL nor a path to a study file"),
         ("study.txt", "storage 'study.txt' is neither"),

@@ -84,3 +84,45 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
     path.write_bytes(b"not safetensors at all")
     with pytest.raises(StorageError, match=r"the weights of trial 0 cannot be read from"):
         store.load(0)
+
+
+def test_a_changed_bit_in_a_tensor_is_found(tmp_path: Path) -> None:
+    store = WeightStore(tmp_path, 1.0)
+    store.offer(3, 0.5, lambda: state(3))
+    path = weights_file(tmp_path, 3)
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    with pytest.raises(StorageError, match=r"is damaged: the weights of trial 3 are not those that were written"):
+        store.load(3)
+
+
+@pytest.mark.parametrize("values", [(0.5,), (0.5, 7.0)])
+def test_weights_of_another_study_are_told_by_what_its_trial_was_judged(
+    tmp_path: Path, values: tuple[float, ...]
+) -> None:
+    signs = (-1.0, 1.0)[: len(values)]
+    theirs, ours = WeightStore(tmp_path / "theirs", signs), WeightStore(tmp_path / "ours", signs)
+    theirs.offer(3, values, lambda: state(3))
+    ours.offer(3, (0.25, *values[1:]), lambda: state(4))
+    weights_file(tmp_path / "theirs", 3).replace(weights_file(tmp_path / "ours", 3))
+    with pytest.raises(
+        StorageError, match=r"of a trial 3 that was judged 0\.5.*, and this study's was judged 0\.25.*another study"
+    ):
+        ours.load(3)
+
+
+@pytest.mark.parametrize(
+    "facts", ["[]", "{", '{"trial": 3, "values": ["x"]}', '{"values": []}', '{"trial": 3, "values": 7}']
+)
+def test_what_a_file_says_of_itself_is_checked(tmp_path: Path, facts: str) -> None:
+    path = weights_file(tmp_path, 3)
+    store = WeightStore(tmp_path, 1.0, {3: (0.5, str(path))})
+    safetensors.torch.save_file({}, path, metadata={"shoal": facts})
+    with pytest.raises(StorageError, match="the weights of trial 3 cannot be read from"):
+        store.load(3)
+
+
+def test_a_file_of_an_earlier_version_names_its_trial_and_no_more(tmp_path: Path) -> None:
+    path = weights_file(tmp_path, 3)
+    safetensors.torch.save_file({"n": torch.tensor(3)}, path, metadata={"trial": "3"})
+    assert WeightStore(tmp_path, 1.0, {3: (0.5, str(path))}).load(3)["n"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from shoal.records import (
@@ -81,7 +82,7 @@ class History:
     def elapsed_s(self) -> float:
         """Seconds of work on the study so far; time goes on from here, so that it never goes back."""
         spent = self.meta.get("elapsed_s")
-        known = float(spent) if isinstance(spent, int | float) else 0.0
+        known = float(spent) if isinstance(spent, int | float) and 0 <= spent < math.inf else 0.0
         last = (rows[-1] for rows in self.rows.values())
         return max(
             known, *(max((x.time_s for x in xs), default=0.0) for xs in (last, self.results.values(), self.events))

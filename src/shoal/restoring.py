@@ -173,6 +173,8 @@ def _exactly(
             kept = 0
         elif number in at.open:
             kept = at.open[number]
+            if kept and (not t.rows or t.rows[-1].epoch < kept):
+                return None  # likewise: it was to start again from its first epoch
         elif t.state is TrialState.RUNNING:
             return None  # rows and snapshot do not belong together
         if kept is None:
@@ -185,6 +187,8 @@ def _exactly(
             rows = tuple(row for row in t.rows if row.epoch <= kept)
             trials.append(TrialRecord(t.spec, TrialState.RUNNING, None, kept, "", rows))
     events = previous.events[at.n_events :]
+    if at.n_asked > len(previous.trials):
+        return None
     anything = bool(asked_before or ended_before or later or events)
     same = all(previous.meta.get(key) == facts[key] for key in ("options", "hardware", "sampler", "scheduler"))
     if (anything and not same) or len(previous.events) < at.n_events:
@@ -229,6 +233,7 @@ def _roughly(
     meta = {**{k: v for k, v in previous.meta.items() if k not in stale}, **facts}
     history = History.of(record, meta)
     if store is not None and again:
+        store.set_meta({"snapshots": []})  # before the rows go that they count on: the process may be killed in between
         store.restart(again)
     for number in again:
         if folder is not None:
@@ -243,7 +248,8 @@ def _roughly(
 
 def _max_epochs(previous: StudyRecord, default: int) -> int:
     before = previous.meta.get("options")
-    return cast(int, before.get("max_epochs", default)) if isinstance(before, dict) else default
+    found = before.get("max_epochs") if isinstance(before, dict) else None
+    return found if isinstance(found, int) else default
 
 
 def _paused(previous: StudyRecord) -> dict[int, int]:
@@ -364,10 +370,8 @@ def check_same(previous: StudyRecord, facts: Mapping[str, Json]) -> None:
                 raise StorageError(
                     f"study {previous.name!r} has {key}={before.get(key)!r}, not {now.get(key)!r}. {advice}"
                 )
-        if cast(int, now["max_epochs"]) < cast(int, before.get("max_epochs", 0)):
-            raise UsageError(
-                f"study {previous.name!r} trains up to {before['max_epochs']} epochs; it cannot go on with fewer."
-            )
+        if cast(int, now["max_epochs"]) < (most := _max_epochs(previous, 0)):
+            raise UsageError(f"study {previous.name!r} trains up to {most} epochs; it cannot go on with fewer.")
 
 
 def _listed(names: Json) -> str:

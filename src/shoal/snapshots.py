@@ -8,12 +8,13 @@ rounds that a resumed study runs again.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 from shoal import sealed_file
 from shoal.errors import StorageError
@@ -61,6 +62,15 @@ class Snapshot:
         """Its files."""
         return [] if self.pool is None else [Seal.of(seal) for seal in self.pool["files"]]
 
+    def _check(self) -> None:
+        """Raise ValueError unless its parts agree."""
+        if not self.paused.items() <= self.open.items() or not set(self.bare) <= self.paused.keys():
+            raise ValueError("paused trials that are not there")
+        if set(self.pending) & self.open.keys():
+            raise ValueError("trials that wait and train")
+        if any(n >= self.n_asked for n in (*self.open, *self.pending)):
+            raise ValueError("trials that nobody has asked for")
+
     def as_json(self) -> Json:
         """As the study file holds it."""
         open_: dict[str, Json] = {str(n): epoch for n, epoch in self.open.items()}
@@ -86,20 +96,33 @@ class Snapshot:
         """
         try:
             found = cls(
-                int(value["tick"]),
-                float(value["time_s"]),
-                int(value["n_asked"]),
-                int(value["n_events"]),
-                {int(n): int(epoch) for n, epoch in value["open"].items()},
-                {int(n): int(epoch) for n, epoch in value["paused"].items()},
-                [int(n) for n in value["bare"]],
-                [int(n) for n in value["pending"]],
+                _count(value["tick"]),
+                _seconds(value["time_s"]),
+                _count(value["n_asked"]),
+                _count(value["n_events"]),
+                {_count(int(n)): _count(epoch) for n, epoch in value["open"].items()},
+                {_count(int(n)): _count(epoch) for n, epoch in value["paused"].items()},
+                [_count(n) for n in value["bare"]],
+                [_count(n) for n in value["pending"]],
                 value["pool"],
             )
             _ = found.seals
+            found._check()
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise StorageError(f"the study file describes no snapshot ({error!r}): it is damaged.") from error
         return found
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
+
+
+def _seconds(value: object) -> float:
+    if type(value) not in (int, float) or not 0 <= cast(float, value) < math.inf:
+        raise ValueError(f"{value!r:.40} is no time")
+    return float(cast(float, value))
 
 
 def of_meta(meta: Mapping[str, Json]) -> list[Snapshot]:

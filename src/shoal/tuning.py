@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 import torch
 
@@ -456,6 +456,7 @@ def resume(
             "this study was started with a metric, sampler or scheduler object, which no file can hold; call tune() again with "
             "the same arguments and this storage, which continues it."
         )
+    _check_stored(options, shown(storage))
     kept = {k: v for k, v in options.items() if k not in ("n_trials", "max_epochs", "prepare")}
     if kept.get("folds") is False:
         raise UsageError(
@@ -496,6 +497,45 @@ def resume(
         progress=progress,
         **cast("dict[str, Any]", kept),
     )
+
+
+_NONE: Final = type(None)
+# Arguments of `tune` that a study file holds, and as what: all others come from whoever calls.
+_STORED: Final[Mapping[str, tuple[type, ...]]] = {
+    "metric": (str, list, dict, _NONE),
+    "direction": (str, list, _NONE),
+    "constraints": (list,),
+    "metrics": (list, _NONE),
+    "value": (str,),
+    "folds": (int, bool, _NONE),
+    "hyper_valid": (float, bool, _NONE),
+    "seeds": (int,),
+    "prepare": (str, _NONE),
+    "n_trials": (int,),
+    "max_epochs": (int,),
+    "sampler": (str, dict, _NONE),
+    "scheduler": (str, dict, bool, _NONE),
+    "enqueue": (list,),
+    "warm_start": (str, bool, _NONE),
+    "max_total_epochs": (int, _NONE),
+    "target_value": (float, int, list, _NONE),
+    "patience_trials": (int, _NONE),
+    "seed": (int,),
+    "device": (str, _NONE),
+    "reproducible": (bool,),
+    "trial_timeout_s": (float, int, _NONE),
+}
+
+
+def _check_stored(options: Mapping[str, Json], where: str) -> None:
+    """Raise `StorageError` unless a study file's options are such as `tune` stores."""
+    wrong = [key for key, held in options.items() if type(held) not in _STORED.get(key, ())]
+    wrong += [key for key in ("n_trials", "max_epochs") if key not in options]
+    if wrong:
+        raise StorageError(
+            f"{where} holds {wrong[0]!r:.40}={options.get(wrong[0])!r:.40} as an option, which tune() does not store: it is "
+            "damaged, or from another version of Shoal. Call tune() with this storage instead."
+        )
 
 
 def _scheduler(scheduler: SchedulerArgument, max_epochs: int, n_trials: int, objectives: Objectives) -> Scheduler:

@@ -1,12 +1,20 @@
-"""The weights of the best trials, as safetensors beside the study file (or in memory when there is none)."""
+"""The weights of the best trials, as safetensors beside the study file (or in memory when there is none).
+
+A file says which trial it is of, how that was judged, and the digest of its tensors: one that was changed, or that belongs to
+another study, is told from the study's own.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from shoal import sealed_file
@@ -17,6 +25,9 @@ from shoal.records import TrialSpec
 
 KEPT = 5
 KEPT_OF_FRONT = 20  # of a Pareto front; of a larger one those that are spread widest over it
+
+
+_FACTS = "shoal"  # the key of what a file says of itself
 
 
 def weights_file(folder: Path, trial: int) -> Path:
@@ -123,7 +134,11 @@ class WeightStore:
         part = path.with_suffix(".part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: t.contiguous() for name, t in state.items()}, part, metadata={"trial": str(trial)})
+            tensors = {name: t.contiguous() for name, t in state.items()}
+            values = [s * v for s, v in zip(self._signs, self._rank[trial], strict=True)]
+            facts = {"trial": trial, "values": [repr(float(v)) for v in values], "sha256": _digest(tensors)}
+            # One entry: of several, safetensors writes now the one and now the other first.
+            save_file(tensors, part, metadata={_FACTS: json.dumps(facts)})
             os.replace(part, path)  # whole or not at all
         except (OSError, SafetensorError) as error:  # the latter is what a full disk gives
             raise StorageError(f"cannot write the weights of trial {trial} to {path}: {error}") from error
@@ -160,15 +175,48 @@ class WeightStore:
         path = self.files[trial]
         try:
             with safe_open(path, framework="pt") as file:
-                found = (file.metadata() or {}).get("trial", "of none")
-                if found != str(trial):
-                    raise StorageError(f"{path} holds the weights of trial {found:.20}, not of trial {trial}.")
+                facts = self._check_own(trial, file.metadata() or {}, path)
                 names = list(file.keys())
                 if model is not None:
                     _check_fit({n: file.get_slice(n).get_shape() for n in names}, model, path)
-                return {name: file.get_tensor(name) for name in names}
+                state = {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError, UnicodeDecodeError) as error:
             raise StorageError(f"the weights of trial {trial} cannot be read from {path}: {error}") from error
+        if "sha256" in facts and facts["sha256"] != _digest(state):
+            raise StorageError(
+                f"{path} is damaged: the weights of trial {trial} are not those that were written. Restore a copy."
+            )
+        return state
+
+    def _check_own(self, trial: int, metadata: Mapping[str, str], path: str) -> dict[str, Any]:
+        """What a file says of itself; that must be the trial as this study knows it."""
+        try:  # files of earlier versions name the trial and nothing else
+            facts = json.loads(metadata[_FACTS]) if _FACTS in metadata else {"trial": metadata.get("trial", "of none")}
+            found, values = str(facts["trial"]), tuple(float(v) for v in facts.get("values", ()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise StorageError(f"the weights of trial {trial} cannot be read from {path}: {error!r:.200}") from error
+        if found != str(trial):
+            raise StorageError(f"{path} holds the weights of trial {found:.20}, not of trial {trial}.")
+        mine = tuple(s * v for s, v in zip(self._signs, self._rank[trial], strict=True))
+        if values and values != mine:
+            raise StorageError(
+                f"{path} holds the weights of a trial {trial} that was judged {_listed(values)}, and this study's was judged "
+                f"{_listed(mine)}: they are of another study. Put this study's own file there."
+            )
+        return dict(facts)
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of tensors: names, shapes, types and bytes."""
+    found = hashlib.sha256()
+    for name, t in sorted(state.items()):
+        found.update(f"{name}\0{tuple(t.shape)}\0{t.dtype}\0".encode())
+        found.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:.6g}" for v in values)
 
 
 def _check_fit(shapes: Mapping[str, Sequence[int]], model: nn.Module, path: str) -> None:

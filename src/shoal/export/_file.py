@@ -69,7 +69,7 @@ def export_study(
     data, preparation = prepared_whole(prepare, read, seed)
     number = best.spec.number
     kept = weights_file(file_beside(place_of(storage), record.name, ".weights"), number)
-    weights = WeightStore(kept.parent, 1.0, {number: (best.value, str(kept))})
+    weights = WeightStore(kept.parent, (1.0,) * len(best.values), {number: (best.values, str(kept))})
     recipe = trained(best.trained, lambda spec: replay(define, spec, data.train.n, data.train.form), weights)
     fresh = replay(define, best.trained, data.train.n, data.train.form)
     return export(

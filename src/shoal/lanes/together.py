@@ -10,7 +10,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from shoal.errors import RecipeError, blame
+from shoal.errors import RecipeError, StorageError, blame
 from shoal.lanes.lane import Measured
 from shoal.lanes.parts import Parts
 from shoal.lanes.pool import Candidate
@@ -217,11 +217,17 @@ class Together:
         """
         of_parts = {part.key: part for spec in specs.values() for part in self._parts.split(spec)}
         self._inner.restore(folder, facts, of_parts, rounds)
-        mine = facts["together"]
         self._specs = dict(specs)
-        self._running, self._bare = set(mine["running"]), set(mine["bare"])
-        self._broken = {int(trial): message for trial, message in mine["broken"].items()}
-        for trial in mine["again"]:
+        try:
+            mine = facts["together"]
+            self._running, self._bare = set(mine["running"]), set(mine["bare"])
+            self._broken = {int(trial): str(message) for trial, message in mine["broken"].items()}
+            again = [int(trial) for trial in mine["again"]]
+            if not {*self._running, *self._bare, *again} <= specs.keys():
+                raise ValueError("trials that nobody has asked for")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StorageError(f"the study file describes no snapshot ({error!r:.200}): it is damaged.") from error
+        for trial in again:
             self._enqueue(trial)
 
     def drain_events(self) -> list[Event]:

@@ -342,9 +342,15 @@ class PoolSet:
         names = [Seal.of(seal).name for seal in facts["files"]]
         if len(names) != self.n_pools:
             raise StorageError(f"a snapshot of {len(names)} processes cannot be taken up by {self.n_pools}.")
-        self._where = {int(trial): int(k) for trial, k in facts["running"].items()}
-        self._paused = {int(trial): int(k) for trial, k in facts["paused"].items()}
-        self._signature = {int(trial): (str(key), float(cost)) for trial, (key, cost) in facts["costs"].items()}
+        try:
+            self._where = {int(trial): int(k) for trial, k in facts["running"].items()}
+            self._paused = {int(trial): int(k) for trial, k in facts["paused"].items()}
+            self._signature = {int(trial): (str(key), float(cost)) for trial, (key, cost) in facts["costs"].items()}
+            kept = {**self._where, **self._paused}
+            if self._signature.keys() != kept.keys() or not all(0 <= k < self.n_pools for k in kept.values()):
+                raise ValueError("trials without a place")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise StorageError(f"the study file describes no snapshot ({error!r:.200}): it is damaged.") from error
         self._rounds = rounds
         if self._local.may_upgrade:  # before any pool that ran on it asks for it
             native.insist()

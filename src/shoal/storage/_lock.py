@@ -53,12 +53,38 @@ class OwnerLock:
         real = study.resolve()
         self._path = real.with_name(real.name + ".lock")
         self._fd: int | None = None
-        while self._fd is None:
-            self._fd = self._try(study)
-        os.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        os.write(self._fd, f"{os.getpid()}\n{platform.node()}\n".encode())
+        self._study = study
+        self._take()
         _live.add(self)
+
+    def _take(self) -> None:
+        fd = None
+        while fd is None:
+            fd = self._try(self._study)
+        try:
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+            os.write(fd, f"{os.getpid()}\n{platform.node()}\n".encode())
+        except OSError as error:
+            os.close(fd)
+            raise StorageError(
+                f"cannot write {self._path} ({error.strerror}). Free some space or choose another storage, then try again."
+            ) from error
+        self._fd = fd
+
+    def keep(self) -> None:
+        """See that the lock is still what others look at: a lock file that somebody has removed locks nobody out.
+
+        Raises:
+            StudyLockedError: it was removed, and another owner has come since.
+            StorageError: it cannot be made again.
+        """
+        assert self._fd is not None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._fd), os.stat(self._path)):
+                return
+        self._drop()
+        self._take()
 
     def _try(self, study: Path) -> int | None:
         try:

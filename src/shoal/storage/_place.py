@@ -6,7 +6,9 @@ the scheme is named.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,8 @@ from shoal.errors import StorageError
 SUFFIXES = (".db", ".sqlite", ".sqlite3")
 DEFAULT_NAME: Final = "shoal"
 _MAGIC = b"SQLite format 3\0"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_MISTYPED = re.compile(r"\s*postgres\w*(\+\w+)?:", re.IGNORECASE)  # a URL that lacks a slash, and may have a password
 _MAX_NAME = 120  # characters: names of files are made of it
 _ADVICE = 'write storage="sqlite:///study.db", "postgresql://user@host/database", or a path that ends in .db, .sqlite or .sqlite3'
 
@@ -77,8 +81,7 @@ class ServerPlace:
         return Path(quote(self.database, safe=" "))
 
     def __str__(self) -> str:
-        open_ = [(key, value) for key, value in self.options if "password" not in key and "secret" not in key]
-        return self._url("postgresql", "", open_)
+        return self._url("postgresql", "", [option for option in self.options if not _is_secret(option[0])])
 
     def _url(self, scheme: str, secret: str, options: Iterable[tuple[str, str]]) -> str:
         user = "" if self.user is None else f"{quote(self.user, safe='')}{secret}@"
@@ -87,6 +90,10 @@ class ServerPlace:
         port = "" if self.port is None else f":{self.port}"
         query = "&".join(f"{quote(key)}={quote(value, safe='')}" for key, value in options)
         return f"{scheme}://{user}{host}{port}/{quote(self.database, safe='')}{'?' if query else ''}{query}"
+
+
+def _is_secret(option: str) -> bool:
+    return any(word in option.lower() for word in ("password", "passwd", "secret"))
 
 
 Place: TypeAlias = "FilePlace | ServerPlace"
@@ -106,8 +113,10 @@ def place_of(url: str | Path) -> Place:
     'postgresql://ann@db.example/tuning'
     """
     scheme, separator, rest = str(url).partition("://")
+    if separator and not _SCHEME.fullmatch(scheme):
+        raise StorageError(f"this storage is neither a database's URL nor a path to a study file: {_ADVICE}.")
     if not separator:
-        if str(url).lower().endswith(SUFFIXES):
+        if str(url).lower().endswith(SUFFIXES) and not _MISTYPED.match(str(url)):
             return FilePlace(Path(url).expanduser())
         shown = "this storage" if "@" in str(url) else f"storage {str(url)!r}"
         raise StorageError(f"{shown} is neither a database's URL nor a path to a study file: {_ADVICE}.")
@@ -160,7 +169,9 @@ def has_password(url: str | Path) -> bool:
         place = place_of(url)
     except StorageError:
         return "@" in str(url) and "://" in str(url)
-    return isinstance(place, ServerPlace) and place.password is not None
+    if not isinstance(place, ServerPlace):
+        return False
+    return place.password is not None or any(_is_secret(key) for key, _ in place.options)
 
 
 def shown(url: str | Path) -> str:
@@ -177,6 +188,8 @@ def file_beside(place: Place, study: str, suffix: str) -> Path:
     PosixPath('runs/digits.a%2Fb.weights')
     """
     own = "" if study == DEFAULT_NAME else f".{quote(study, safe=' ')}"
+    if len(own) > _MAX_NAME:  # systems have names of 255 bytes, and a letter may be quoted as twelve
+        own = f"{own[:80]}~{hashlib.sha256(study.encode()).hexdigest()[:16]}"
     return place.stem.with_name(f"{place.stem.name}{own}{suffix}")
 
 

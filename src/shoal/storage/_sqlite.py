@@ -80,10 +80,12 @@ class SqliteOwner:
 
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
+        self._path = database.place.path.resolve()
         self._lock = OwnerLock(database.place.path)
         try:
             with database.explained("opening"):
                 self.connection = connect(database.place.path, "mode=rwc")
+            self._file = os.stat(self._path)
         except BaseException:
             self._lock.release()
             raise
@@ -105,8 +107,20 @@ class SqliteOwner:
 
     def commit(self, work: Callable[[sa.Connection], None]) -> None:
         """Do ``work`` in one transaction, and wait for the disk once."""
+        self._lock.keep()
         with self._database.explained("writing to"), transaction(self.connection):
             work(self.connection)
+        self._check_in_place()  # afterwards: what is acknowledged has to be in the file that others open
+
+    def _check_in_place(self) -> None:
+        """SQLite goes on writing to a file that was removed or replaced, which is gone when it is closed."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self._file, os.stat(self._path)):
+                return
+        raise StorageError(
+            f"the study file {self._path} was removed or replaced while this process wrote to it: what came since is in no "
+            "file. Put the file back, if there is a copy, and resume the study."
+        )
 
     def insert(self, table: Any) -> Any:
         """An insert that has ``on_conflict_do_update``."""
