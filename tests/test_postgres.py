@@ -22,16 +22,18 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
+from owner_process import OwnerProcess
 from postgres_server import PASSWORD, USER, Server
 from postgres_server import server as shared_server
+from shoal.cli import main
 from shoal.errors import StorageError, StudyLockedError, UsageError
 from shoal.records import EpochRow, StudyRecord, TrialResult, TrialSpec, TrialState
 from shoal.storage import StudyStore, _postgres_owner, has_password, load_study, place_of, study_stamp
 from shoal.study_file import _summary
 from test_front_report import study as several
-from test_storage_faults import OWNER, SRC
 
 SECRET = quote(PASSWORD, safe="")
+SRC = str(Path(__file__).parents[1] / "src")
 
 
 @pytest.fixture
@@ -79,18 +81,16 @@ def test_a_second_owner_is_refused_by_name_and_other_studies_are_free(url: str) 
     store_at(url).close()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_killed_owner_leaves_nothing_behind_but_what_it_wrote(url: str) -> None:
     draw = random.Random(0)
     n_before = 0
     for _ in range(2):
-        env = {**os.environ, "PYTHONPATH": SRC}
-        owner = subprocess.Popen([sys.executable, "-c", OWNER, url], stdout=subprocess.PIPE, text=True, env=env)
-        assert owner.stdout is not None and owner.stdout.readline() == "open\n"
+        owner = OwnerProcess(url)
         with pytest.raises(StudyLockedError, match=f"in use by process {owner.pid} on host"):
             store_at(url)
         time.sleep(draw.uniform(0.2, 0.6))
-        owner.send_signal(signal.SIGKILL)
-        acknowledged = [int(line) for line in owner.communicate()[0].splitlines(keepends=True) if line.endswith("\n")]
+        acknowledged = owner.kill()
         record = load_study(url)
         assert len(record.trials) > max(acknowledged, default=n_before - 1)
         n_before = len(record.trials)
@@ -421,33 +421,35 @@ def folder(tmp_path: Path, url: str) -> Path:
     return tmp_path
 
 
-def test_a_whole_study_from_the_command_line(folder: Path, url: str) -> None:
+def test_a_whole_study_from_the_command_line(
+    folder: Path, url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     plain = str(place_of(url))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    monkeypatch.setenv("STORAGE", url)
 
-    def shoal(*words: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "PYTHONPATH": SRC, "PGPASSWORD": PASSWORD, "STORAGE": url}
-        command = [sys.executable, "-m", "shoal", *words]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env, check=False)
-        assert PASSWORD not in done.stdout + done.stderr and SECRET not in done.stdout + done.stderr
-        return done
+    def shoal(*words: str) -> tuple[int, str, str]:
+        code = main(words)
+        said = capfd.readouterr()
+        assert PASSWORD not in said.out + said.err and SECRET not in said.out + said.err
+        return code, said.out, said.err
 
-    done = shoal("tune", "small.py", "--study-name", "first", "--report", "r.html")
-    assert done.returncode == 0, done.stderr
-    assert plain in done.stdout
-    assert PASSWORD not in (folder / "r.html").read_text() and SECRET not in (folder / "r.html").read_text()
-    done = shoal("resume", plain, "small.py", "--study-name", "first", "--n-trials", "8", "--quiet")
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "shoal", "tune", "small.py", "--study-name", "first", "--report", "r.html"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": SRC}, check=False)
+    assert done.returncode == 0 and plain in done.stdout, done.stderr
+    for text in (done.stdout, done.stderr, (folder / "r.html").read_text(encoding="utf-8")):
+        assert PASSWORD not in text and SECRET not in text
+    assert shoal("resume", plain, "small.py", "--study-name", "first", "--n-trials", "8", "--quiet")[0] == 0
     record = load_study(url, "first")
     assert len(record.trials) == 8 and PASSWORD not in str(record.meta) and SECRET not in str(record.meta)
-    best = shoal("best", plain, "--study-name", "first", "--json")
-    assert '"trial"' in best.stdout
+    assert '"trial"' in shoal("best", plain, "--study-name", "first", "--json")[1]
     weights = sorted(path.name for path in (folder / f"{url.rpartition('/')[2]}.first.weights").iterdir())
     assert len(weights) == 5
-    done = shoal("report", plain)
-    assert done.returncode == 0 and done.stdout.strip() == f"{url.rpartition('/')[2]}.first.html"
+    assert shoal("report", plain)[:2] == (0, f"{url.rpartition('/')[2]}.first.html\n")
     for words in (("tune", "small.py", "--storage", url), ("report", url), ("resume", url, "small.py")):
-        done = shoal(*words)
-        assert done.returncode == 2 and "leave the password out of the command line" in done.stderr
+        code, _, error = shoal(*words)
+        assert code == 2 and "leave the password out of the command line" in error
     storage = optuna.storages.RDBStorage(place_of(url).optuna_url)
     assert len(optuna.load_study(study_name="first", storage=storage).trials) == 8
     storage.remove_session()

@@ -7,8 +7,6 @@ import random
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,48 +15,14 @@ from typing import Any
 import optuna
 import pytest
 
+from owner_process import OwnerProcess
 from shoal.errors import StorageError, StudyLockedError
 from shoal.records import Event, TrialSpec, TrialState
 from shoal.storage import StudyStore, _lock, _tables, load_study
 
-SRC = str(Path(__file__).parents[1] / "src")
-
-# Prints the number of the last trial that a flush has acknowledged.
-OWNER = """
-import sys
-from shoal.records import EpochRow, Event, TrialResult, TrialSpec, TrialState
-from shoal.storage import StudyStore
-store = StudyStore.open(sys.argv[1], name="digits", direction="maximize")
-first = len(store.load().trials)
-print("open", flush=True)
-for n in range(first, 1_000_000):
-    store.asked([TrialSpec(n, n, {}, {})])
-    store.recorded([EpochRow(n, e, 0.5, n + e / 100, {"loss": 0.5}) for e in range(1, 21)])
-    store.happened([Event(n, "left", trial=n)])
-    store.ended([TrialResult(n, TrialState.FINISHED, n + 0.2, 20)])
-    if n % 7 == 0:
-        store.flush()
-        print(n, flush=True)
-"""
-
 
 def store_at(url: str | Path, direction: Any = "maximize") -> StudyStore:
     return StudyStore.open(str(url), name="digits", direction=direction)
-
-
-def spawn(url: str) -> subprocess.Popen[str]:
-    owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, url], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": SRC}
-    )
-    assert owner.stdout is not None
-    assert owner.stdout.readline() == "open\n"
-    return owner
-
-
-def kill(owner: subprocess.Popen[str]) -> str:
-    owner.send_signal(signal.SIGKILL)
-    text, _ = owner.communicate()
-    return text
 
 
 @pytest.fixture
@@ -71,13 +35,15 @@ def url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(url: str, path: Path) -> None:
     draw = random.Random(0)
     n_before = 0
     for _ in range(5):
-        owner = spawn(url)
-        time.sleep(draw.uniform(0.0, 0.6))
-        acknowledged = [int(line) for line in kill(owner).splitlines(keepends=True) if line.endswith("\n")]
+        owner = OwnerProcess(url)
+        time.sleep(draw.uniform(0.0, 0.4))
+        acknowledged = owner.kill()
         record = load_study(url)
         assert len(record.trials) > max(acknowledged, default=n_before - 1)
         n_before = len(record.trials)
@@ -97,14 +63,16 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(url: str, path
     assert n_before > 20
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_second_owner_is_refused_until_the_first_is_killed(url: str, path: Path) -> None:
-    owner = spawn(url)
+    owner = OwnerProcess(url)
     try:
         with pytest.raises(StudyLockedError, match=rf"in use by process {owner.pid} on host \S+: wait until it ends"):
             store_at(url)
         load_study(url)
     finally:
-        kill(owner)
+        owner.kill()
     store_at(url).close()
     assert not Path(f"{path}.lock").exists()
 
