@@ -371,11 +371,11 @@ def test_a_kill_while_a_study_starts_again_roughly(after: str, tmp_path: Path, s
     def kill(*args: Any) -> None:
         raise Killed
 
-    where = (StudyStore, "restart") if after == "the snapshot is forgotten" else (Asker, "restore")
+    forgotten = after == "the snapshot is forgotten"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(*where, kill)
+        patch.setattr(StudyStore if forgotten else Asker, "restart" if forgotten else "restore", kill)
         shoal.tune(define, n_trials=7, storage=path, **OPTIONS)
-    assert {len(t.rows) for t in load_study(str(path)).trials} == ({2} if where[0] is StudyStore else {0})
+    assert {len(t.rows) for t in load_study(str(path)).trials} == {2 if forgotten else 0}
     assert outcomes(shoal.tune(define, n_trials=6, storage=path, **OPTIONS).record) == straight
 
 
