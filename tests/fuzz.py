@@ -351,7 +351,8 @@ def make_interrupted(path: Path, variant: int) -> None:
 
     due, Snapshots.due = Snapshots.due, lambda self: rounds == 2 + variant  # type: ignore[method-assign]
     try:
-        with contextlib.suppress(StudyError):
+        with contextlib.suppress(StudyError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that one trains alone
             shoal.tune(_two_in_lanes_and_one_alone, storage=path, progress=killed, **_INTERRUPTED)
     finally:
         Snapshots.due = due  # type: ignore[method-assign]
@@ -379,7 +380,10 @@ def read_interrupted(path: Path) -> object:
     folder.mkdir()
     for file in path.parent.glob("good*.snapshots/*"):
         shutil.copy(file, folder)
-    return shoal.resume(path, _two_in_lanes_and_one_alone, train=_INTERRUPTED["train"], progress=False)
+    size = {
+        key: _INTERRUPTED[key] for key in ("n_trials", "max_epochs")
+    }  # of a study that asks for more, so much is trained
+    return shoal.resume(path, _two_in_lanes_and_one_alone, train=_INTERRUPTED["train"], progress=False, **size)
 
 
 def changed_facts(draw: Draw, path: Path) -> None:

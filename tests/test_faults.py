@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -88,6 +89,31 @@ def outcomes(record: StudyRecord) -> list[Any]:
 @pytest.fixture(scope="module")
 def straight() -> list[Any]:
     return outcomes(shoal.tune(define, n_trials=6, **OPTIONS).record)
+
+
+# -- trials -------------------------------------------------------------------------------------------------------------------
+
+
+def test_trials_that_raise_or_diverge_end_alone(straight: list[Any]) -> None:
+    def faulty(trial: Any) -> shoal.Recipe:
+        recipe = define(trial)
+        if trial.number == 1:
+            raise KeyError("no such layer")
+        if trial.number == 2:
+            recipe.model.register_forward_pre_hook(lambda *_: 1 / 0)
+        if trial.number == 3:
+            recipe.optimizer.param_groups[0]["lr"] = 3e38
+        return recipe
+
+    record = shoal.tune(faulty, n_trials=6, **OPTIONS).record
+    states = [t.state.value for t in record.trials]
+    assert states[:3] + states[4:] == ["finished", "failed", "failed", "finished", "finished"]
+    assert "trial 1: define raised KeyError: 'no such layer'" in record.trials[1].reason
+    assert "ZeroDivisionError" in record.trials[2].reason and "trial 2" in record.trials[2].reason
+    diverged = record.trials[3]
+    assert (states[3] == "failed") == (diverged.value is None) and "not finite" in diverged.reason
+    for n in (0, 4, 5):  # in a fleet of another width
+        assert [r[2] for r in outcomes(record)[n][3]] == pytest.approx([r[2] for r in straight[n][3]], rel=1e-4)
 
 
 # -- time ---------------------------------------------------------------------------------------------------------------------
@@ -214,9 +240,9 @@ def test_a_study_outlives_a_worker_that_is_killed(
     with pytest.warns(RuntimeWarning, match=r"a worker process died \(exit code -9.*goes on by itself"):
         record = shoal.tune(define, **options).record
     assert len(pools) == 2
-    rounds[:] = [rounds[0]] * 2
-    whole = shoal.tune(define, **(options | {"storage": None})).record
     if stored:
+        rounds[:] = [rounds[0]] * 2
+        whole = shoal.tune(define, **(options | {"storage": None})).record
         assert outcomes(record) == outcomes(whole)  # from the snapshot: to the last bit
     assert [(t.state, [r.epoch for r in t.rows]) for t in record.trials] == [(TrialState.FINISHED, [1, 2, 3])] * 16
 
@@ -251,6 +277,20 @@ def test_sigterm_ends_the_round_and_takes_a_snapshot(tmp_path: Path, straight: l
     assert [len(t.rows) for t in study.record.trials] == [2] * 6
     study = shoal.tune(define, **options)
     assert outcomes(study.record) == straight and not study.interrupted
+
+
+def test_a_second_ctrl_c_ends_at_once_and_what_was_queued_is_kept(tmp_path: Path) -> None:
+    rounds = []
+
+    def interrupt(p: Progress) -> None:
+        rounds.append(p)
+        if len(rounds) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        shoal.tune(define, n_trials=6, storage=tmp_path / "s.db", **(OPTIONS | {"progress": interrupt}))
+    assert [len(t.rows) for t in load_study(str(tmp_path / "s.db")).trials] == [2] * 6
 
 
 def test_sigterm_does_not_wait_for_an_epoch_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,6 +358,29 @@ def interrupted(path: Path, snapshots_at: Callable[[int], bool] = lambda _: True
         shoal.tune(define, n_trials=6, storage=path, **(OPTIONS | {"progress": report}))
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("killed") / "s.db"
+    interrupted(path)
+    return path
+
+
+@pytest.fixture
+def copied(killed: Path, tmp_path: Path) -> Path:
+    """A study that was killed after its second round, with a snapshot of the first."""
+    shutil.copytree(killed.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / killed.name
+
+
+def rewritten(path: Path, key: str, change: Callable[[Any], Any]) -> None:
+    """Change a fact of a study file."""
+    connection = sqlite3.connect(path)
+    ((text,),) = connection.execute("SELECT json FROM shoal_meta WHERE key = ?", (key,)).fetchall()
+    connection.execute("UPDATE shoal_meta SET json = ? WHERE key = ?", (json.dumps(change(json.loads(text))), key))
+    connection.commit()
+    connection.close()
+
+
 def test_a_snapshot_that_cannot_be_written_holds_nothing_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, straight: list[Any]
 ) -> None:
@@ -331,10 +394,8 @@ def test_a_snapshot_that_cannot_be_written_holds_nothing_up(
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
-def test_a_damaged_snapshot_is_said_and_not_used(how: str, tmp_path: Path, straight: list[Any]) -> None:
-    path = tmp_path / "s.db"
-    interrupted(path)
-    (file,) = (tmp_path / "s.snapshots").iterdir()
+def test_a_damaged_snapshot_is_said_and_not_used(how: str, copied: Path, straight: list[Any]) -> None:
+    (file,) = copied.with_suffix(".snapshots").iterdir()
     raw = file.read_bytes()
     if how == "cut":
         file.write_bytes(raw[:-7])
@@ -344,19 +405,17 @@ def test_a_damaged_snapshot_is_said_and_not_used(how: str, tmp_path: Path, strai
         file.unlink()
     what = {"cut": f"has {len(raw) - 7} bytes, not the", "flipped": "checksum is not", "gone": "cannot be read"}[how]
     with pytest.warns(RuntimeWarning, match=f"a snapshot cannot be used: .*{what}"):
-        study = shoal.tune(define, n_trials=6, storage=path, **OPTIONS)
+        study = shoal.tune(define, n_trials=6, storage=copied, **OPTIONS)
     assert outcomes(study.record) == straight  # from their first epochs, and all of them together: the same width
 
 
-def test_a_snapshot_of_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "s.db"
-    interrupted(path)
+def test_a_snapshot_of_another_model_is_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bias = nn.Linear.__init__
     monkeypatch.setattr(nn.Linear, "__init__", lambda self, a, b: bias(self, a, b, bias=False))
     with pytest.raises(
         StorageError, match="trial 0 has another model, loss or optimizer than when the study was interrupted"
     ):
-        shoal.tune(define, n_trials=6, storage=path, **OPTIONS)
+        shoal.tune(define, n_trials=6, storage=copied, **OPTIONS)
 
 
 @pytest.mark.parametrize("after", ["the snapshot is forgotten", "the rows are gone"])
@@ -379,22 +438,6 @@ def test_a_kill_while_a_study_starts_again_roughly(after: str, tmp_path: Path, s
     assert outcomes(shoal.tune(define, n_trials=6, storage=path, **OPTIONS).record) == straight
 
 
-def rewritten(path: Path, key: str, change: Callable[[Any], Any]) -> None:
-    """Change a fact of a study file."""
-    connection = sqlite3.connect(path)
-    ((text,),) = connection.execute("SELECT json FROM shoal_meta WHERE key = ?", (key,)).fetchall()
-    connection.execute("UPDATE shoal_meta SET json = ? WHERE key = ?", (json.dumps(change(json.loads(text))), key))
-    connection.commit()
-    connection.close()
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("killed") / "s.db"
-    interrupted(path)
-    return path
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -413,32 +456,29 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=repr,
 )
-def test_a_snapshot_that_makes_no_sense_is_refused(wrong: dict[str, Any], killed: Path, tmp_path: Path) -> None:
-    path = Path(shutil.copytree(killed.parent, tmp_path / "copy")) / killed.name
-    rewritten(path, "snapshots", lambda found: [{**found[0], **wrong}])
+def test_a_snapshot_that_makes_no_sense_is_refused(wrong: dict[str, Any], copied: Path) -> None:
+    rewritten(copied, "snapshots", lambda found: [{**found[0], **wrong}])
     with pytest.raises(StorageError, match=r"describes no snapshot|does not describe a file of a snapshot"):
-        shoal.tune(define, n_trials=6, storage=path, **OPTIONS)
+        shoal.tune(define, n_trials=6, storage=copied, **OPTIONS)
 
 
 @pytest.mark.parametrize("wrong", [{"running": {"0": 7}}, {"costs": {}}, {"paused": []}, {"costs": {"0": 1}}], ids=repr)
-def test_a_snapshot_whose_trials_are_nowhere_is_refused(wrong: dict[str, Any], killed: Path, tmp_path: Path) -> None:
-    path = Path(shutil.copytree(killed.parent, tmp_path / "copy")) / killed.name
-    rewritten(path, "snapshots", lambda found: [{**found[0], "pool": {**found[0]["pool"], **wrong}}])
+def test_a_snapshot_whose_trials_are_nowhere_is_refused(wrong: dict[str, Any], copied: Path) -> None:
+    rewritten(copied, "snapshots", lambda found: [{**found[0], "pool": {**found[0]["pool"], **wrong}}])
     with pytest.raises(StorageError, match="the study file describes no snapshot"):
-        shoal.tune(define, n_trials=6, storage=path, **OPTIONS)
+        shoal.tune(define, n_trials=6, storage=copied, **OPTIONS)
 
 
 @pytest.mark.parametrize(
     ("key", "held"),
     [("storage", "x.db"), ("train", []), ("n_trials", "9"), ("max_epochs", None), ("device", True), ("no_such", 1)],
 )
-def test_options_that_tune_does_not_store_are_not_passed_on(key: str, held: Any, killed: Path, tmp_path: Path) -> None:
-    path = Path(shutil.copytree(killed.parent, tmp_path / "copy")) / killed.name
-    rewritten(path, "options", lambda found: {**found, key: held})
+def test_options_that_tune_does_not_store_are_not_passed_on(key: str, held: Any, copied: Path) -> None:
+    rewritten(copied, "options", lambda found: {**found, key: held})
     with pytest.raises(
         StorageError, match=rf"holds '{key}'=.* as an option, which tune\(\) does not store: it is damaged, or"
     ):
-        shoal.resume(path, define, train=OPTIONS["train"])
+        shoal.resume(copied, define, train=OPTIONS["train"])
 
 
 def test_what_a_seal_may_say() -> None:
@@ -453,3 +493,12 @@ def test_what_a_seal_may_say() -> None:
     ):
         with pytest.raises(StorageError, match="does not describe a file of a snapshot"):
             sealed_file.Seal.of(bad)
+
+
+def test_every_test_that_the_page_on_reliability_names_is_there() -> None:
+    tests = Path(__file__).parent
+    page = (tests.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:tests/)?(test_\w+)\.py(?:::(test_\w+))?`", page)
+    assert sum(bool(test) for _, test in named) >= 12
+    for file, test in named:
+        assert not test or f"def {test}(" in (tests / f"{file}.py").read_text(encoding="utf-8"), test

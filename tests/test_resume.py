@@ -106,9 +106,9 @@ def ended(record: StudyRecord) -> dict[int, object]:
 def test_sigkill_and_resume_again_and_again(folder: Path) -> None:
     path = folder / "killed.db"
     order = random.Random(0)
-    words: tuple[str, ...] = ("--storage", "killed.db", "--n-trials", "120", "--max-epochs", "8", "--sampler", "tpe")
+    words: tuple[str, ...] = ("--storage", "killed.db", "--n-trials", "80", "--max-epochs", "6", "--sampler", "tpe")
     earlier: dict[int, object] = {}
-    for n_rows in (1, 300):
+    for n_rows in (1, 150):
         process = start(folder, *words)  # tune with the same file and options continues it as resume does
         wait_for(path, n_rows, process)
         time.sleep(order.uniform(0, 0.5))
@@ -126,33 +126,17 @@ def test_sigkill_and_resume_again_and_again(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = load_study(str(path))
     assert earlier and all(ended(record)[number] == trial for number, trial in earlier.items())
-    assert [t.spec.number for t in record.trials] == list(range(120))
-    assert all(t.state is TrialState.FINISHED and [r.epoch for r in t.rows] == list(range(1, 9)) for t in record.trials)
+    assert [t.spec.number for t in record.trials] == list(range(80))
+    assert all(t.state is TrialState.FINISHED and [r.epoch for r in t.rows] == list(range(1, 7)) for t in record.trials)
     best = record.best()
     assert best is not None and (folder / "killed.weights" / f"trial_{best.spec.number:06d}.safetensors").is_file()
     assert optuna.load_study(study_name=None, storage=f"sqlite:///{path}").best_value == best.value
 
 
-def test_what_a_killed_study_ends_with_is_what_it_would_have_been(folder: Path) -> None:
-    words = ("--reproducible", "--max-epochs", "4", "--n-trials", "40")
-    process = start(folder, *words, "--storage", "killed.db")
-    wait_for(folder / "killed.db", 40, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert shoal(folder, "resume", "killed.db", "killed.py", "--quiet").returncode == 0
-    assert shoal(folder, "tune", "killed.py", *words, "--storage", "whole.db", "--quiet").returncode == 0
-    killed, whole = (load_study(str(folder / name)).trials for name in ("killed.db", "whole.db"))
-    assert [t.spec for t in killed] == [t.spec for t in whole]
-    for ours, theirs in zip(killed, whole, strict=True):  # to the last bit
-        assert [(r.epoch, r.train_loss, r.value) for r in ours.rows] == [
-            (r.epoch, r.train_loss, r.value) for r in theirs.rows
-        ]
-
-
 def test_a_worker_that_is_killed(folder: Path) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core has no workers")
-    process = start(folder, "--n-trials", "64", "--max-epochs", "60", "--storage", "killed.db")
+    process = start(folder, "--n-trials", "64", "--max-epochs", "30", "--storage", "killed.db")
     wait_for(folder / "killed.db", 1, process)
     workers = children(process.pid)
     assert workers
@@ -161,4 +145,4 @@ def test_a_worker_that_is_killed(folder: Path) -> None:
     assert process.returncode == 0, error
     assert "a worker process died (exit code -9" in error and "It goes on by itself now" in error
     trials = load_study(str(folder / "killed.db")).trials
-    assert [(t.state, len(t.rows)) for t in trials] == [(TrialState.FINISHED, 60)] * 64
+    assert [(t.state, len(t.rows)) for t in trials] == [(TrialState.FINISHED, 30)] * 64

@@ -40,7 +40,7 @@ def url(path: Path) -> str:
 def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(url: str, path: Path) -> None:
     draw = random.Random(0)
     n_before = 0
-    for _ in range(5):
+    for _ in range(4):
         owner = OwnerProcess(url)
         time.sleep(draw.uniform(0.0, 0.4))
         acknowledged = owner.kill()
