@@ -7,8 +7,10 @@ trial either trained in a lane and is equal, or trained solo and the reason name
 from __future__ import annotations
 
 import functools
+import linecache
 import random
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,12 +53,14 @@ class Case:
         build: ``build(i)`` makes the model of trial i.
         fused: Whether they may train in lanes: "together" (one fleet), "apart" (two), or "" (solo).
         reason: For solo, what the reason must say.
+        line: A piece of the line that the reason must name.
         loss: ``loss(i)``, the loss of trial i.
     """
 
     build: Callable[[int], nn.Module]
     fused: str = ""
     reason: str = ""
+    line: str = ""
     loss: Callable[[int], Any] = field(default=lambda i: nn.CrossEntropyLoss())
     optimizer: Callable[[Any], optim.Optimizer] = field(default=lambda p: optim.SGD(p, lr=0.1, momentum=0.5))
     batch: int = 8
@@ -444,7 +448,7 @@ def complex_numbers_inside(i: int) -> nn.Module:
 # --- what a forward pass does beside computing --------------------------------------------------------------------
 
 
-@case("", "changes 'calls' of a_counter")
+@case("", "changes 'calls' of a_counter", line="self.calls += 1")
 class a_counter(Net):
     def __init__(self, value: int) -> None:
         super().__init__()
@@ -455,7 +459,7 @@ class a_counter(Net):
         return x
 
 
-@case("", "changes 'calls' of a_counter_that_matters_later")
+@case("", "changes 'calls' of a_counter_that_matters_later", line="self.calls += 1")
 class a_counter_that_matters_later(Net):
     def __init__(self, value: int) -> None:
         super().__init__()
@@ -466,14 +470,14 @@ class a_counter_that_matters_later(Net):
         return x if self.calls < 5 else x * 2
 
 
-@case("", "changes what the code of a_mutable_default refers to")
+@case("", "changes what the code of a_mutable_default refers to", line="seen.append(1)")
 class a_mutable_default(Net):
     def between(self, x: Tensor, seen: list[int] = []) -> Any:  # noqa: B006
         seen.append(1)
         return x
 
 
-@case("", "changes what the code of a_global_counter refers to")
+@case("", "changes what the code of a_global_counter refers to", line="_SCALES[1] +=")
 class a_global_counter(Net):
     def between(self, x: Tensor) -> Any:
         _SCALES[1] += 0.0 if _SCALES[1] > 1e6 else 1e-9
@@ -491,7 +495,7 @@ def an_iterator(i: int) -> nn.Module:
     return Iterating(itertools.count())
 
 
-@case("", "changes 'average'")
+@case("", "changes 'average'", line="self.average.mul_")
 class a_plain_tensor_written_in_place(Net):
     def __init__(self, value: int) -> None:
         super().__init__()
@@ -502,7 +506,7 @@ class a_plain_tensor_written_in_place(Net):
         return x - self.average
 
 
-@case("", "writes to the parameter 'first.weight'")
+@case("", "writes to the parameter 'first.weight'", line="self.first.weight.mul_")
 class a_parameter_written_in_place(Net):
     def between(self, x: Tensor) -> Any:
         with torch.no_grad():
@@ -510,7 +514,7 @@ class a_parameter_written_in_place(Net):
         return x
 
 
-@case("", "writes to the parameter 'first.weight'")
+@case("", "writes to the parameter 'first.weight'", line="data.clamp_")
 class a_parameter_written_through_data(Net):
     def between(self, x: Tensor) -> Any:
         self.first.weight.data.clamp_(-0.1, 0.1)
@@ -538,7 +542,7 @@ class a_buffer_that_is_assigned(Net):
         return x - self.average
 
 
-@case("", "changes 'cache'")
+@case("", "changes 'cache'", line="self.cache = torch")
 class a_cache(Net):
     def __init__(self, value: int) -> None:
         super().__init__()
@@ -638,13 +642,26 @@ class an_autograd_function(Net):
         return _NewStyle.apply(x)  # type: ignore[no-untyped-call]
 
 
-@case("", "draws random numbers from NumPy")
+def _by_its_last_gradient(i: int) -> Any:
+    def loss(model: Any, batch: Any) -> Any:
+        last = model.second.weight.grad
+        return nn.functional.cross_entropy(model(batch[0]), batch[1]) * (1.0 if last is None else 1.0 + last.norm())
+
+    return loss
+
+
+@case("", "reads a gradient, with .grad", line="last = model", loss=_by_its_last_gradient)
+class a_loss_that_reads_a_gradient(Net):
+    pass
+
+
+@case("", "draws random numbers from NumPy", line="np.random.rand()")
 class numpy_randomness(Net):
     def between(self, x: Tensor) -> Any:
         return x * (1 + 0.0 * np.random.rand())
 
 
-@case("", "draws random numbers from Python's random")
+@case("", "draws random numbers from Python's random", line="random.random()")
 class python_randomness(Net):
     def between(self, x: Tensor) -> Any:
         return x * (1 + 0.0 * random.random())
@@ -842,3 +859,38 @@ def test_never_a_wrong_lane(name: str) -> None:
         assert set(reasons) == {0, 1}
         for reason in reasons.values():
             assert re.search(c.reason, reason), reason
+            if c.line:
+                named = re.search(r"\(test_soundness.py, line (\d+)", reason)
+                assert named is not None, reason
+                assert c.line in linecache.getline(__file__, int(named[1])), reason
+
+
+class _Unruly(Net):
+    def between(self, x: Tensor) -> Any:
+        torch.manual_seed(0)
+        for _ in range(2):
+            x = self.counted(x)
+        return x
+
+    def counted(self, x: Tensor) -> Any:
+        self.value = self.value + 1 if self.value else 1
+        return x
+
+
+def test_the_line_is_found_in_what_is_called_and_the_tracer_stays() -> None:
+    """A debugger's tracer is as it was afterwards."""
+    seen: list[str] = []
+
+    def tracer(frame: Any, event: str, arg: Any) -> None:
+        seen.append(event)
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        _, reasons, _, _ = train(Case(lambda i: _Unruly(None)))
+        assert sys.gettrace() is tracer
+    finally:
+        sys.settrace(before)
+    named = re.search(r"\(test_soundness.py, line (\d+)\)", reasons[0])
+    assert named is not None, reasons
+    assert "self.value = self.value + 1" in linecache.getline(__file__, int(named[1]))

@@ -261,7 +261,10 @@ class Reader:
         return ("unread", type(value).__qualname__, _serial(value))
 
     def _where(self) -> str:
-        return "".join(self._path).lstrip(".")
+        path = ""
+        for name in self._path:
+            path += name if not path or not name or name.startswith((".", "[", "'")) else f", {name}"
+        return path.lstrip(".")
 
 
 class _Missing:

@@ -4,7 +4,7 @@ Nothing here knows of lanes or of the rest of Shoal: an exported training script
 """
 
 # These tell ``KeyedRandom`` what stands for torch's functions; it must not be used without them.
-from . import _attention, _draws, _sequences  # noqa: F401
+from . import _attention, _checkpoint, _draws, _sequences  # noqa: F401
 from ._random import KeyedRandom, derive, handles, mask_of, mix, permutation, sample_keys, weighted_order
 
 __all__ = ["KeyedRandom", "derive", "handles", "mask_of", "mix", "permutation", "sample_keys", "weighted_order"]

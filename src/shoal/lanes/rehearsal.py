@@ -8,8 +8,9 @@ A recipe that turns out to have side effects has had them: whoever trains it alo
 from __future__ import annotations
 
 import random
+import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,9 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
 from shoal.errors import FuseError
-from shoal.keys import MODULE_INTERNALS, Reader, derived
+from shoal.keys import MODULE_INTERNALS, Reader, derived, tensor_key
 from shoal.lanes.criteria import criterion_values, is_known
+from shoal.lanes.culprit import line_that_assigns, line_that_changes
 from shoal.lanes.elsewhere import kept, moved, weights_moved
 from shoal.lanes.lift import names_of
 from shoal.lanes.numbers import Guards, Place, Value, filled, holding, tensors, values_of
@@ -69,7 +71,7 @@ def effects(recipe: Recipe, batch: Batch, keys: Tensor) -> Effects:
                     _plain_loss(recipe, tuple(t.clone() for t in batch), training)
         finally:
             recipe.train_mode()
-        reason = _reason(recipe, before, weights, drawn)
+        reason = _reason(recipe, before, weights, drawn, Again(recipe, batch, keys))
         if not reason:  # a head that starts at zero keeps still what is told of its outputs
             with weights_moved(model), KeyedRandom(keys), suppress(Exception):
                 _plain_loss(recipe, tuple(t.clone() for t in batch), True)
@@ -86,18 +88,61 @@ def _owner(model: nn.Module, buffer: str | None) -> str:
     return f"{name} (layer {path!r})" if path else name
 
 
-def _reason(recipe: Recipe, before: Mapping[str, object], weights: Mapping[str, Tensor], drawn: tuple[Any, str]) -> str:
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Runs the forward passes once more, to find the line that is to blame."""
+
+    recipe: Recipe
+    batch: Batch
+    keys: Tensor
+
+    def line(self, look: Callable[[], object], where: str = "") -> str:
+        """The user's line after which ``look`` gives something else, in brackets; "" where it cannot be known.
+
+        Args:
+            look: What changes.
+            where: In words; what changes the first time only is looked for in the code.
+        """
+        found = ""
+        with suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = line_that_changes(look, self._run)
+        if not found and (named := re.match(r"'(\w+)' of (?:module '(.*)' )?", where)):
+            with suppress(AttributeError):
+                found = line_that_assigns(self.recipe.model.get_submodule(named[2] or ""), named[1])
+        return f" ({found})" if found else ""
+
+    def _run(self) -> None:
+        for training in (True, False):
+            self.recipe.train_mode() if training else self.recipe.model.eval()
+            with KeyedRandom(self.keys):
+                _plain_loss(self.recipe, tuple(t.clone() for t in self.batch), training)
+
+
+def _reason(
+    recipe: Recipe,
+    before: Mapping[str, object],
+    weights: Mapping[str, Tensor],
+    drawn: tuple[Any, str],
+    again: Again,
+) -> str:
     for name, p in recipe.model.named_parameters():
         if not torch.equal(p.detach(), weights[name]) and not bool(weights[name].isnan().any()):
-            return f"its forward pass writes to the parameter {name!r}"
+            with torch.no_grad():
+                p.copy_(weights[name])  # what it does may show once only: clamping, say
+            line = again.line(lambda p=p: tensor_key(p))  # type: ignore[misc]
+            return f"its forward pass writes to the parameter {name!r}{line}"
     after = state_of(recipe)
     for where in before:
         if before[where] != after.get(where):
-            return f"its forward pass changes {where}, which a trace would do only once"
+            line = again.line(lambda where=where: state_of(recipe).get(where), where)  # type: ignore[misc]
+            return f"its forward pass changes {where}, which a trace would do only once{line}"
+    no_form = "which have no keyed form"
     if drawn[0] != random.getstate():
-        return "its forward pass draws random numbers from Python's random, which have no keyed form"
+        return f"its forward pass draws random numbers from Python's random, {no_form}{again.line(random.getstate)}"
     if drawn[1] != repr(np.random.get_state()):
-        return "its forward pass draws random numbers from NumPy, which have no keyed form"
+        line = again.line(lambda: repr(np.random.get_state()))
+        return f"its forward pass draws random numbers from NumPy, {no_form}{line}"
     return ""
 
 

@@ -37,6 +37,7 @@ _READS: dict[Callable[..., Any], str] = {
     torch.allclose: "torch.allclose",
     torch.is_nonzero: "torch.is_nonzero",
 }
+_GRADIENT = vars(torch._C.TensorBase)["grad"].__get__
 
 
 class Sealed(TorchFunctionMode):
@@ -52,6 +53,8 @@ class Sealed(TorchFunctionMode):
         read = _READS.get(func)
         if read is not None:
             raise FuseError(f"its forward pass reads a tensor's value into Python, with {read}")
+        if func == _GRADIENT:
+            raise FuseError("its forward pass reads a gradient, with .grad, and lanes keep gradients elsewhere")
         if func in WITH_NUMBERS and any(isinstance(a, LaneFloat) for a in (*args, *(kwargs or {}).values())):
             return WITH_NUMBERS[func](*plain(args), **plain(kwargs or {}))
         own = OVER_LANES.get(func) or _WITHOUT_READING.get(func)
