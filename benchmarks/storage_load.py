@@ -13,11 +13,13 @@ it stores, so that its computing time is what a round takes longer.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from torch import nn, optim
 
 import shoal
 from shoal.records import Progress
+from shoal.snapshots import Snapshots
 from shoal.storage import load_study
 
 
@@ -45,6 +48,8 @@ class Rounds:
     wall_s: float
     computing_s: float
     mean_computing_s: float
+    snapshots_s: tuple[float, ...]  # what each snapshot made the study wait
+    whole_s: float
 
 
 def run(storage: str | None, n_lanes: int, n_epochs: int, name: str) -> Rounds:
@@ -52,25 +57,41 @@ def run(storage: str | None, n_lanes: int, n_epochs: int, name: str) -> Rounds:
     drawn = torch.Generator().manual_seed(0)
     x = torch.randn(1797, 64, generator=drawn)
     seen: list[tuple[float, float]] = []
+    taken: list[float] = []
+    take = Snapshots.counted
+
+    @contextlib.contextmanager
+    def timed(self: Snapshots) -> Iterator[None]:
+        began = time.perf_counter()
+        with take(self):
+            yield
+        taken.append(time.perf_counter() - began)
 
     def note(_: Progress) -> None:
         seen.append((time.perf_counter(), time.process_time()))
 
     keywords: dict[str, Any] = {"sampler": "random", "scheduler": "none", "progress": note}
-    shoal.tune(
-        define,
-        train=(x, x[:, :10].argmax(dim=1)),
-        n_trials=n_lanes,
-        max_epochs=n_epochs,
-        storage=storage,
-        study_name=name,
-        **keywords,
-    )
+    Snapshots.counted = timed  # type: ignore[method-assign]
+    try:
+        shoal.tune(
+            define,
+            train=(x, x[:, :10].argmax(dim=1)),
+            n_trials=n_lanes,
+            max_epochs=n_epochs,
+            storage=storage,
+            study_name=name,
+            **keywords,
+        )
+    finally:
+        Snapshots.counted = take  # type: ignore[method-assign]
     if storage is not None:  # every row of every lane must be there
         assert sum(len(t.rows) for t in load_study(storage, name).trials) == n_lanes * n_epochs
     pairs = list(itertools.pairwise(seen[3:]))
     wall, computing = [b[0] - a[0] for a, b in pairs], [b[1] - a[1] for a, b in pairs]
-    return Rounds(statistics.median(wall), statistics.median(computing), statistics.fmean(computing))
+    whole_s = seen[-1][0] - seen[0][0]
+    return Rounds(
+        statistics.median(wall), statistics.median(computing), statistics.fmean(computing), tuple(taken), whole_s
+    )
 
 
 def main() -> None:
@@ -98,6 +119,7 @@ def main() -> None:
                 f"{ratios[-1][0]:.3f} and {ratios[-1][1]:.3f}, with snapshots {ratios[-1][2]:.3f}",
                 flush=True,
             )
+            print(f"{len(b.snapshots_s)} snapshots took {sum(b.snapshots_s):.2f} s of {b.whole_s:.1f}", flush=True)
     wall, computing, mean = (statistics.median(column) for column in zip(*ratios, strict=True))
     print(f"median: a round takes {wall:.3f} times as long, computing {computing:.3f}, with snapshots {mean:.3f}")
 

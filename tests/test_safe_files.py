@@ -86,7 +86,7 @@ def fuzz_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", fuzz.KINDS)
 def test_damaged_files_end_in_a_clear_error(name: str, fuzz_folder: Path) -> None:
-    came = list(fuzz.fuzz(name, fuzz_folder / name.replace(" ", "-"), seconds=1.5, at_least=20))
+    came = list(fuzz.fuzz(name, fuzz_folder / name.replace(" ", "-"), seconds=3.0, at_least=8))  # a minute in all
     assert [str(finding) for finding in came if isinstance(finding, fuzz.Finding)] == []
     # Pictures that cannot be read are left out and said so; everything else is refused, often enough to have been tried.
     assert name in ("png", "jpeg") or sum(found is True for found in came) >= len(came) / 20

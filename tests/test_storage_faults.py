@@ -163,7 +163,7 @@ def test_a_study_file_that_is_taken_away_from_its_owner(path: Path, how: str) ->
     store.asked([TrialSpec(1, 1, {}, {})])
     for call in (store.flush, store.close):
         with pytest.raises(
-            StorageError, match=r"study.db was removed or replaced while this process wrote to it: .* Put"
+            StorageError, match=r"study.db was removed, moved or replaced while this process wrote to it: .* Put"
         ):
             call()
 

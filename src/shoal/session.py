@@ -326,12 +326,13 @@ class Session:
             sorted(standing.bare),
             [spec.number for spec in self.pending],
         )
-        self._weights.sync()  # of trials that had ended, and will not be trained again
-        if taking.take(now, pool.snapshot):
-            self.history.meta["snapshots"] = taking.as_json()
-            store.set_meta({"snapshots": taking.as_json()})
-            store.flush()
-            taking.tidy()
+        with taking.counted():
+            self._weights.sync()  # of trials that had ended, and will not be trained again
+            if taking.take(now, pool.snapshot):
+                self.history.meta["snapshots"] = taking.as_json()
+                store.set_meta({"snapshots": taking.as_json()})
+                store.flush()
+                taking.tidy()
 
     def pause(self, provisional: TrialResult) -> None:
         self._asker.tell(provisional)

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast, final
@@ -160,7 +160,7 @@ class Snapshots:
 
     def __init__(self, folder: Path, known: Sequence[Snapshot], clock: Callable[[], float] = time.perf_counter) -> None:
         self.folder, self.known, self._clock = folder, list(known), clock
-        self._last, self._wait_s = clock(), MIN_INTERVAL_S
+        self._last, self._wait_s, self._failed = clock(), MIN_INTERVAL_S, False
 
     def due(self) -> bool:
         """Whether enough time has passed since the last one."""
@@ -170,14 +170,23 @@ class Snapshots:
         """Take the next one after this round: something happened in it that would not happen alike again."""
         self._wait_s = 0.0
 
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Round all that a snapshot makes a study wait for: the next one is due when that is a small share of the time."""
+        started, before, self._failed = self._clock(), self._wait_s, False
+        yield
+        self._last = self._clock()
+        self._wait_s = max(
+            MIN_INTERVAL_S, (self._last - started) * (1 / SHARE - 1), 2 * max(before, MIN_INTERVAL_S) * self._failed
+        )
+
     def take(self, snapshot: Snapshot, write: Callable[[Path, str], Mapping[str, Any]]) -> bool:
-        """Take a snapshot; False when its files could not be written, which is said aloud and holds nothing up.
+        """Take a snapshot, inside `counted`; False when its files could not be written, which is said aloud and holds nothing up.
 
         Args:
             snapshot: Without what trials hold.
             write: (folder, beginning of the files' names) -> ``Snapshot.pool``.
         """
-        started = self._clock()
         try:
             pool = write(self.folder, f"tick_{snapshot.tick:06d}")
         except StorageError as error:
@@ -187,11 +196,9 @@ class Snapshots:
                 RuntimeWarning,
                 stacklevel=2,
             )
-            self._last, self._wait_s = self._clock(), 2 * max(self._wait_s, MIN_INTERVAL_S)
+            self._failed = True
             return False
         self.known = [replace(snapshot, pool=pool), *self.known[:1]]
-        self._last = self._clock()
-        self._wait_s = max(MIN_INTERVAL_S, (self._last - started) * (1 / SHARE - 1))
         return True
 
     def as_json(self) -> list[Json]:

@@ -118,8 +118,8 @@ class SqliteOwner:
             if os.path.samestat(self._file, os.stat(self._path)):
                 return
         raise StorageError(
-            f"the study file {self._path} was removed or replaced while this process wrote to it: what came since is in no "
-            "file. Put the file back, if there is a copy, and resume the study."
+            f"the study file {self._path} was removed, moved or replaced while this process wrote to it: what came since is not "
+            "in it. Put the file back, if there is a copy, and resume the study."
         )
 
     def insert(self, table: Any) -> Any:
