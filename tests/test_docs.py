@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 import re
 import shlex
@@ -26,6 +27,8 @@ README = TEXT[ROOT / "README.md"]
 EVERYTHING = "\n".join(TEXT.values())
 ids = [page.name for page in PAGES]
 INDEX = ROOT / "docs" / "recipes" / "index.md"
+SUBMODULES = [f"shoal.{name}" for name in ("extend", "finders", "loggers", "nn", "optim", "schedulers", "sklearn")]
+PUBLIC = [(module, name) for module in SUBMODULES for name in importlib.import_module(module).__all__]
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -117,6 +120,20 @@ def test_no_option_is_documented_that_does_not_exist(page: Path) -> None:
 def test_every_public_name_is_documented(name: str) -> None:
     assert re.search(rf"\b{name}\b", README + TEXT[ROOT / "docs" / "python.md"]), f"shoal.{name} is documented nowhere"
     assert inspect.getdoc(getattr(shoal, name)), f"shoal.{name} has no docstring"
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=lambda one: str(one).removeprefix("shoal."))
+def test_every_public_name_of_a_submodule_is_documented(module: str, name: str) -> None:
+    told = "\n".join(text for page, text in TEXT.items() if page.name not in ("architecture.md", "CHANGELOG.md"))
+    assert re.search(rf"`[^`\n]*\b{name}\b|^.*\.{name}\b", told, re.MULTILINE), f"{module}.{name} is documented nowhere"
+    if callable(one := getattr(importlib.import_module(module), name)):
+        assert inspect.getdoc(one), f"{module}.{name} has no docstring"
+
+
+def test_the_scheduler_of_your_own_does_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = [block for block in blocks(TEXT[ROOT / "docs" / "search.md"], "python") if "class Worst" in block]
+    exec(compile(code, "search.md", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out in blocks(TEXT[ROOT / "docs" / "search.md"], "text")
 
 
 def test_every_keyword_of_tune_and_recipe_is_documented() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import shoal
-from test_docs import COMMANDS, ROOT, options
+from test_docs import COMMANDS, PUBLIC, ROOT, options
 
 pytest.importorskip("sphinx")
 
@@ -40,8 +40,7 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
     found = {name: getattr(shoal, name) for name in shoal.__all__}
     names = [f"shoal.{name}" for name, one in found.items() if callable(one)]
     assert all(f'id="module-shoal.{name}"' in page for name, one in found.items() if inspect.ismodule(one))
-    names += [f"shoal.nn.{name}" for name in shoal.nn.__all__ if not name.isupper()]
-    names += [f"shoal.loggers.{name}" for name in shoal.loggers.__all__ if name[0].isupper() and name != "Logging"]
+    names += [f"{module}.{name}" for module, name in PUBLIC if not name.isupper() and not hasattr(shoal, name)]
     assert [name for name in names if f'id="{name}"' not in page] == []
 
 

@@ -28,7 +28,7 @@ from shoal.lanes.parts import Parts
 from shoal.lanes.pool import Candidate
 from shoal.lanes.regularised import held_out_of
 from shoal.lanes.workers import Trainer
-from shoal.loggers import Logging
+from shoal.loggers._base import Logging
 from shoal.measuring import properties_of
 from shoal.objectives import Objectives
 from shoal.progress import ProgressMode, make_progress

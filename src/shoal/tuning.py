@@ -32,8 +32,9 @@ from shoal.lanes.limits import at_most
 from shoal.lanes.pool import Candidate, Pool
 from shoal.lanes.together import Together
 from shoal.lanes.workers import WorkerDied, n_workers, pools
-from shoal.loggers import Logger, Logging
-from shoal.loggers import check as check_loggers
+from shoal.loggers import Logger
+from shoal.loggers._base import Logging
+from shoal.loggers._base import check as check_loggers
 from shoal.metrics import Metric, further, standard_metrics
 from shoal.moving import space_of
 from shoal.objectives import Objectives

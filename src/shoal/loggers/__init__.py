@@ -6,9 +6,9 @@ epoch. A logger sees frozen rows and never a model, on a thread of its own, so t
 
 from __future__ import annotations
 
-from shoal.loggers._base import Logger, Logging, check
+from shoal.loggers._base import Logger
 from shoal.loggers._mlflow import MLflow
 from shoal.loggers._tensorboard import TensorBoard
 from shoal.loggers._wandb import Wandb
 
-__all__ = ["Logger", "Logging", "MLflow", "TensorBoard", "Wandb", "check"]
+__all__ = ["Logger", "MLflow", "TensorBoard", "Wandb"]

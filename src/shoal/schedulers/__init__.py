@@ -33,7 +33,6 @@ from shoal.schedulers.replaying import PopulationBasedTrainingReplay
 
 __all__ = [
     "PB2",
-    "SCHEDULERS",
     "Asha",
     "Decision",
     "Explorer",
@@ -52,7 +51,6 @@ __all__ = [
     "SuccessiveHalving",
     "TopK",
     "Verdict",
-    "resolve",
 ]
 
 # Name -> a scheduler, and (max_epochs, n_trials) -> what it is made with. A patience of a fifth of the way lets a curve rest on

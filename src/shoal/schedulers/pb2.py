@@ -29,9 +29,9 @@ class PB2(PopulationBasedTraining):
     before it had been seen. Categories are perturbed at random. For small populations, where random perturbation needs luck.
 
     Args:
-        max_epochs, perturbation_interval, hyperparameters, quantile_fraction, resample_probability, perturbation_factors,
-            burn_in_period: As for ``PopulationBasedTraining``; resampling and factors are for categories, and until there
-            are four observations.
+        max_epochs, perturbation_interval, hyperparameters: As for ``PopulationBasedTraining``.
+        quantile_fraction, burn_in_period: As there.
+        resample_probability, perturbation_factors: As there, but for categories, and until there are four observations.
 
     Raises:
         UsageError: An argument is out of its range.
