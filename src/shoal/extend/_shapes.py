@@ -50,7 +50,7 @@ class LearnedPReLU(LearnedShape):
     """``u`` where it is positive, else ``a u`` (He et al. 2015); becomes ``torch.nn.PReLU``."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return torch.where(input > 0, input, self.shape() * input)
+        return F.prelu(input, self.shape())
 
     def settled(self) -> nn.Module:
         shape = self.shape().detach()

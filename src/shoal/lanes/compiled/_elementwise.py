@@ -120,10 +120,12 @@ def _prelu_backward(to: Lowering, node: fx.Node) -> tuple[Value, ...]:
     grad, x, slope = (to.place(to.value(a)) for a in node.args)
     kind = ctype(x.dtype)
     casts = (kind, kind, kind)
-    return tuple(
-        to.place(Expr(template, (grad, x, slope), casts, kind, x.shape, x.dtype))
+    # That in the slope is summed where it is asked for, and needs no memory.
+    in_x, in_slope = (
+        Expr(template, (grad, x, slope), casts, kind, x.shape, x.dtype)
         for template in ("({1} > T(0) ? {0} : {0} * {2})", "({1} > T(0) ? T(0) : {0} * {1})")
     )
+    return to.place(in_x), in_slope
 
 
 # What an operator in place does, as one that gives a new value.

@@ -107,21 +107,32 @@ class Lowering:
     def loops(
         self, shape: Sequence[int], places: Sequence[Place], body: Callable[[Callable[[Place], str]], str]
     ) -> str:
-        """A nest of loops over a shape; ``body(access)`` gives the innermost statement."""
+        """A nest of loops over a shape; ``body(access)`` gives the innermost statement, which writes to the first place.
+
+        What it reads is read first, whatever it makes of it: a compiler makes no vectors of a read that depends on a condition.
+        """
         nest = Loops.over(tuple(shape), places)
         order = {id(p): i for i, p in enumerate(places)}
+        read: dict[str, tuple[str, str, bool]] = {}  # where -> name, C++ type, whether it is the same in all rounds
 
         def access(p: Place) -> str:
             k = order[id(p)]
             terms = [f"i{d} * {s[k]}" if s[k] != 1 else f"i{d}" for d, s in enumerate(nest.strides) if s[k]]
             where = " + ".join([*([str(p.offset)] if p.offset else []), *terms]) or "0"
-            return f"{p.pointer}[{where}]"
+            if k == 0:
+                return f"{p.pointer}[{where}]"
+            return read.setdefault(_read(p, f"{p.pointer}[{where}]"), (f"x{len(read)}", ctype(p.dtype), not terms))[0]
 
         text = body(access)
+        first, each = (
+            "".join(f"const {kind} {name} = {where}; " for where, (name, kind, same) in read.items() if same is which)
+            for which in (True, False)
+        )
+        text = f"{{ {each}{text} }}"
         for d in reversed(range(len(nest.sizes))):
             pragma = '_Pragma("GCC ivdep") ' if d == len(nest.sizes) - 1 else ""
             text = f"{pragma}for (int64_t i{d} = 0; i{d} < {nest.sizes[d]}; ++i{d}) {text}"
-        return text
+        return f"{{ {first}{text} }}" if first else text
 
     def fill(self, out: Place, value: Value | str, how: str = "=") -> None:
         """``out = value``, element by element."""
@@ -174,8 +185,14 @@ class Lowering:
         names = dict(zip(map(id, [wide, *self._leaves(whole)]), turned, strict=True))
         n_kept = rank - len(axes)
         index = [f"i{d}" for d in range(rank)]
-        x = f"{kind}({render(whole, lambda p: names[id(p)].at(index))})"
-        text = step.format(a="a", x=x)
+        read: dict[str, tuple[str, str]] = {}
+
+        def access(p: Place) -> str:
+            return read.setdefault(_read(p, names[id(p)].at(index)), (f"x{len(read)}", ctype(p.dtype)))[0]
+
+        x = f"{kind}({render(whole, access)})"
+        each = "".join(f"const {held} {name} = {where}; " for where, (name, held) in read.items())
+        text = f"{{ {each}{step.format(a='a', x=x)} }}"
         sizes = [value.shape[d] for d in order]
         for d in reversed(range(n_kept, rank)):
             reduction = '_Pragma("omp simd reduction(+ : a)") ' if d == rank - 1 and "+=" in step else ""
@@ -309,6 +326,11 @@ class Lowering:
             live.append(b)
             top = max(top, at + b.n_bytes)
         return kept, top
+
+
+def _read(place: Place, element: str) -> str:
+    """An element's value. Truth values are read as bytes: g++ 12 makes no vectors of loops that read them as they are."""
+    return f"*(const uint8_t*)&{element} != 0" if place.dtype is torch.bool else element
 
 
 def _reordered(p: Place, order: Sequence[int]) -> Place:
