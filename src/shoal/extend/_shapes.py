@@ -7,7 +7,7 @@ pulls it back to where it started. ``u`` stands for the input.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,13 @@ class LearnedShape(nn.Module):
         self.low, self.high = bounds
         self.offset = nn.Parameter(torch.zeros(size, dtype=like.dtype, device=like.device))
 
-    def shape(self) -> Tensor:
-        """The shape as it is now, (size,)."""
-        return torch.clamp(self.start + self.step * self.offset, self.low, self.high)
+    def shape(self, offset: Tensor | None = None) -> Tensor:
+        """The shape as it is now, (size,), or with another parameter."""
+        return torch.clamp(self.start + self.step * (self.offset if offset is None else offset), self.low, self.high)
 
-    def values(self) -> Mapping[str, float]:
-        """The same, by name; a single number has the name ""."""
-        return {"": float(self.shape().detach())}
+    def values(self, offset: Tensor) -> Mapping[str, float]:
+        """The shape that goes with a parameter, by name; a single number has the name ""."""
+        return {"": float(self.shape(offset))}
 
     def settled(self) -> nn.Module:
         """A module that does the same, with the shape as a constant or as torch's own parameter."""
@@ -100,8 +100,8 @@ class LearnedMixture(LearnedShape):
             out = out + weights[k] * self.acts[k](input)
         return out
 
-    def values(self) -> Mapping[str, float]:
-        return dict(zip(self.names, F.softmax(self.shape().detach(), 0).tolist(), strict=True))
+    def values(self, offset: Tensor) -> Mapping[str, float]:
+        return dict(zip(self.names, F.softmax(self.shape(offset), 0).tolist(), strict=True))
 
     def settled(self) -> nn.Module:
         return copy.deepcopy(self.acts[int(self.shape().argmax())])
@@ -138,22 +138,19 @@ class Shifted(nn.Module):
         return out
 
 
-def shapes_of(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, tuple[float, ...]]:
+def shapes_of(model: nn.Module, parameter: Callable[[str], Tensor] | None = None) -> dict[str, tuple[float, ...]]:
     """The learned shapes of a model as trajectories of one epoch: "activation/MODULE", or "activation/MODULE/NAME" in a mixture.
 
     Args:
         model: Whose modules have them.
-        state: Parameters by name, if they are not the model's own.
+        parameter: Gives a parameter by its name, if they are not the model's own.
     """
     out: dict[str, tuple[float, ...]] = {}
     for path, module in model.named_modules():
         if isinstance(module, LearnedShape):
-            held = module.offset
-            if state is not None:
-                module.offset = nn.Parameter(state[f"{path}.offset"], requires_grad=held.requires_grad)
-            for name, value in module.values().items():
+            offset = module.offset.detach() if parameter is None else parameter(f"{path}.offset")
+            for name, value in module.values(offset).items():
                 out["/".join(filter(None, ("activation", path, name)))] = (value,)
-            module.offset = held
     return out
 
 

@@ -7,6 +7,7 @@ told apart (1, or one per parameter tensor when some lane has several).
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -260,7 +261,7 @@ class Fleet:
             named = {name: float(values[i]) for name, values in metrics.items()}
             paths, why = moved.get(t.spec.key, ({}, ""))
             if has_shapes(t.recipe):
-                paths = {**paths, **shapes_of(t.recipe.model, self.state.state_dict(i))}
+                paths = {**paths, **shapes_of(t.recipe.model, functools.partial(self.state.parameter, i))}
             train, valid, first = float(train_loss[i]), float(valid_loss[i]), float(losses[i])
             finite = math.isfinite(train) and math.isfinite(valid) and not why
             out.append(Measured(t.spec.key, t.epoch, train, valid, named, first, finite, trajectories=paths, why=why))

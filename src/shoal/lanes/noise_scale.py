@@ -14,6 +14,7 @@ logarithm of the batch size over its base value, the smoothed ``S`` and ``|G|^2`
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -85,16 +86,16 @@ def clock_of(size: int, base: int, n: int) -> tuple[NDArray[np.int64], int]:
 def estimates(
     parts: NDArray[np.float64], whole: NDArray[np.float64], share: NDArray[np.float64], size: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """``S`` and ``|G|^2`` of batches, (batches, 2).
+    """``S`` and ``|G|^2`` of batches, (batches, 2, ...).
 
     Args:
-        parts: The sum of ``|p_i|^2``, (batches,).
+        parts: The sum of ``|p_i|^2``, (batches, ...).
         whole: ``|g|^2``.
         share: ``a``, below 1.
         size: ``b``.
     """
     with np.errstate(invalid="ignore"):  # infinite less infinite: the trial ends with it
-        return np.stack([size * (parts - share * whole), whole - parts], 1) / (1.0 - share)[:, None]
+        return np.stack([size * (parts - share * whole), whole - parts], 1) / np.expand_dims(1.0 - share, 1)
 
 
 def renewed(
@@ -114,7 +115,7 @@ def renewed(
     c, k = extension.smoothing, len(found)
     offset, means, weight = float(kept[0]), kept[1:3] * c**k, float(kept[3]) * c**k
     if k:
-        ages = c ** np.arange(k - 1, -1, -1.0)
+        ages = _ages(c, k)
         means, weight = means + (1.0 - c) * (ages @ found), weight + (1.0 - c) * float(ages.sum())
     noise, signal = float(means[0]), float(means[1])
     scale = math.inf if signal <= 0 else max(noise, 0.0) / signal
@@ -127,7 +128,15 @@ def renewed(
     return np.array([offset, noise, signal, weight]), scale if weight > 0 else math.nan
 
 
-def paths_of(size: int, scale: float, found: NDArray[np.float64], measured: Sequence[int]) -> tuple[Paths, str]:
+@functools.lru_cache(maxsize=256)  # every lane asks for them
+def _ages(smoothing: float, k: int) -> NDArray[np.float64]:
+    """What each of the last k measurements counts for."""
+    return np.asarray(smoothing ** np.arange(k - 1, -1, -1.0))
+
+
+def paths_of(
+    size: int, scale: float, found: NDArray[np.float64], measured: Sequence[int] | NDArray[np.int64]
+) -> tuple[Paths, str]:
     """The trajectories of an epoch, and what went wrong or "".
 
     Args:
@@ -137,7 +146,7 @@ def paths_of(size: int, scale: float, found: NDArray[np.float64], measured: Sequ
         measured: Which updates of the trial these are, counted from 0.
     """
     bad = np.flatnonzero(~np.isfinite(found).all(1))
-    why = f"its gradient noise scale was not finite at update {measured[int(bad[0])] + 1}" if len(bad) else ""
+    why = f"its gradient noise scale was not finite at update {int(measured[int(bad[0])]) + 1}" if len(bad) else ""
     return {"batch_size": (float(size),), "noise_scale": (scale,)}, why
 
 
@@ -180,19 +189,26 @@ class LaneNoise:
 
     def finish(self) -> dict[int, tuple[Paths, str]]:
         """The epoch is over, its updates counted: by trial, its batch size and noise scale, and what went wrong with them or ""."""
-        squares, out = self.squares.cpu().numpy(), {}
-        for i, (trial, shape) in self._lanes.items():
+        squares, before, out = self.squares.cpu().numpy(), self._kept.cpu().numpy(), {}
+        after = before.copy()
+        alike: dict[int, list[int]] = {}  # lanes whose epochs are laid out in one way
+        for i, (_, shape) in self._lanes.items():
+            alike.setdefault(id(shape), []).append(i)
+        for lanes in alike.values():
+            shape = self._lanes[lanes[0]][1]
             at = np.flatnonzero(shape.parts_of > 1)
-            firsts = np.concatenate([[0], np.cumsum(shape.parts_of)[:-1]])
-            mine = squares[: shape.n_ticks, i]
-            parts = np.add.reduceat(mine[:, 0], firsts)[at]
-            found = estimates(parts, mine[shape.due, 1][at], shape.share[at], shape.sizes[at].astype(np.float64))
-            n = trial.n_train(self._n)
-            kept, scale = renewed(self._kept[i].cpu().numpy(), found, trial.recipe, n, trial.updates)
-            self._kept[i] = torch.from_numpy(kept)
-            out[trial.spec.key] = paths_of(
-                trial.batch_size, scale, found, (trial.updates - shape.n_updates + at).tolist()
-            )
+            firsts = np.cumsum(shape.parts_of) - shape.parts_of
+            mine = squares[: shape.n_ticks, lanes]  # (ticks, lanes, 2)
+            parts = np.add.reduceat(mine[:, :, 0], firsts)[at]  # (batches, lanes)
+            whole, sizes = mine[shape.due, :, 1][at], shape.sizes[at].astype(np.float64)
+            found = estimates(parts, whole, shape.share[at, None], sizes[:, None])  # (batches, 2, lanes)
+            for k, i in enumerate(lanes):
+                trial = self._lanes[i][0]
+                n, own = trial.n_train(self._n), found[:, :, k]
+                after[i], scale = renewed(before[i], own, trial.recipe, n, trial.updates)
+                first = trial.updates - shape.n_updates
+                out[trial.spec.key] = paths_of(trial.batch_size, scale, own, at + first)
+        self._kept.copy_(torch.from_numpy(after))
         return out
 
 
