@@ -16,6 +16,8 @@ from torch.func import functional_call
 
 import shoal
 from lanes_helpers import (
+    COMPILED,
+    KERNELS,
     Trail,
     assert_same_trail,
     datasets,
@@ -32,6 +34,8 @@ from shoal.data import Datasets, Split, load, load_whole
 from shoal.errors import RecipeError, UsageError
 from shoal.extend import L1, BatchSize, Dropout, LabelSmoothing, LearningRate, WeightDecay
 from shoal.extend._base import Extension
+from shoal.lanes import native
+from shoal.lanes.compiled._runner import obstacle
 from shoal.lanes.fleet import Work
 from shoal.lanes.regularised._rule import rows_of
 from shoal.lanes.rng import KeyedRandom, permutation, sample_keys
@@ -112,6 +116,37 @@ def test_lanes_are_the_plain_loop() -> None:
                 name,
                 spec.params,
             )
+
+
+def test_between_moves_lanes_are_compiled_and_stay_the_plain_loop() -> None:
+    native.prepare()
+    native.wait()
+    if (found := native.kernels()) is None:
+        pytest.skip("no compiler")
+    cases = [c for c in CASES if "lr" not in c.get("moved", "").split()]
+    specs = specs_of(cases)
+    KERNELS.append(found)
+    COMPILED.append(True)
+    try:
+        fleet = open_fleet(define, specs[0], 2, WORK)
+        fleet.admit(ready(define, specs[0], WORK))
+        assert fleet.compiled is not None and not obstacle(fleet.compiled, fleet)
+        fleet.admit(ready(define, specs_of([{"opt": "sgd", "batch": 11, "moved": "lr"}])[0], WORK))
+        assert "no compiled form beside learning rates" in obstacle(fleet.compiled, fleet)
+        fused = train_fused(define, specs, WORK, 3, width=len(cases))
+        quiet = [s for s in specs if not s.params.get("moved")]
+        apart = train_fused(define, quiet, WORK, 3, width=len(cases))
+    finally:
+        COMPILED.pop()
+        KERNELS.pop()
+    for spec in specs:
+        solo = train_solo(define, spec, WORK, 3)
+        assert_same_paths(fused[spec.number], solo, 1e-7, spec.params)
+        assert_same_trail(fused[spec.number], solo, 1e-7)
+    for spec in quiet:  # others' moves change no bit
+        assert [row.train_loss for row in fused[spec.number].rows] == [
+            row.train_loss for row in apart[spec.number].rows
+        ]
 
 
 # -- the derivative ---------------------------------------------------------------------------------------------------------

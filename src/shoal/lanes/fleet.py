@@ -330,7 +330,14 @@ class Fleet:
             counts = [shapes[i].n_ticks for i, _ in active]
             last_tick = ticks - 1 if tail != q else -1
             moving = Rates(rates, [i for i, _ in active], state) if rates else None
-            run = runner(self.compiled, self, active, counts, due, goes_on, losses, last_tick, moving, noise)
+            if regularisers is not None:  # their derivatives follow from the coefficients of the updates
+                program.unused = self.compiled.unused
+                self._advance(active, due, goes_on, shaping, rates, limit, noise, regularisers)
+            run = runner(
+                self.compiled, self, active, counts, due, goes_on, losses, last_tick, moving, noise, regularisers
+            )
+            if regularisers is not None:
+                run = regularisers.around(run)
         for first in range(0, ticks, segment):
             last = min(first + segment, ticks)
             idx, weights, key = (

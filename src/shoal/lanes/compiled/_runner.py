@@ -24,12 +24,14 @@ from shoal.lanes.activations import TABLE
 from shoal.lanes.compiled._moving import Rates
 from shoal.lanes.compiled._program import Ticks
 from shoal.lanes.native import FAMILIES, NativeKernels
+from shoal.lanes.noise_scale import batch_size
 
 if TYPE_CHECKING:
     from shoal.lanes.compiled import Compilation
     from shoal.lanes.fleet import Fleet
     from shoal.lanes.lane import LaneTrial
     from shoal.lanes.noise_scale import LaneNoise
+    from shoal.lanes.regularised import LaneRegularisers
 
 # A call into the library is not interrupted: no more than this many ticks of lanes are done at once.
 _LANE_TICKS = 20_000
@@ -47,8 +49,8 @@ def obstacle(compilation: Compilation, fleet: Fleet) -> str:
     for _, t in fleet.active:
         if t.family not in FAMILIES:
             return f"optimizers of the family {t.family.name} have no native update"
-        if by_validation(t.recipe):
-            return "regularisation that moves while the model trains has no native form"
+        if by_validation(t.recipe) and any(u.rule or batch_size(u.recipe) for _, u in fleet.active):
+            return "regularisation that moves has no compiled form beside learning rates or batch sizes that move"
         for kind in t.kinds:
             if fleet.kernels.code(kind) is None:
                 return f"the activation {TABLE[kind].name} has no native form"
@@ -68,6 +70,7 @@ def runner(
     tail: int,
     rates: Rates | None = None,
     noise: LaneNoise | None = None,
+    regularisers: LaneRegularisers | None = None,
 ) -> Runner:
     """What trains lanes of a fleet for one epoch, some ticks at a time.
 
@@ -81,6 +84,7 @@ def runner(
         tail: Which tick has the smaller last batch, or -1.
         rates: Learning rates that move; brought up to date.
         noise: What is measured of gradients; written.
+        regularisers: What moves by a hyper-validation gradient. Where it does, a tick leaves the gradient that its update saw.
     """
     epoch = compilation.ready()
     kernels, state = fleet.kernels, fleet.state
@@ -93,6 +97,10 @@ def runner(
     lengths = torch.tensor([s.numel() // max(1, s[0]) if len(s) > 1 else 0 for s in fleet.layout.shapes])
     lanes, families = [i for i, _ in active], [FAMILIES[t.family] for _, t in active]
     due_, on_ = due.view(np.uint8), goes_on.view(np.uint8)
+    measured, squares = (None, None) if noise is None else (noise.measured, noise.squares)
+    if regularisers is not None:
+        regularisers.follow_compiled(lanes, table, None if shaping is None else shaping[:, 0])
+        measured, squares = regularisers.moves, torch.zeros(*due.shape, 2, dtype=torch.float64)
 
     def run(first: int, index: NDArray[np.int64], weights: NDArray[np.float64], keys: NDArray[np.int32]) -> None:
         n = len(index)
@@ -115,8 +123,8 @@ def runner(
                 lengths=lengths,
                 tail=tail - first if first <= tail < first + n else -1,
                 rates=None if rates is None else rates.struct(some, first),
-                measured=None if noise is None else noise.measured[first : first + n].view(np.uint8),
-                squares=None if noise is None else noise.squares[first : first + n],
+                measured=None if measured is None else measured[first : first + n].view(np.uint8),
+                squares=None if squares is None else squares[first : first + n],
             )
             epoch.run(kernels, inputs, len(state.inputs), rows, fleet.offsets, fleet.sizes, ticks)
 

@@ -27,6 +27,7 @@ from shoal.lanes.regularised._rule import DECAY_, L1_, RATES_, SMOOTHING_, Asked
 
 if TYPE_CHECKING:
     from shoal.lanes.clip import Shaping
+    from shoal.lanes.compiled._runner import Runner
     from shoal.lanes.fleet import Fleet
     from shoal.lanes.lane import LaneTrial
 
@@ -36,16 +37,31 @@ Slots = tuple[Tensor, ...]  # samples, weights and keys of a tick, (W, q) each
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
-    """Neighbouring lanes of one family: their coefficients, and which of those are weight decay that moves."""
+class _Decays:
+    """Coefficients of some lanes, and which of those are weight decay that moves."""
 
-    family: optim.Family
-    first: int
+    lanes: Sequence[int]  # (rows,)
     table: Tensor  # (T, K, rows, G)
-    rates: LaneRates | None
     coupled: Tensor  # (T, rows, G) bool: an update whose L2 is what moves
     apart: Tensor  # likewise, decay that is decoupled from the gradient
     lr: Tensor  # (T, rows, G), as the table has it
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Neighbouring lanes of one family."""
+
+    family: optim.Family
+    decays: _Decays
+    rates: LaneRates | None
+
+    @property
+    def first(self) -> int:
+        return self.decays.lanes[0]
+
+    @property
+    def table(self) -> Tensor:
+        return self.decays.table
 
 
 class LaneRegularisers:
@@ -114,6 +130,8 @@ class LaneRegularisers:
         self._bad = torch.zeros_like(self._value, dtype=torch.int64)  # the update whose hypergradient was not finite
         self._changes: list[tuple[int, Tensor]] = [(-1, self._value)]
         self._stretches: list[_Stretch] = []
+        self._written: list[_Decays] = []  # all tables that weight decay is written to as it moves
+        self._penalties: list[tuple[Sequence[int], Tensor]] = []  # likewise L1: lanes, and a column of (rows,)
         self._seen: deque[Slots] = deque(maxlen=_longest(goes_on))
         self._start = torch.zeros_like(fleet.state.params)
         self._grads = torch.zeros_like(fleet.state.params)
@@ -143,25 +161,77 @@ class LaneRegularisers:
         Returns:
             Which optional operations its updates need, beside what the table says.
         """
+        decays = self._decays_in(range(first, first + table.shape[2]), table)
+        self._stretches.append(_Stretch(family, decays, rates))
+        return frozenset({L2, DECAY} if decays.coupled.any() or decays.apart.any() else ())
+
+    def follow_compiled(self, lanes: Sequence[int], table: Tensor, penalties: Tensor | None) -> None:
+        """Learn of what compiled ticks are given, which is written to as numbers move.
+
+        Args:
+            lanes: Which.
+            table: (rows, T, K, G).
+            penalties: L1 of each of them, (rows,), if there is any.
+        """
+        self._decays_in(lanes, table.permute(1, 2, 0, 3))
+        if penalties is not None:
+            self._penalties.append((lanes, penalties))
+            self._write_penalties()
+
+    def around(self, run: Runner) -> Runner:
+        """Compiled ticks that make room for moves: after a tick at which something moves, the next ones wait for it.
+
+        Lanes in which nothing moves do at each tick what they would do without the others' moves, bit for bit.
+        """
+
+        def run_and_move(
+            first: int, index: NDArray[np.int64], weights: NDArray[np.float64], keys: NDArray[np.int32]
+        ) -> None:
+            def train(start: int, stop: int) -> None:
+                if stop > start:
+                    run(first + start, index[start:stop], weights[start:stop], keys[start:stop])
+                for k in range(max(start, stop - (self._seen.maxlen or 1)), stop):
+                    idx, weight, key = (torch.from_numpy(x[k]).to(self._device) for x in (index, weights, keys))
+                    self.saw((idx, weight.to(self._layout.dtype), key))
+
+            done = 0
+            for k in (k for k in range(len(index)) if self._any[first + k]):
+                train(done, k)
+                self._start.copy_(self._state.params)
+                train(k, k + 1)
+                self._grads.copy_(self._state.grads)  # there, since the tick is one of those that are measured
+                self.after(first + k)
+                done = k + 1
+            train(done, len(index))
+
+        return run_and_move
+
+    @property
+    def moves(self) -> NDArray[np.bool_]:
+        """At which ticks a lane's numbers move, (T, W)."""
+        return self._moves
+
+    def _decays_in(self, lanes: Sequence[int], table: Tensor) -> _Decays:
+        """What weight decay that moves is in a table, (T, K, rows, G), from now on."""
         ticks, _, rows, groups = table.shape
         coupled, apart = (np.zeros((ticks, rows, groups), dtype=bool) for _ in range(2))
         lr = np.ones((ticks, rows, groups))
-        for r in range(rows):
-            trial = self._trials.get(first + r)
+        for r, lane in enumerate(lanes):
+            trial = self._trials.get(lane)
             if trial is None:
                 continue
-            when = np.flatnonzero(self._due[:, first + r])
-            of = _groups(trial, groups)
-            if rates is None:
-                lr[when, r] = trial.base_rate[:, of]
-            if DECAY_ in self._found[first + r].at:
+            when = np.flatnonzero(self._due[:, lane])
+            if trial.rule == 0:  # else the table has the learning rate 1
+                lr[when, r] = trial.base_rate[:, _groups(trial, groups)]
+            if DECAY_ in self._found[lane].at:
                 where = self._decaying_groups(trial, groups)
                 aimed = coupled if _is_coupled(trial) else apart
                 aimed[when[:, None], r, np.flatnonzero(where)] = True
         tensors = (torch.from_numpy(x).to(table.device) for x in (coupled, apart, lr))
-        self._stretches.append(_Stretch(family, first, table, rates, *tensors))
+        found = _Decays(lanes, table, *tensors)
+        self._written.append(found)
         self._write_decay(0)
-        return frozenset({L2, DECAY} if coupled.any() or apart.any() else ())
+        return found
 
     def saw(self, slots: Slots) -> None:
         """The samples, weights and keys of a tick, (W, q) each."""
@@ -283,8 +353,8 @@ class LaneRegularisers:
         lr = torch.zeros_like(self._start)
         for s in self._stretches:
             i, j = s.first, s.first + s.table.shape[2]
-            apart[i:j] = s.apart[t].any(1, keepdim=True)
-            rate = s.lr[t] if s.rates is None else s.rates.now
+            apart[i:j] = s.decays.apart[t].any(1, keepdim=True)
+            rate = s.decays.lr[t] if s.rates is None else s.rates.now
             lr[i:j] = self._spread(rate.to(lr.dtype))
         return apart, lr
 
@@ -350,22 +420,27 @@ class LaneRegularisers:
         if self._shaping is not None and self._shaping.l1 is not None:
             l1 = self._shaping.l1
             l1.copy_(torch.where(on[:, L1_ : L1_ + 1], value[:, L1_ : L1_ + 1].to(l1.dtype), l1))
+        self._write_penalties()
         for place, name in ((SMOOTHING_, SMOOTHING), *((RATES_ + k, name) for k, name in enumerate(self._dropouts))):
-            held = self._state.extra.get(name)
-            if held is not None:
-                held.copy_(torch.where(on[:, place], value[:, place].to(held.dtype), held))
+            number = self._state.extra.get(name)
+            if number is not None:
+                number.copy_(torch.where(on[:, place], value[:, place].to(number.dtype), number))
         if self._smooths or self._drops:
             self._program.refresh(self._program.uses)
         self._write_decay(t)
 
+    def _write_penalties(self) -> None:
+        for lanes, held in self._penalties:
+            at = list(lanes)
+            held.copy_(torch.where(self._on[at, L1_], self._value[at, L1_].to(held.dtype), held))
+
     def _write_decay(self, t: int) -> None:
-        for s in self._stretches:
-            if not (s.coupled.any() or s.apart.any()):
+        for d in self._written:
+            if not (d.coupled.any() or d.apart.any()):
                 continue
-            i, j = s.first, s.first + s.table.shape[2]
-            decay = self._value[i:j, DECAY_ : DECAY_ + 1]  # (rows, 1)
-            for column, where, number in ((L2, s.coupled, decay), (DECAY, s.apart, 1.0 - s.lr[t:] * decay)):
-                held = s.table[t:, column]
+            decay = self._value[list(d.lanes), DECAY_ : DECAY_ + 1]  # (rows, 1)
+            for column, where, number in ((L2, d.coupled, decay), (DECAY, d.apart, 1.0 - d.lr[t:] * decay)):
+                held = d.table[t:, column]
                 held.copy_(torch.where(where[t:], number.to(held.dtype), held))
 
     def _decaying_groups(self, trial: LaneTrial, groups: int) -> NDArray[np.bool_]:
