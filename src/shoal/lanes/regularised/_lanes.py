@@ -55,14 +55,6 @@ class _Stretch:
     decays: _Decays
     rates: LaneRates | None
 
-    @property
-    def first(self) -> int:
-        return self.decays.lanes[0]
-
-    @property
-    def table(self) -> Tensor:
-        return self.decays.table
-
 
 class LaneRegularisers:
     """The regularisers of a fleet's lanes over one epoch.
@@ -290,18 +282,28 @@ class LaneRegularisers:
     def _hypergradient(self, t: int) -> Tensor:
         """Of the hyper-validation loss in every number, (W, R); what it says of lanes whose turn it is not means nothing."""
         v = self._held_out(t)
-        slope = self._of_updates(t)
-        w = v * slope
-        point = self._start
-        if any(self._moves[t, i] for i in self._terms):
-            w = torch.where(self._implicit, self._neumann(t, v), w)
-            point = torch.where(self._implicit, self._state.params, point)
-        out = torch.zeros_like(self._value)
-        out[:, L1_] = self._dot(w, point.sign())
-        apart, lr = self._decoupled(t)
-        out[:, DECAY_] = self._dot(torch.where(apart & ~self._implicit, -lr * v, w) * self._decays, point)
-        if self._smooths or self._drops:
-            self._mixed(t, w, point, out)
+        implicit = self._neumann(t, v) if any(self._moves[t, i] for i in self._terms) else v
+        out, mixed = torch.zeros_like(self._value), self._smooths or self._drops
+        w_, point_ = (torch.zeros_like(v), self._start.clone()) if mixed else (v, v)
+        # Lane by lane: a row stays in the nearest caches, and no sum depends on who else moves.
+        for s in self._stretches:
+            for r, i in enumerate(s.decays.lanes):
+                if i not in self._found or not self._moves[t, i]:
+                    continue
+                row = slice(i, i + 1)
+                greedy = i not in self._terms
+                w = v[row] * self._of_update(s, t, r) if greedy else implicit[row]
+                point = self._start[row] if greedy else self._state.params[row]
+                if L1_ in self._found[i].at:
+                    out[row, L1_] = self._dot(w, point.sign())
+                if DECAY_ in self._found[i].at:
+                    apart = greedy and bool(s.decays.apart[t, r].any())
+                    along = -self._rate(s, t, r) * v[row] if apart else w
+                    out[row, DECAY_] = self._dot(along * self._decays[row], point)
+                if mixed:
+                    w_[row], point_[row] = w, point
+        if mixed:
+            self._mixed(t, w_, point_, out)
         return out
 
     def _held_out(self, t: int) -> Tensor:
@@ -326,37 +328,27 @@ class LaneRegularisers:
         )
         return self._flat(self._program.held_out(self._state.inputs, self._data.tensors, *slots))
 
-    def _of_updates(self, t: int) -> Tensor:
-        """The derivative of each element's update in its own gradient, (W, P): the families' formulas, differentiated."""
-        out = torch.zeros_like(self._start)
-        for s in self._stretches:
-            if s.family not in (optim.Family.SGD, optim.Family.ADAM):
-                continue
-            i, j = s.first, s.first + s.table.shape[2]
-            c = [self._spread(x) for x in s.table[t].unbind(0)]  # (rows, 1 or P) each
-            if s.family is optim.Family.SGD:
-                slope = c[C7] * (c[C5] + c[C6] * c[C4])
-            else:
-                g = c[SIGN] * self._grads[i:j] + c[L2] * self._start[i:j]
-                root = self._state.second[i:j].sqrt()
-                bottom = c[C6] + c[C5] * root
-                falls = torch.where(root > 0, self._state.first[i:j] * c[C5] * c[C4] * g / root, 0.0)
-                slope = c[C7] * (c[C3] / bottom - falls / bottom.square())
-            if s.rates is not None:
-                slope = slope * self._spread(s.rates.now.to(slope.dtype))
-            out[i:j] = slope
-        return out
+    def _of_update(self, s: _Stretch, t: int, r: int) -> Tensor:
+        """The derivative of each element's update in its own gradient, (1, 1 or P): the families' formulas, differentiated."""
+        i = s.decays.lanes[r]
+        c = [self._spread(x[r : r + 1]) for x in s.decays.table[t].unbind(0)]  # (1, 1 or P) each
+        if s.family is optim.Family.SGD:
+            slope = c[C7] * (c[C5] + c[C6] * c[C4])
+        elif s.family is optim.Family.ADAM:
+            row = slice(i, i + 1)
+            g = c[SIGN] * self._grads[row] + c[L2] * self._start[row]
+            root = self._state.second[row].sqrt()
+            bottom = (c[C5] * root).add_(c[C6])
+            falls = torch.where(root > 0, g.mul_(self._state.first[row]).mul_(c[C5] * c[C4]).div_(root), 0.0)
+            slope = (c[C3] - falls.div_(bottom)).div_(bottom).mul_(c[C7])
+        else:
+            raise AssertionError(s.family)
+        return slope if s.rates is None else slope * self._rate(s, t, r)
 
-    def _decoupled(self, t: int) -> tuple[Tensor, Tensor]:
-        """Which lanes' decay is apart from the gradient, (W, 1), and learning rates, (W, P)."""
-        apart = torch.zeros(self._fleet.width, 1, dtype=torch.bool, device=self._device)
-        lr = torch.zeros_like(self._start)
-        for s in self._stretches:
-            i, j = s.first, s.first + s.table.shape[2]
-            apart[i:j] = s.decays.apart[t].any(1, keepdim=True)
-            rate = s.decays.lr[t] if s.rates is None else s.rates.now
-            lr[i:j] = self._spread(rate.to(lr.dtype))
-        return apart, lr
+    def _rate(self, s: _Stretch, t: int, r: int) -> Tensor:
+        """The learning rate of a lane's update, (1, 1 or P)."""
+        rate = s.decays.lr[t] if s.rates is None else s.rates.now
+        return self._spread(rate[r : r + 1].to(self._layout.dtype))
 
     def _neumann(self, t: int, v: Tensor) -> Tensor:
         """-scale * sum over k of (1 - scale H)^k v, (W, P), with H the training loss's Hessian, L2 included."""
@@ -479,7 +471,7 @@ class LaneRegularisers:
 
     def _dot(self, a: Tensor, b: Tensor) -> Tensor:
         """(W,) in float64; padding may hold anything."""
-        return torch.where(self._real, a * b, 0.0).double().sum(1)
+        return torch.where(self._real, a * b, 0.0).sum(1, dtype=torch.float64)
 
     def _nudge(self, point: Tensor, along: Tensor) -> Tensor:
         """(W, 1)."""

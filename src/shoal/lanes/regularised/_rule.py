@@ -25,7 +25,7 @@ from shoal.recipe import Recipe
 
 L1_, DECAY_, SMOOTHING_, RATES_ = range(4)  # places among the R numbers; those of dropout follow
 _HELD_OUT_STREAM = 0x4E1D  # orders of hyper-validation samples, apart from all else that follows from a trial's seed
-_BATCH = 128  # hyper-validation samples per move, at most
+_BATCH = 64  # hyper-validation samples per move, at most
 _BETA1, _BETA2 = 0.9, 0.99
 
 
@@ -144,7 +144,12 @@ def _shuffled(seed: int, turn: int, n: int) -> NDArray[np.int64]:
 
 def keys_of(seed: int, held_out: Split) -> NDArray[np.int32]:
     """The random key of each hyper-validation sample, (n,), for models that draw in evaluation."""
-    return sample_keys(seed, EVALUATION_EPOCH, held_out.n)
+    return _keys(seed, held_out.n)
+
+
+@functools.lru_cache(maxsize=256)  # asked for in every epoch
+def _keys(seed: int, n: int) -> NDArray[np.int32]:
+    return sample_keys(seed, EVALUATION_EPOCH, n)
 
 
 def shares(recipe: Recipe, target: Tensor) -> NDArray[np.float64] | None:
