@@ -34,6 +34,7 @@ from shoal.data import Datasets, Split, load, load_whole
 from shoal.errors import RecipeError, UsageError
 from shoal.extend import L1, BatchSize, Dropout, LabelSmoothing, LearningRate, WeightDecay
 from shoal.extend._base import Extension
+from shoal.extend._by_validation import Rate
 from shoal.lanes import native
 from shoal.lanes.compiled._runner import obstacle
 from shoal.lanes.fleet import Work
@@ -60,7 +61,13 @@ OPTIMIZERS: dict[str, Any] = {
     "adam": lambda p: optim.Adam(p, lr=0.01, weight_decay=0.01),
     "adamw": lambda p: optim.AdamW(p, lr=0.01, weight_decay=0.1),
 }
-EXTENSIONS: dict[str, Any] = {"decay": WeightDecay, "l1": L1, "smoothing": LabelSmoothing, "dropout": Dropout}
+EXTENSIONS: dict[str, Any] = {
+    "decay": WeightDecay,
+    "l1": L1,
+    "smoothing": LabelSmoothing,
+    "dropout": Dropout,
+    "rate": Rate,
+}
 
 
 def define(trial: Any) -> Recipe:
@@ -69,7 +76,7 @@ def define(trial: Any) -> Recipe:
         nn.Linear(10, 12), nn.Tanh(), nn.Dropout(0.25), nn.Linear(12, 8), nn.Dropout(0.5), nn.Linear(8, 4)
     )
     model = model.to(getattr(torch, got.get("dtype", "float64")))
-    shared = {k: got[k] for k in ("method", "every", "terms", "scale", "warmup", "on", "step") if k in got}
+    shared = {k: got[k] for k in ("method", "every", "terms", "scale", "warmup", "on", "step", "slopes") if k in got}
     moved = got.get("moved", "").split()
     extensions: list[Extension] = [EXTENSIONS[name](**shared) for name in moved if name != "lr"]
     extensions += [LearningRate(step=0.1)] if "lr" in moved else []
@@ -90,6 +97,7 @@ CASES: list[dict[str, Any]] = [
     *({"opt": o, "batch": 11, "moved": ALL, "every": 1, "groups": True} for o in ("nesterov", "adamw")),
     {"opt": "adam", "batch": 11, "moved": "decay", "every": 2},
     {"opt": "adam", "batch": 11, "moved": "smoothing dropout", "every": 2, "smoothing": 0.0, "warmup": 2},
+    *({"opt": o, "batch": 11, "moved": f"rate {ALL}", "every": 2, "slopes": True} for o in ("nesterov", "adamw")),
     {"opt": "sgd", "batch": 40},
     {"opt": "adam", "batch": 11},
 ]
@@ -123,14 +131,16 @@ def test_between_moves_lanes_are_compiled_and_stay_the_plain_loop() -> None:
     native.wait()
     if (found := native.kernels()) is None:
         pytest.skip("no compiler")
-    cases = [c for c in CASES if "lr" not in c.get("moved", "").split()]
+    cases = [{"opt": "adam", "batch": 11}, {"opt": "sgd", "batch": 40}, *(CASES[k] for k in (3, 6, 8, 10, 15))]
     specs = specs_of(cases)
     KERNELS.append(found)
     COMPILED.append(True)
     try:
         fleet = open_fleet(define, specs[0], 2, WORK)
         fleet.admit(ready(define, specs[0], WORK))
+        fleet.admit(ready(define, specs[2], WORK))
         assert fleet.compiled is not None and not obstacle(fleet.compiled, fleet)
+        fleet.leave(0)
         fleet.admit(ready(define, specs_of([{"opt": "sgd", "batch": 11, "moved": "lr"}])[0], WORK))
         assert "no compiled form beside learning rates" in obstacle(fleet.compiled, fleet)
         fused = train_fused(define, specs, WORK, 3, width=len(cases))
@@ -152,11 +162,11 @@ def test_between_moves_lanes_are_compiled_and_stay_the_plain_loop() -> None:
 # -- the derivative ---------------------------------------------------------------------------------------------------------
 
 # One move in the first epoch, after the third of four updates; Adam's first moment is then a tenth of the derivative.
-ONCE: dict[str, Any] = {"batch": 11, "moved": ALL, "every": 3}
+ONCE: dict[str, Any] = {"batch": 11, "moved": f"rate {ALL}", "every": 3}
 
 
 def slopes(specs: Sequence[TrialSpec], make: Any = define) -> list[tuple[list[float], list[float]]]:
-    """By trial, the derivative in (L1, decay, smoothing, rates...): as lanes have it, beside each other, and as the plain loop."""
+    """By trial, the derivative in (L1, decay, smoothing, lr, rates...): as lanes have it, and as the plain loop."""
     fleet = open_fleet(make, specs[0], len(specs) + 1, WORK)
     for spec in specs:
         fleet.admit(ready(make, spec, WORK))
@@ -170,7 +180,7 @@ def slopes(specs: Sequence[TrialSpec], make: Any = define) -> list[tuple[list[fl
         assert solo._regularisers is not None
         base = solo._regularisers._base.tolist()
         lane, plain = (
-            [s / b if k < 2 else s for k, (s, b) in enumerate(zip((first / 0.1).tolist(), base, strict=True))]
+            [s / b if k in (0, 1, 3) else s for k, (s, b) in enumerate(zip((first / 0.1).tolist(), base, strict=True))]
             for first in (kept[fleet.lane_of(spec.number), 1], solo._regularisers._kept[1])
         )
         out.append((lane, plain))
@@ -178,7 +188,7 @@ def slopes(specs: Sequence[TrialSpec], make: Any = define) -> list[tuple[list[fl
 
 
 class Step:
-    """A trial's third update, as plain PyTorch does it, as a function of (L1, decay, smoothing, two rates)."""
+    """A trial's third update, as plain PyTorch does it, as a function of (L1, decay, smoothing, learning rate, two rates)."""
 
     def __init__(self, spec: TrialSpec) -> None:
         self.recipe = rebuild(define, spec, WORK)
@@ -195,11 +205,11 @@ class Step:
         assert held_out is not None
         rows = torch.from_numpy(rows_of(spec.seed, 1, held_out))
         self.held = [t[rows] for t in held_out.tensors]
-        decay = float(self.optimizer.param_groups[0]["weight_decay"])
-        self.at = torch.tensor([1e-3, decay, 0.1, 0.25, 0.5], dtype=torch.float64)
+        group = self.optimizer.param_groups[0]
+        self.at = torch.tensor([1e-3, group["weight_decay"], 0.1, group["lr"], 0.25, 0.5], dtype=torch.float64)
 
     at = torch.tensor(
-        [1e-3, 0.0, 0.1, 0.25, 0.5], dtype=torch.float64
+        [1e-3, 0.0, 0.1, 0.0, 0.25, 0.5], dtype=torch.float64
     )  # decay is the optimizer's own affair until then
 
     def loss(self, params: dict[str, Tensor], smoothing: Tensor, rates: Sequence[Tensor], relaxed: bool) -> Tensor:
@@ -225,7 +235,7 @@ class Step:
             return torch.autograd.grad(loss, leaves, create_graph=graph)
 
         hard = of(self.loss(params, at[2], base, False))
-        soft, there = (of(self.loss(params, self.at[2], rates, True)) for rates in (list(at[3:]), list(self.at[3:])))
+        soft, there = (of(self.loss(params, self.at[2], rates, True)) for rates in (list(at[4:]), list(self.at[4:])))
         return [h + s - o.detach() + at[0] * p.sign() for h, s, o, p in zip(hard, soft, there, leaves, strict=True)]
 
     def set_gradient(self, at: Tensor) -> None:
@@ -243,8 +253,7 @@ class Step:
         at = self.at.clone().requires_grad_()
         params = {k: p.detach().requires_grad_() for k, p in self.model.named_parameters()}
         after = {}
-        group = self.optimizer.param_groups[0]
-        lr, decoupled = group["lr"], self.name == "adamw"
+        lr, decoupled = at[3], self.name == "adamw"
         for (k, p), g, old in zip(
             params.items(), self.gradient(at, params, graph=True), self.model.parameters(), strict=True
         ):
@@ -262,14 +271,14 @@ class Step:
     def by_differences(self) -> list[float]:
         """Of the fourth order: what Adam makes of L1 bends."""
         out = []
-        for k, far in enumerate([2e-6, 1e-5, 1e-5, 1e-6, 1e-6]):
+        for k, far in enumerate([2e-6, 1e-5, 1e-5, 1e-5, 1e-6, 1e-6]):
             slope = 0.0
             for times, weight in ((-2, 1), (-1, -8), (1, 8), (2, -1)):
                 other = copy.deepcopy(self)
                 at = self.at.clone()
                 at[k] += times * far
                 other.set_gradient(at)
-                other.optimizer.param_groups[0]["weight_decay"] = float(at[1])
+                other.optimizer.param_groups[0].update(weight_decay=float(at[1]), lr=float(at[3]))
                 other.optimizer.step()
                 slope += weight * other.outer(dict(other.model.named_parameters())).item() / (12 * far)
             out.append(slope)
@@ -328,7 +337,7 @@ def test_the_implicit_gradient_is_that_of_the_optimum() -> None:
     by_decay = (outer(optimum(0.1 + far, 0.2)) - outer(optimum(0.1 - far, 0.2))) / (2 * far)
     by_smoothing = (outer(optimum(0.1, 0.2 + far)) - outer(optimum(0.1, 0.2 - far))) / (2 * far)
     for found in slopes(specs_of([{}, {}]), make=at_its_best)[1]:
-        assert found[1:] == pytest.approx([by_decay, by_smoothing], rel=1e-6)
+        assert found[1:3] == pytest.approx([by_decay, by_smoothing], rel=1e-6)
 
 
 # -- lanes ------------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shoal.padding import Padded
     from shoal.recipe import Recipe
     from shoal.records import StudyRecord
+    from shoal.refine import GradientRefine
     from shoal.replay import steps_per_epoch
     from shoal.study import Study
     from shoal.tabular import TableModel, TableStudy, load_table_model, predict_table, resume_table, tune_table
@@ -43,6 +44,7 @@ _HOME = {
     "Explanation": "explaining",
     "FolderModel": "folders",
     "FolderStudy": "folders",
+    "GradientRefine": "refine",
     "LrFinding": "finders",
     "Nested": "nesting",
     "Optimism": "optimism",
@@ -85,6 +87,7 @@ __all__ = [
     "Explanation",
     "FolderModel",
     "FolderStudy",
+    "GradientRefine",
     "LrFinding",
     "Nested",
     "Optimism",

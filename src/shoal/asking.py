@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from shoal.errors import UsageError
 from shoal.lanes.rng import derive
 from shoal.objectives import OPTUNA_PREFIX
-from shoal.records import Direction, ParamValue, TrialRecord, TrialResult, TrialSpec, TrialState, changes_of
+from shoal.records import Direction, EpochRow, ParamValue, TrialRecord, TrialResult, TrialSpec, TrialState, changes_of
+from shoal.refine import SLOPES, Followed, slopes_of
 from shoal.samplers import SamplerArgument, quiet, resolve
 from shoal.spaces import Grid, probe
 
@@ -78,6 +79,15 @@ class Asker:
         if self.plan.name == "grid":
             assert define is not None
             self._grid = Grid.of(*probe(define), self.plan.options.get("space", {}), derive(seed, GRID_STREAM))
+        self.followed: Followed = {}
+        if self.plan.refine is not None:
+            assert define is not None
+            if self._several:
+                raise UsageError(
+                    f"sampler={self.name!r} descends one loss, and the study has {len(self._directions)} objectives: use 'tpe' or "
+                    "'nsgaii'."
+                )
+            self.followed = self.plan.refine.follow(define)
         self._storage = PrivateStorage()
         first = self.plan.given or self._fresh(0)
         with quiet():
@@ -194,8 +204,8 @@ class Asker:
                 ) from error
         return TrialSpec(trial.number, self.trial_seed(trial.number), dict(frozen.params), distributions)
 
-    def tell(self, result: TrialResult) -> None:
-        """Let samplers see how a trial ended. A stopped trial is PRUNED at the epoch it reached.
+    def tell(self, result: TrialResult, rows: Sequence[EpochRow] = ()) -> None:
+        """Let samplers see how a trial ended, and what of its rows they ask for. A stopped trial is PRUNED at the epoch it reached.
 
         So is a paused one as long as it is paused; it may be told of again, and then counts as what it is by then.
         """
@@ -219,6 +229,8 @@ class Asker:
                 storage.set_trial_user_attr(trial_id, "lane_values", list(result.lanes))
             if result.schedule:
                 storage.set_trial_user_attr(trial_id, "schedule", list(result.schedule))
+            if slopes := slopes_of(rows, self.followed):
+                storage.set_trial_system_attr(trial_id, SLOPES, slopes)
             if state == "COMPLETE":
                 study.tell(number, list(result.outcome.values) or result.value)
             else:
@@ -228,7 +240,7 @@ class Asker:
         """Put an earlier session's trials back, in the order of their numbers; unfinished ones are running again."""
         with quiet():
             ordered = sorted(trials, key=lambda t: t.spec.number)
-            self._storage.put_back(self.study._study_id, (_frozen(t, self._several) for t in ordered))
+            self._storage.put_back(self.study._study_id, (_frozen(t, self._several, self.followed) for t in ordered))
 
     def plain_study(self) -> optuna.Study:
         """The study without the trials of earlier ones."""
@@ -249,7 +261,7 @@ def _distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
 
 
-def _frozen(t: TrialRecord, several: bool = False) -> FrozenTrial:
+def _frozen(t: TrialRecord, several: bool = False, followed: Followed | None = None) -> FrozenTrial:
     import optuna
 
     stopped = t.state is TrialState.STOPPED and t.value is not None and not several
@@ -258,7 +270,10 @@ def _frozen(t: TrialRecord, several: bool = False) -> FrozenTrial:
         values=t.values if t.state is TrialState.FINISHED else None,
         params=dict(t.spec.params),
         user_attrs={**_lanes(t), **t.outcome.measured},
-        system_attrs={f"{OPTUNA_PREFIX}{key}": broken_by for key, broken_by in t.outcome.constraints.items()},
+        system_attrs={
+            **{f"{OPTUNA_PREFIX}{key}": broken_by for key, broken_by in t.outcome.constraints.items()},
+            **({SLOPES: slopes_of(t.rows, followed)} if followed else {}),
+        },
         distributions={name: _distribution(d) for name, d in t.spec.distributions.items()},
         intermediate_values={t.epoch: t.value} if stopped and t.value is not None else {},
     )

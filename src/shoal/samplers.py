@@ -8,16 +8,18 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shoal.errors import UsageError, did_you_mean
 from shoal.records import Json
+from shoal.refine import NAME as REFINE
+from shoal.refine import GradientRefine
 
 if TYPE_CHECKING:
     import optuna
 
-SamplerArgument: TypeAlias = "str | Mapping[str, Any] | optuna.samplers.BaseSampler | None"
+SamplerArgument: TypeAlias = "str | Mapping[str, Any] | GradientRefine | optuna.samplers.BaseSampler | None"
 
 # (study seed, seed of this ask, options) -> sampler
 Maker: TypeAlias = "Callable[[int, int, Mapping[str, Any]], optuna.samplers.BaseSampler]"
@@ -53,7 +55,7 @@ _NAMED: Mapping[str, _Named] = {
     "nsgaiii": _Named("NSGAIIISampler"),
     "brute_force": _Named("BruteForceSampler", learns=False),
 }
-NAMES = tuple(_NAMED)
+NAMES = (*_NAMED, REFINE)
 
 # What an option may be, by the type of its default.
 _TYPES: Mapping[type, tuple[Any, str]] = {
@@ -78,6 +80,7 @@ class SamplerPlan:
         fresh: (study seed, seed of this ask) -> a sampler for one ask; None for an object, which serves all asks.
         given: The object, if it is one.
         as_json: What ``tune`` can be called with again, or None when no file can hold it.
+        refine: What is asked for, if it is to follow hypergradients.
     """
 
     name: str
@@ -87,14 +90,15 @@ class SamplerPlan:
     fresh: Callable[[int, int], optuna.samplers.BaseSampler] | None
     given: optuna.samplers.BaseSampler | None = None
     as_json: Json = field(default=None)
+    refine: GradientRefine | None = None
 
 
 def resolve(sampler: SamplerArgument) -> SamplerPlan:
     """The sampler that the user meant.
 
     Args:
-        sampler: A name, a dict of a name and options (``{"name": "tpe", "n_startup_trials": 20}``), an Optuna sampler
-            object, or None for "tpe".
+        sampler: A name, a dict of a name and options (``{"name": "tpe", "n_startup_trials": 20}``), a `GradientRefine`, an Optuna
+            sampler object, or None for "tpe".
 
     Raises:
         UsageError: The name or an option is unknown, a package is missing, or the object is no sampler.
@@ -109,6 +113,8 @@ def resolve(sampler: SamplerArgument) -> SamplerPlan:
         if not isinstance(name, str):
             raise UsageError(f'a sampler given as a dict needs a "name", such as "tpe"; got {dict(sampler)!r}.')
         return _by_name(name, options)
+    if isinstance(sampler, GradientRefine):
+        return _refining(sampler)
     if isinstance(sampler, optuna.samplers.BaseSampler):
         kind = type(sampler).__name__
         blind = kind in _BLIND_CLASSES
@@ -118,11 +124,27 @@ def resolve(sampler: SamplerArgument) -> SamplerPlan:
     )
 
 
+def _refining(refine: GradientRefine) -> SamplerPlan:
+    options = refine.options
+
+    def fresh(study_seed: int, seed: int) -> optuna.samplers.BaseSampler:
+        from shoal._refining import RefiningSampler
+
+        return RefiningSampler(refine, seed)
+
+    as_json: Json = {"name": REFINE, **options} if options else REFINE
+    return SamplerPlan(REFINE, options, True, False, fresh, as_json=as_json, refine=refine)
+
+
 def _by_name(name: str, options: dict[str, Any]) -> SamplerPlan:
+    if name == REFINE:
+        allowed = [f.name for f in fields(GradientRefine)]
+        for option in options:
+            if option not in allowed:
+                raise UsageError(f"sampler={name!r} has no option {option!r}.{did_you_mean(option, allowed)}")
+        return _refining(GradientRefine(**options))
     if name not in _NAMED:
-        raise UsageError(
-            f"sampler={name!r} is not known.{did_you_mean(name, _NAMED)} Or pass an Optuna sampler object."
-        )
+        raise UsageError(f"sampler={name!r} is not known.{did_you_mean(name, NAMES)} Or pass an Optuna sampler object.")
     known = _NAMED[name]
     missing = [package for package in known.needs if importlib.util.find_spec(package) is None]
     if missing:

@@ -263,7 +263,7 @@ class Session:
         results = [self._with_schedule(r) for r in results]
         for result in results:
             history.results[result.number] = result
-            self._asker.tell(result)
+            self._asker.tell(result, history.rows.get(result.number, ()))
             if not self._asker.exhaustive:
                 self._leave(history.specs[result.number])
             self._compare(result)

@@ -133,8 +133,9 @@ def tune(
         n_trials: Trials in all. A study file that already has some is continued up to this number.
         max_epochs: Epochs of a trial that is not stopped early. A larger number than a study file was made with trains its
             finished trials again from the start, to the new length.
-        sampler: "tpe" (default), "random", "grid", "qmc", "gp", "cmaes", "nsgaii", "nsgaiii", "brute_force"; a dict of a name and
-            Optuna's options for it, such as ``{"name": "tpe", "n_startup_trials": 20}``; or an Optuna sampler.
+        sampler: "tpe" (default), "random", "grid", "qmc", "gp", "cmaes", "nsgaii", "nsgaiii", "brute_force",
+            "gradient_refine"; a dict of a name and options (Optuna's own), such as ``{"name": "tpe", "n_startup_trials": 20}``; a
+            `shoal.GradientRefine`; or an Optuna sampler.
         scheduler: "asha" (default from 4 epochs on; pauses and promotes), "asha_stop" (stops for good), "halving", "hyperband",
             "top_k", "freeze_thaw", "median", "patience", "none"; "pbt" and "pb2", which change hyperparameters on the way; a dict
             of a name and options, such as ``{"name": "asha", "eta": 4}``; an object of ``shoal.schedulers``, or an Optuna pruner.
@@ -214,6 +215,12 @@ def tune(
         return _asker(sampler, objectives, seed, enqueue, warm_start, define, whole.train.n)
 
     scheme, asker = make_scheme(), make_asker()
+    refine = asker.plan.refine
+    if refine is not None and given_parts is not None:
+        raise UsageError(
+            "sampler='gradient_refine' measures on one validation split, in one lane per trial: leave folds= and seeds= out, or "
+            "use 'tpe'."
+        )
     options: dict[str, Json] = {
         "metric": judged.as_json,
         "direction": list[Json](objectives.directions) if objectives.several else way,
@@ -254,15 +261,23 @@ def tune(
         facts["constraints"] = options["constraints"] = [c.key for c in objectives.constraints]
     n_parts = 1 if parts is None else len(parts)
     there = prepared.to(where)
+    if refine is not None and data.held_out is None:  # a sampler may look at the data that trials are judged on
+        data, there = (
+            replace(data, held_out=data.valid),
+            replace(there, data=replace(there.data, held_out=there.data.valid)),
+        )
     work = Work(there.data, _metrics(chosen, others, targets), where, parts)
     winning = replace(work, data=there.whole, parts=None)  # what becomes of the winner
     # A population is compared among itself, so all of it trains at once.
     learns = asker.learns and space is None
     lanes = total_lanes(n_trials, learns=learns, cheap=where.type != "cpu", parts=n_parts)
+    if refine is not None:  # with more of them, trials would be drawn that could be moves
+        lanes = min(lanes, refine.wave)
     sizes = () if parts is None else [parts.n_train(part, data.train.n) for part in range(n_parts)]
     signer = Signer(data.train.tensors, sizes)  # where `define` makes its models, whatever device they train on
 
-    limited = _limited(define, trial_timeout_s)
+    trained_by = define if refine is None else refine.measuring(define, asker.followed, data.train.n)
+    limited = _limited(trained_by, trial_timeout_s)
 
     def rebuild(spec: TrialSpec) -> Recipe:
         n = data.train.n if parts is None else parts.n_train(spec.part, data.train.n)

@@ -62,7 +62,7 @@ class BatchSize(Extension):
     bounds: tuple[float, float] = (16, 4096)
     learning_rate: Literal["linear", "sqrt", "none"] = "sqrt"
     smoothing: float = 0.95
-    every: int = 16
+    every: int = 32
 
     def __post_init__(self) -> None:
         Extension.__post_init__(self)

@@ -45,6 +45,8 @@ class ByValidation(Extension):
         every: Updates from one move to the next.
         terms: Of the Neumann series, from 1; "implicit" only.
         scale: Of the Neumann series; it converges if it is less than 2 over the largest eigenvalue of H. "implicit" only.
+        slopes: Whether the derivative is recorded: the trajectory "slope/NAME", a mean over an epoch's moves, in the hyperparameter
+            itself. With ``step=0`` nothing moves, and the derivative is all that comes of it.
 
     References:
         Luketina et al. 2016, Scalable gradient-based tuning of continuous regularization hyperparameters, equation 3.
@@ -60,6 +62,7 @@ class ByValidation(Extension):
     every: int = 10
     terms: int = 10
     scale: float = 0.1
+    slopes: bool = False
 
     def __post_init__(self) -> None:
         Extension.__post_init__(self)
@@ -69,6 +72,8 @@ class ByValidation(Extension):
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise RecipeError(f"{self.said(name)} must be a whole number of at least 1, not {number!r}.")
+        if not isinstance(self.slopes, bool):
+            raise RecipeError(f"{self.said('slopes')} must be True or False, not {self.slopes!r}.")
         object.__setattr__(self, "scale", self.number("scale", self.scale))
         if math.isinf(self.bounds[1]):
             raise RecipeError(f"{self.said('bounds')} must be finite, not {self.bounds!r}.")
@@ -135,7 +140,7 @@ class WeightDecay(ByValidation):
     the gradient, and "t1t2" differentiates that; "implicit" takes it for a penalty.
 
     Args:
-        step, bounds, warmup, on, method, every, terms, scale: As for `ByValidation`.
+        step, bounds, warmup, on, method, every, terms, scale, slopes: As for `ByValidation`.
 
     Raises:
         RecipeError: If a field is out of its range.
@@ -173,7 +178,7 @@ class L1(ByValidation):
     """Moves ``Recipe(l1=...)``, in the logarithm, by the validation gradient.
 
     Args:
-        step, bounds, warmup, on, method, every, terms, scale: As for `ByValidation`.
+        step, bounds, warmup, on, method, every, terms, scale, slopes: As for `ByValidation`.
 
     Raises:
         RecipeError: If a field is out of its range.
@@ -206,7 +211,7 @@ class LabelSmoothing(ByValidation):
     Losses that are reported are those of the recipe's criterion, with the smoothing of the moment.
 
     Args:
-        step, bounds, warmup, on, method, every, terms, scale: As for `ByValidation`.
+        step, bounds, warmup, on, method, every, terms, scale, slopes: As for `ByValidation`.
 
     Raises:
         RecipeError: If a field is out of its range.
@@ -247,7 +252,7 @@ class Dropout(ByValidation):
     fixed mask would see ``1 - r`` only, and not that units are dropped.)
 
     Args:
-        step, bounds, warmup, on, method, every, terms, scale: As for `ByValidation`.
+        step, bounds, warmup, on, method, every, terms, scale, slopes: As for `ByValidation`.
 
     Raises:
         RecipeError: If a field is out of its range.
@@ -284,6 +289,26 @@ class Dropout(ByValidation):
                 "inplace=True and without hooks), and the model has none."
             )
         return found
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate(ByValidation):
+    """Measures the derivative in the learning rate of all parameter groups together, and moves nothing.
+
+    It is that through the latest update, ``dC/da = dC/dp(p') . (p' - p) / a``, whatever the method: the optimum that "implicit"
+    looks at does not depend on the learning rate.
+    """
+
+    HYPERPARAMETER: ClassVar[str] = "lr"
+    LOGARITHMIC: ClassVar[bool] = True
+
+    step: float = 0.0
+    bounds: tuple[float, float] = (1e-300, 1e300)
+
+    def base(self, recipe: Recipe) -> dict[str, float]:
+        """The first parameter group's learning rate: the others stay in proportion."""
+        return {"the learning rate": float(recipe.optimizer.param_groups[0]["lr"])}
 
 
 def _below_one(extension: ByValidation) -> None:

@@ -23,7 +23,7 @@ from shoal.lanes.hypergradient import LaneRates
 from shoal.lanes.lift import dropouts
 from shoal.lanes.optim import C3, C4, C5, C6, C7, DECAY, L2, SIGN
 from shoal.lanes.regularised import _rule as rule
-from shoal.lanes.regularised._rule import DECAY_, L1_, RATES_, SMOOTHING_, Asked
+from shoal.lanes.regularised._rule import DECAY_, L1_, LR_, RATES_, SMOOTHING_, Asked, Slopes
 
 if TYPE_CHECKING:
     from shoal.lanes.clip import Shaping
@@ -88,7 +88,7 @@ class LaneRegularisers:
         base, step, low, high = (np.full((width, size), x) for x in (1.0, 0.0, 0.0, 1.0))
         warmup = np.zeros((width, size), dtype=np.int64)
         log = np.zeros(size, dtype=bool)
-        log[[L1_, DECAY_]] = True
+        log[[L1_, DECAY_, LR_]] = True
         for i, a in self._found.items():
             for place, (e, value) in a.at.items():
                 on[i, place], base[i, place], step[i, place] = True, value, e.step
@@ -121,6 +121,7 @@ class LaneRegularisers:
         self._value = torch.where(fresh, self._base, fleet.state.own(VALUE, (size,), torch.float64))
         self._bad = torch.zeros_like(self._value, dtype=torch.int64)  # the update whose hypergradient was not finite
         self._changes: list[tuple[int, Tensor]] = [(-1, self._value)]
+        self._slopes = Slopes(self._value)
         self._stretches: list[_Stretch] = []
         self._written: list[_Decays] = []  # all tables that weight decay is written to as it moves
         self._penalties: list[tuple[Sequence[int], Tensor]] = []  # likewise L1: lanes, and a column of (rows,)
@@ -242,6 +243,7 @@ class LaneRegularisers:
         slope = self._hypergradient(t)
         on = self._on & self._column(self._moves[t].tolist())  # (W, R)
         finite = torch.isfinite(slope)
+        self._slopes.add(slope, on)
         update = torch.from_numpy(self._update[t]).to(self._device)[:, None]
         self._bad = torch.where(on & ~finite & (self._bad == 0), update, self._bad)
         resting = torch.from_numpy(self._update[t][:, None] <= self._warmup).to(self._device)
@@ -274,7 +276,8 @@ class LaneRegularisers:
             when = np.flatnonzero(self._due[:, i])
             at = np.searchsorted(ticks, when, side="left") - 1  # a move at tick t shows from the next update on
             paths = {name: tuple(history[at, i, place].tolist()) for place, name in a.names.items()}
-            out[self._trials[i].spec.key] = (paths, why(a, bad[i].tolist()))
+            paths |= self._slopes.of(a, (i,))
+            out[self._trials[i].spec.key] = (paths, rule.why(a, bad[i].tolist()))
         return out
 
     # -- the derivative -------------------------------------------------------------------------------------------------
@@ -300,6 +303,9 @@ class LaneRegularisers:
                     apart = greedy and bool(s.decays.apart[t, r].any())
                     along = -self._rate(s, t, r) * v[row] if apart else w
                     out[row, DECAY_] = self._dot(along * self._decays[row], point)
+                if LR_ in self._found[i].at:
+                    step = self._dot(v[row], self._state.params[row] - self._start[row])
+                    out[row, LR_] = step / self._base[row, LR_]
                 if mixed:
                     w_[row], point_[row] = w, point
         if mixed:
@@ -477,14 +483,6 @@ class LaneRegularisers:
         """(W, 1)."""
         norms = [self._dot(x, x).sqrt()[:, None] for x in (point, along)]
         return rule.nudge(norms[0], norms[1], point.dtype).to(point.dtype)
-
-
-def why(asked: Asked, bad: Sequence[int]) -> str:
-    """What went wrong with a trial's numbers, given at which update the hypergradient of each was not finite, or 0."""
-    for place, name in asked.names.items():
-        if bad[place]:
-            return f"the hypergradient of its {name} was not finite at update {bad[place]}"
-    return ""
 
 
 def _groups(trial: LaneTrial, groups: int) -> NDArray[np.int64]:

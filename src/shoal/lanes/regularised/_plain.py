@@ -11,7 +11,7 @@ from shoal.lanes.criteria import SMOOTHING
 from shoal.lanes.hypergradient import PlainRates
 from shoal.lanes.lift import dropouts
 from shoal.lanes.regularised import _rule as rule
-from shoal.lanes.regularised._rule import DECAY_, L1_, RATES_, SMOOTHING_
+from shoal.lanes.regularised._rule import DECAY_, L1_, LR_, RATES_, SMOOTHING_, Slopes
 from shoal.lanes.rng import KeyedRandom
 from shoal.lanes.step import Objective, values_by_name
 from shoal.recipe import Batch, Recipe
@@ -46,7 +46,7 @@ class PlainRegularisers:
             self._base[place], self._step[place], self._on[place] = base, e.step, True
             self._warmup[place], (self._low[place], self._high[place]) = e.warmup, e.bounds
         self._log = torch.zeros(size, dtype=torch.bool)
-        self._log[[L1_, DECAY_]] = True
+        self._log[[L1_, DECAY_, LR_]] = True
         self._value = self._base.clone()
         self._kept = (torch.zeros(size, dtype=torch.float64),) * 3
         self._objective = Objective(recipe.model, recipe)
@@ -54,6 +54,7 @@ class PlainRegularisers:
         self._shares = rule.shares(recipe, held_out.tensors[-1])
         self._updates = 0
         self._bad = [0] * size
+        self._slopes = Slopes(self._value)
         self._record: list[list[float]] = []
         self._before: list[tuple[Tensor, Tensor | None]] = []
 
@@ -73,6 +74,7 @@ class PlainRegularisers:
             return
         slope = self._hypergradient(batch, keys)
         finite = torch.isfinite(slope)
+        self._slopes.add(slope, self._on)
         for place in (self._on & ~finite).nonzero()[:, 0].tolist():
             self._bad[place] = self._bad[place] or self._updates
         kept, value = rule.moved(
@@ -92,13 +94,9 @@ class PlainRegularisers:
         """The epoch is over: its numbers at each update by name, and what went wrong with them or ""."""
         columns = list(zip(*self._record, strict=True))
         self._record = []
-        for place, name in self._asked.names.items():
-            if self._bad[place]:
-                why = f"the hypergradient of its {name} was not finite at update {self._bad[place]}"
-                break
-        else:
-            why = ""
-        return {name: columns[place] for place, name in self._asked.names.items()}, why
+        paths = {name: columns[place] for place, name in self._asked.names.items()} | self._slopes.of(self._asked)
+        self._slopes = Slopes(self._value)
+        return paths, rule.why(self._asked, self._bad)
 
     # -- the derivative -------------------------------------------------------------------------------------------------
 
@@ -119,11 +117,15 @@ class PlainRegularisers:
             if self._decays[k]:
                 apart = self._groups[k].get("decoupled_weight_decay", False) and not implicit
                 out[DECAY_] += _dot([-self._rate(k) * b if apart else a], [p])
-        if bool(self._on[SMOOTHING_:].any()):
+        if bool(self._on[LR_]):
+            steps = [p - start for p, (start, _) in zip(now, self._before, strict=True)]
+            out[LR_] = _dot(v, steps) / self._base[LR_]
+        if bool(self._on[SMOOTHING_]) or bool(self._on[RATES_:].any()):
             far = rule.nudge(_norm(point), _norm(w), point[0].dtype)
             if far > 0:
                 up, down = (self._by_numbers(_along(point, w, sign * float(far)), batch, keys) for sign in (1.0, -1.0))
-                out[SMOOTHING_:] = (up - down) / (2 * far)
+                mixed = (up - down) / (2 * far)
+                out[SMOOTHING_], out[RATES_:] = mixed[SMOOTHING_], mixed[RATES_:]
         return out
 
     def _group(self, name: str) -> int:
@@ -227,14 +229,14 @@ class PlainRegularisers:
         return [torch.zeros_like(p) if g is None else g for g, p in zip(found, at, strict=True)]
 
     def _by_numbers(self, at: _Vector, batch: Batch, keys: Tensor) -> Tensor:
-        """The training loss's derivative in label smoothing and the rates of relaxed dropout, elsewhere, (R - 2,) in float64."""
-        out = torch.zeros(len(self._value) - SMOOTHING_, dtype=torch.float64)
+        """The training loss's derivative in label smoothing and the rates of relaxed dropout, elsewhere, (R,) in float64."""
+        out = torch.zeros_like(self._value)
         params, weights, values = dict(zip(self._named, at, strict=True)), self._weights(batch), self._values()
         if bool(self._on[SMOOTHING_]):
             leaf = values[SMOOTHING].clone().requires_grad_()
             with torch.enable_grad(), KeyedRandom(keys):
                 loss = self._loss(params, batch, weights, {**values, SMOOTHING: leaf}, evaluate=False)
-                out[0] = torch.autograd.grad(loss, leaf)[0].double()
+                out[SMOOTHING_] = torch.autograd.grad(loss, leaf)[0].double()
         if not bool(self._on[RATES_:].any()):
             return out
         held = [(module, module.p) for _, module in self._dropouts]
@@ -248,9 +250,7 @@ class PlainRegularisers:
         finally:
             for module, p in held:
                 object.__setattr__(module, "p", p)
-        out[RATES_ - SMOOTHING_ :] = torch.stack(
-            [torch.zeros_like(at[0].sum()) if s is None else s for s in found]
-        ).double()
+        out[RATES_:] = torch.stack([torch.zeros_like(at[0].sum()) if s is None else s for s in found]).double()
         return out
 
     def _values(self) -> dict[str, Tensor]:

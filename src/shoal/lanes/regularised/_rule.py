@@ -1,11 +1,13 @@
 """What lanes and the plain loop share: which numbers move, on which samples, and by which rule.
 
-Glossary: ``R`` numbers that may move: L1, weight decay, label smoothing, and the rate of each dropout module; a trial has some.
+Glossary: ``R`` numbers that may move: L1, weight decay, label smoothing, the learning rate (whose derivative is only
+measured), and the rate of each dropout module; a trial has some.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +18,14 @@ from torch import Tensor
 from shoal.data import Datasets, Split
 from shoal.errors import UsageError
 from shoal.extend import L1, Dropout, LabelSmoothing, WeightDecay
-from shoal.extend._by_validation import ByValidation, by_validation
+from shoal.extend._by_validation import ByValidation, Rate, by_validation
 from shoal.lanes.criteria import denominators, is_known
 from shoal.lanes.lane import EVALUATION_EPOCH
 from shoal.lanes.lift import dropouts
 from shoal.lanes.rng import derive, permutation, sample_keys
 from shoal.recipe import Recipe
 
-L1_, DECAY_, SMOOTHING_, RATES_ = range(4)  # places among the R numbers; those of dropout follow
+L1_, DECAY_, SMOOTHING_, LR_, RATES_ = range(5)  # places among the R numbers; those of dropout follow
 _HELD_OUT_STREAM = 0x4E1D  # orders of hyper-validation samples, apart from all else that follows from a trial's seed
 _BATCH = 64  # hyper-validation samples per move, at most
 _BETA1, _BETA2 = 0.9, 0.99
@@ -37,11 +39,13 @@ class Asked:
         shared: Any one of them: method, every, terms and scale are the same in all.
         at: Place among the R numbers -> the extension that moves it, and its base value.
         names: What a trajectory is called, by place.
+        slopes: Likewise that of the derivative, where it is asked for.
     """
 
     shared: ByValidation
     at: dict[int, tuple[ByValidation, float]]
     names: dict[int, str]
+    slopes: dict[int, str]
 
     def moves_after(self, update: int) -> bool:
         """Whether the numbers move once so many updates of the trial are made; a step of 0 is what keeps them in a warm-up."""
@@ -77,10 +81,11 @@ def asked(recipe: Recipe) -> Asked | None:
                 at[RATES_ + k] = (e, float(module.p))  # type: ignore[arg-type]
                 names[RATES_ + k] = "dropout" if len(rates) == 1 else f"dropout/{k}"
         else:
-            place = {L1: L1_, WeightDecay: DECAY_, LabelSmoothing: SMOOTHING_}[type(e)]
+            place = {L1: L1_, WeightDecay: DECAY_, LabelSmoothing: SMOOTHING_, Rate: LR_}[type(e)]
             at[place] = (e, next(iter(e.base(recipe).values())))
             names[place] = e.HYPERPARAMETER
-    return Asked(found[0], at, names)
+    slopes = {place: f"slope/{name}" for place, name in names.items() if at[place][0].slopes}
+    return Asked(found[0], at, {place: name for place, name in names.items() if place != LR_}, slopes)
 
 
 def moved(
@@ -120,6 +125,35 @@ def moved(
     number = torch.where(step > 0, number, value)
     offset = torch.where(logarithmic, (number / base).log(), number - base)
     return (offset, first, second), number
+
+
+class Slopes:
+    """Means of the derivatives of some lanes over the moves of an epoch.
+
+    Args:
+        like: The derivatives of one move, (..., R), float64.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._sum, self._count = torch.zeros_like(like), torch.zeros_like(like)
+
+    def add(self, slope: Tensor, on: Tensor) -> None:
+        """One move's, and whose turn it was."""
+        self._sum += torch.where(on, slope, 0.0)
+        self._count += on
+
+    def of(self, asked: Asked, at: tuple[int, ...] = ()) -> dict[str, tuple[float, ...]]:
+        """The means of a trial by name, one value each; none where there was no move."""
+        total, count = self._sum[at], self._count[at]
+        return {name: (float(total[place] / count[place]),) for place, name in asked.slopes.items() if count[place] > 0}
+
+
+def why(asked: Asked, bad: Sequence[float]) -> str:
+    """What went wrong with a trial's numbers, given at which update the hypergradient of each was not finite, or 0."""
+    for place, name in {**{k: name.removeprefix("slope/") for k, name in asked.slopes.items()}, **asked.names}.items():
+        if bad[place]:
+            return f"the hypergradient of its {name} was not finite at update {bad[place]}"
+    return ""
 
 
 def batch_size(held_out: Split) -> int:
