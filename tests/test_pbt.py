@@ -22,6 +22,7 @@ from torch import Tensor, nn, optim
 import shoal
 from lanes_helpers import Bench
 from shoal.errors import UsageError
+from shoal.lanes.copying import go_on, take
 from shoal.lanes.solo import Solo
 from shoal.lanes.workers import pools
 from shoal.moving import space_of
@@ -247,7 +248,7 @@ G = torch.Generator().manual_seed(0)
 X = torch.randn(96, 6, generator=G, dtype=torch.float64)
 Y = X[:, :3].argmax(dim=1)
 CPU = torch.device("cpu")
-KINDS = ["sgd", "nadam", "prodigy"]
+KINDS = ["sgd", "nadam", "prodigy", "one cycle"]
 
 
 class Branches(nn.Module):
@@ -270,17 +271,31 @@ def define(trial: Any) -> shoal.Recipe:
     if kind == "sgd":
         optimizer = optim.SGD(groups, momentum=trial.suggest_float("momentum", 0.5, 0.9))
         schedule: Any = optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    elif kind == "one cycle":  # which keeps its numbers in the parameter groups
+        optimizer = optim.SGD(groups, momentum=0.9)
+        schedule = optim.lr_scheduler.OneCycleLR(optimizer, [4 * lr, 2 * lr], total_steps=12, pct_start=0.4)
     elif kind == "nadam":
         optimizer, schedule = optim.NAdam(groups, weight_decay=trial.suggest_float("decay", 0.0, 0.1)), None
         schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     else:
         optimizer, schedule = shoal.optim.Prodigy(model.parameters(), lr=lr), None
-    loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
+    heavy = torch.tensor([1.0, 1.0, trial.suggest_float("heavy", 1.0, 4.0)], dtype=torch.float64)
+    loss = nn.CrossEntropyLoss(heavy, label_smoothing=smoothing)
     return shoal.Recipe(model, optimizer, loss, batch, schedule=schedule, l1=trial.suggest_float("l1", 1e-6, 1e-2))
 
 
-BASE = {"width": 5, "batch": 32, "p": 0.2, "smoothing": 0.1, "norm": False, "momentum": 0.9, "decay": 0.01, "l1": 1e-4}
-MOVED = {"lr": 0.03, "p": 0.4, "smoothing": 0.02, "momentum": 0.6, "decay": 0.1, "l1": 1e-3}
+BASE = {
+    "width": 5,
+    "batch": 32,
+    "p": 0.2,
+    "smoothing": 0.1,
+    "norm": False,
+    "momentum": 0.9,
+    "decay": 0.01,
+    "l1": 1e-4,
+    "heavy": 2.0,
+}
+MOVED = {"lr": 0.03, "p": 0.4, "smoothing": 0.02, "momentum": 0.6, "decay": 0.1, "l1": 1e-3, "heavy": 3.0}
 
 
 def spec(number: int, **params: Any) -> TrialSpec:
@@ -357,6 +372,44 @@ def test_a_copy_goes_on_as_by_hand_and_neighbours_notice_nothing(kind: str, alon
             found = [after[i][target.number] for i in range(2)]
             assert found == [pytest.approx(e, rel=1e-8) for e in expected]
     assert set(weights) == {n for n, _ in bench.rebuild(specs[0]).model.state_dict().items()}
+
+
+class Centred(nn.Module):
+    """A loss with a buffer that is given and one that it learns: it trains alone."""
+
+    scale: Tensor
+    center: Tensor
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale))
+        self.register_buffer("center", torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, out: Tensor, target: Tensor) -> Any:
+        with torch.no_grad():
+            self.center.lerp_(out.mean(0), 0.1)
+        return nn.functional.cross_entropy((out - self.center) * self.scale, target)
+
+
+def centred(trial: Any) -> shoal.Recipe:
+    model = nn.Linear(6, 3).double()
+    return shoal.Recipe(model, optim.SGD(model.parameters(), lr=0.1), Centred(trial.params["scale"]), 32)
+
+
+def test_of_a_loss_a_copy_takes_what_was_learnt_and_not_what_was_given() -> None:
+    bench = Bench(centred, X, Y)
+    specs = [TrialSpec(n, 100 + n, {"scale": 1.0 + n}, {}) for n in range(2)]
+    pool = bench.pool()
+    pool.admit([bench.candidate(s) for s in specs])
+    epoch(pool)
+    source: Any = pool.recipe(0).loss
+    learnt = source.center.clone()
+    moved = replace(specs[1], params={"scale": 5.0}, origin=100)
+    held = take(pool, 0)
+    assert held is not None and go_on(pool, [(bench.candidate(moved), held)]) == [""]
+    loss: Any = pool.recipe(1).loss
+    assert float(loss.scale) == 5.0
+    torch.testing.assert_close(loss.center, learnt, rtol=0, atol=0)
 
 
 # -- whole studies --------------------------------------------------------------------------------------------------------------

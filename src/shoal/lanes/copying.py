@@ -1,8 +1,8 @@
 """A trial that goes on from what another one has learnt, with a recipe of its own: taken out of one lane, put into another.
 
 What is learnt are parameters, optimizer state, buffers, and where a schedule and an optimizer's counters stand. What the recipe
-says (learning rates, dropout rates, numbers of its modules) comes from the recipe, which ``define`` has made anew. Order of samples
-and random keys follow from the trial's own seed.
+says (learning rates and what a schedule makes of them, dropout rates, class weights, numbers of its modules) comes from the recipe,
+which ``define`` has made anew. Order of samples and random keys follow from the trial's own seed.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ def take(pool: Pool, key: int) -> Held | None:
     tensors: dict[str, Tensor] = {}
     try:
         if key in pool._solos:
-            facts: dict[str, Any] = solo_out(pool, pool._solos[key], tensors, whole=True)
+            solo = pool._solos[key]
+            facts: dict[str, Any] = solo_out(pool, solo, tensors, whole=True)
+            for name in solo.configured():
+                tensors.pop(f"{key}/{name}", None)
         else:
             signature, where, t = pool._lane(key)
             facts = lane_out(pool, signature, t, where.state.take(where.lane_of(key)).to_host(), tensors)
@@ -163,27 +166,36 @@ def hand_over(recipe: Recipe, packed: Any, held: Held) -> None:
     Raises:
         StorageError: Its tensors have other names, shapes or types.
     """
-    mine = learnt_by(recipe)
-    if set(mine) != {name for name in held.names("") if not name.startswith("optimizer/")}:
+    mine, learnt = learnt_by(recipe), {name for name in held.names("") if not name.startswith("optimizer/")}
+    # Of a loss, what training has not changed is the recipe's: class weights, say.
+    if not learnt <= set(mine) or not {name for name in mine if not name.startswith("loss/")} <= learnt:
         raise StorageError("with these hyperparameters its model has other tensors")
-    found = {name: held.take(name, t) for name, t in mine.items()}
+    found = {name: held.take(name, mine[name]) for name in learnt}
     with torch.no_grad():
-        for name, t in mine.items():
-            t.copy_(found[name])
-    take_state(recipe.optimizer, unpack(packed, lambda name: held.take(name.removeprefix(f"{held.number}/"))))
+        for name, t in found.items():
+            mine[name].copy_(t)
+    take_state(recipe, unpack(packed, lambda name: held.take(name.removeprefix(f"{held.number}/"))))
 
 
-def take_state(optimizer: torch.optim.Optimizer, learnt: Mapping[str, Any]) -> None:
+def take_state(recipe: Recipe, learnt: Mapping[str, Any]) -> None:
     """Load what another optimizer of the class has learnt: its state, and what groups hold that is no hyperparameter.
 
     Args:
-        optimizer: Keeps its own learning rates and the like.
+        recipe: Its optimizer keeps its own learning rates and the like, and what its schedule keeps in the groups.
         learnt: The other's ``state_dict()``.
     """
-    own = optimizer.state_dict()
-    kept = {*inspect.signature(type(optimizer).__init__).parameters, "initial_lr", "params"}
+    own = recipe.optimizer.state_dict()
+    kept = {*inspect.signature(type(recipe.optimizer).__init__).parameters, "params", *_of_schedule(recipe.schedule)}
     groups = [
         {**mine, **{name: value for name, value in theirs.items() if name not in kept}}
         for mine, theirs in zip(own["param_groups"], learnt["param_groups"], strict=True)
     ]
-    optimizer.load_state_dict({**own, "state": learnt["state"], "param_groups": groups})
+    recipe.optimizer.load_state_dict({**own, "state": learnt["state"], "param_groups": groups})
+
+
+def _of_schedule(schedule: object) -> set[str]:
+    """What a schedule keeps in parameter groups, for itself: OneCycleLR its ``max_lr``, say, which it is given."""
+    names = {"initial_lr", "min_lr"}
+    for cls in type(schedule).__mro__ if schedule is not None else ():
+        names |= set(inspect.signature(cls).parameters)
+    return names.union(*(_of_schedule(inner) for inner in getattr(schedule, "_schedulers", ())))

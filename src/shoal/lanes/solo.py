@@ -44,8 +44,10 @@ class Solo:
         self._sampling: Sampling | None = None
         self._moved: tuple[dict[str, tuple[float, ...]], str] = ({}, "")
         recipe.model.to(work.device)
+        self._began: dict[str, Tensor] = {}
         if isinstance(recipe.loss, nn.Module):
             recipe.loss.to(work.device)
+            self._began = {name: t.detach().clone() for name, t in _tensors(recipe.loss)}
         follow(recipe.optimizer, work.device)
         _mode(recipe.optimizer, "train")
         self._rates = None if learning_rate(recipe) is None else PlainRates(recipe)
@@ -58,6 +60,12 @@ class Solo:
         # LBFGS, and whatever else says in the signature of its ``step`` that it evaluates the loss itself.
         closure = inspect.signature(recipe.optimizer.step).parameters.get("closure")
         self._takes_closure = closure is not None and closure.default is inspect.Parameter.empty
+
+    def configured(self) -> list[str]:
+        """Tensors of the loss that are what the recipe has made them, by the name that they are stored under."""
+        loss = self.recipe.loss
+        now = _tensors(loss) if isinstance(loss, nn.Module) else []
+        return [f"loss/{name}" for name, t in now if name in self._began and torch.equal(t, self._began[name])]
 
     def loss(self, batch: Batch) -> Tensor:
         """The recipe's own loss on a batch."""
@@ -258,3 +266,7 @@ def measure(
             elif whole == 0 or share[at : at + size].any():  # else the chunk is all ignored, and its mean is 0 / 0
                 total += float(loss) * (float(share[at : at + size].sum()) / whole if whole else 1.0)
     return total, (torch.cat(parts) if parts else None)
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
