@@ -12,42 +12,62 @@ import pytest
 from shoal._completion import SHELLS
 from shoal.cli import main
 
+OFFERED = pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("shoal wat", {"watch"}),
+        ("shoal tune --max", {"--max-epochs", "--max-total-epochs"}),
+        ("shoal tune --direction m", {"minimize", "maximize"}),
+        ("shoal completion z", {"zsh"}),
+        ("shoal report dig", {"digits.db", "digits.py"}),
+        ("shoal report x.db --figures fol", {"folder"}),
+    ],
+)
+
 
 @pytest.fixture
-def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    assert main(["completion", "bash"]) == 0
-    path = tmp_path / "shoal.bash"
-    path.write_text(capsys.readouterr().out)
-    return path
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["shoal", "wat"], {"watch"}),
-        (["shoal", "tune", "--max"], {"--max-epochs", "--max-total-epochs"}),
-        (["shoal", "tune", "--direction", "m"], {"minimize", "maximize"}),
-        (["shoal", "completion", "z"], {"zsh"}),
-        (["shoal", "report", "dig"], {"digits.db", "digits.py"}),
-        (["shoal", "report", "x.db", "--figures", "fol"], {"folder"}),
-    ],
-    ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
-)
-def test_bash_offers_what_fits(script: Path, tmp_path: Path, words: list[str], expected: set[str]) -> None:
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "digits.db").touch()
     (tmp_path / "digits.py").touch()
     (tmp_path / "folder").mkdir()
-    quoted = " ".join(words)
+    return tmp_path
+
+
+def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["completion", shell]) == 0
+    return capsys.readouterr().out
+
+
+def offered(words: list[str], folder: Path) -> set[str]:
+    out = subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True)
+    return {line.split("\t")[0].strip().rstrip("/") for line in out.stdout.splitlines()}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@OFFERED
+def test_bash_offers_what_fits(folder: Path, capsys: pytest.CaptureFixture[str], line: str, expected: set[str]) -> None:
     code = f"""
         compopt() {{ :; }}
-        source {script}
-        COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}
+        {script("bash", capsys)}
+        COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}
         _shtab_shoal shoal
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    out = subprocess.run(["bash", "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert {line.strip().rstrip("/") for line in out.stdout.splitlines()} == expected, out.stderr
+    assert offered(["bash", "-c", code], folder) == expected
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+@OFFERED
+def test_fish_offers_what_fits(folder: Path, capsys: pytest.CaptureFixture[str], line: str, expected: set[str]) -> None:
+    code = f"{script('fish', capsys)}\ncomplete -C '{line}'"
+    assert offered(["fish", "--no-config", "-c", code], folder) == expected
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_reads_its_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "_shoal").write_text(script("zsh", capsys))
+    code = f"fpath=({tmp_path} $fpath); autoload -U compinit; compinit -u -D; echo $_comps[shoal]; autoload +X _shoal"
+    assert offered(["zsh", "-f", "-c", code], tmp_path) == {"_shoal"}
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -57,8 +77,8 @@ def test_every_shell_has_a_script(shell: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", "fish"]) == 2
-    assert "invalid choice: 'fish'" in capsys.readouterr().err
+    assert main(["completion", "nu"]) == 2
+    assert "invalid choice: 'nu'" in capsys.readouterr().err
 
 
 def test_without_shtab_it_says_what_to_install(

@@ -12,7 +12,7 @@ from typing import Final
 
 from shoal.errors import UsageError
 
-SHELLS: Final = ("bash", "zsh", "tcsh")
+SHELLS: Final = ("bash", "zsh", "fish", "tcsh")
 _FILES: Final = {"FILE", "STUDY", "PATH", "URL_OR_PATH"}
 _FOLDERS: Final = {"DIR"}
 
