@@ -483,7 +483,7 @@ def test_a_live_page_draws_figures_that_had_nothing_to_draw(browser: Browser) ->
 
 
 def test_ten_thousand_trials_open_and_sort_at_once(browser: Browser, tmp_path: Path) -> None:
-    path = write_report(study(10_000, 30), tmp_path / "r.html", {"lr": 1.0})
+    path = write_report(study(10_000, 10), tmp_path / "r.html", {"lr": 1.0})
     assert path.stat().st_size < 20_000_000
     one = Opened(browser, path)
     # Bounds that a busy machine keeps; on an idle one it opens in a second and sorts in a tenth of one.
