@@ -7,6 +7,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -15,7 +16,8 @@ from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler as lrs
 
 import shoal
-from lanes_helpers import assert_pool_is_solo, class_data, work_of
+from lanes_helpers import Bench, assert_pool_is_solo, class_data, specs_of, work_of
+from shoal.lanes.copying import go_on, take
 from shoal.recipe import Recipe
 
 WORK = work_of(class_data(40, (5,), 3, valid=9))
@@ -265,3 +267,41 @@ def test_a_schedule_that_holds_too_much_goes_alone() -> None:
 
     (why,) = assert_pool_is_solo(define, [{}], WORK, 1)
     assert "its schedule reaches more objects than Shoal reads" in why
+
+
+def later(first: int) -> Callable[[Any, int], float]:
+    """Looks at a weight from an epoch on."""
+    return lambda o, k: 1.0 if k < first else 1.0 / (1.0 + float(first_of(o).norm().item()))
+
+
+def test_a_copy_that_looks_does_not_go_on_wrong() -> None:
+    """What was copied cannot be trained again alone: the copy is refused, or the trial ends, and says why."""
+
+    def define(trial: Any) -> Recipe:
+        model, optimizer, schedule = own(later(int(trial.params["first"])))()
+        return Recipe(model, optimizer, nn.CrossEntropyLoss(), 16, schedule=schedule)
+
+    bench = Bench(define, *WORK.data.train.tensors)
+    specs = specs_of([{"first": 9}, {"first": 9}, {"first": 9}])
+    pool = bench.pool()
+    pool.admit([bench.candidate(s) for s in specs])
+
+    def epoch() -> dict[int, Any]:
+        rows = {m.trial: m for m in pool.run_epoch()}
+        for m in rows.values():
+            if not m.error:
+                pool.epoch_done(m.trial, m.valid_loss, m.valid_loss)
+        return rows
+
+    epoch()
+    moves = []
+    for spec, first in zip(specs[1:], (1, 3), strict=True):
+        held = take(pool, 0)
+        assert held is not None
+        moves.append((bench.candidate(replace(spec, params={"first": first}, origin=specs[0].seed)), held))
+    refused, said = go_on(pool, moves)
+    assert re.search(LOOKS, refused) and said == ""
+    assert [sorted(epoch()) for _ in range(2)] == [[0, 1, 2]] * 2  # the third epoch's end is where it looks
+    last = epoch()
+    assert re.search("trial 2: " + LOOKS + "; it goes on from another trial's weights", last[2].error)
+    assert not last[0].error and not last[1].error
