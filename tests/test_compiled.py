@@ -205,8 +205,50 @@ def bands(trial: Any) -> Recipe:
     return Recipe(model, optim.SGD(model.parameters(), lr=trial.params["lr"]), nn.CrossEntropyLoss(), 8)
 
 
-@pytest.mark.parametrize(("define", "size"), [(windows, (3, 9, 8)), (bands, (10, 7, 43))])
-def test_windows(define: Callable[[Any], Recipe], size: tuple[int, ...]) -> None:
+class Rarer(nn.Module):
+    """Operators that convolutional networks and transformers need beside windows and products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 4)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.out = nn.Linear(4 * 4 * 6 + 4 * 9 * 6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.conv(x)).add_(0.1)  # (q, 4, 9, 6)
+        h = F.relu6(h.mul_(3), inplace=True) + F.gelu(h)
+        a, b = F.adaptive_avg_pool2d(h, (4, 6)), F.adaptive_avg_pool2d(h, (3, 2))
+        b = F.interpolate(b, scale_factor=(3, 3))  # (q, 4, 9, 6)
+        rows = b.flatten(2).transpose(1, 2)[:, :9, :]  # (q, 9, 4)
+        rows = torch.cat([rows, rows[:, :, :2]], 2)
+        ahead = torch.ones(9, 9, dtype=torch.bool).triu(1)
+        rows = rows + self.attention(rows, rows, rows, attn_mask=ahead, need_weights=False)[0]
+        q = rows.unflatten(2, (2, 3)).transpose(1, 2)  # (q, 2, 9, 3)
+        keys = F.scaled_dot_product_attention(
+            q, q[:, :, :5].sin(), q[:, :, :5], attn_mask=q.new_ones(9, 5).tril(-1) - 0.3
+        )
+        causal = F.scaled_dot_product_attention(q, q.cos(), q, is_causal=True, scale=0.4)
+        both = torch.cat([keys, causal], 1).flatten(1).repeat(1, 2)
+        out: Tensor = self.out(torch.cat([a.flatten(1), both], 1))
+        return out
+
+
+def rarer(trial: Any) -> Recipe:
+    model = Rarer().double()
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        x, y = batch
+        out = model(x)
+        # As models write it that do not use a criterion: numbers of classes along an axis, and normal noise by erfinv.
+        noise = torch.erfinv(torch.sigmoid(out) * 1.8 - 0.9) * 0.01
+        return -F.log_softmax(out + noise, 1).gather(1, y[:, None]).mean()
+
+    return Recipe(model, optim.Adam(model.parameters(), lr=trial.params["lr"]), loss, 8)
+
+
+@pytest.mark.parametrize(("define", "size"), [(windows, (3, 9, 8)), (bands, (10, 7, 43)), (rarer, (3, 9, 6))])
+def test_operators_over_windows_and_sequences(define: Callable[[Any], Recipe], size: tuple[int, ...]) -> None:
     x, y = made(21, *size), labels(21, 4)
     work = work_of(datasets((x[:12], y[:12]), (x[12:], y[12:])))
     specs = specs_of([{"lr": 0.003 * (i + 1)} for i in range(2)])
@@ -388,6 +430,16 @@ def test_plain_steps_are_held_against_a_compiled_tick(
         assert fleet.tier == tier
         (opened,) = [e for e in p.drain_events() if e.kind == "fleet"]
         assert opened.data["tick_s"] == compiled_s
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_library_that_is_slower_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "pays", lambda compilation, fleet: False)
+    p = mlp_pool()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert epochs_until_compiled(p) == 0
+    assert p.run_epoch()[0].finite and next(p._open()).tier == "native"
 
 
 @pytest.mark.usefixtures("eager")

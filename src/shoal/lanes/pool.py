@@ -21,7 +21,7 @@ from shoal import planner
 from shoal.errors import FuseError, blame
 from shoal.lanes import native
 from shoal.lanes.compiled import Compilation, Unsupported, Variant
-from shoal.lanes.compiled._runner import agrees, obstacle, time_compiled
+from shoal.lanes.compiled._runner import agrees, obstacle, pays, time_compiled
 from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Kernels, TorchKernels
@@ -353,12 +353,13 @@ class Pool:
         again = self._rounds <= self._until  # the round was run before: then or never
         if again and self._compiled_at.get(g.signature) != self._rounds:
             return
-        if (again or g.trained_s > self._compile_after_s) and self.compile(g, g.fleet, wait=again):
+        if (again or g.trained_s > self._compile_after_s) and self.compile(g, g.fleet, wait=again, measure=not again):
             data: dict[str, Json] = {"tier": g.fleet.tier, "signature": g.signature}
             self._events.append(Event(0, "tier", None, g.fleet.number, None, data))
 
-    def compile(self, g: _Group, fleet: Fleet, *, wait: bool) -> bool:
-        """Run a signature's fleets compiled, if its library is there and agrees with what the lanes of ``fleet`` give.
+    def compile(self, g: _Group, fleet: Fleet, *, wait: bool, measure: bool = False) -> bool:
+        """Run a signature's fleets compiled, if its library is there, agrees with what the lanes of ``fleet`` give, and is, where
+        that is to be measured, no slower.
 
         It rounds differently from here on. Whatever is wrong with it, the fleets train on without it, after one warning.
         """
@@ -371,6 +372,7 @@ class Pool:
             if not agrees(g.compilation, fleet):
                 raise RuntimeError("its library does not give what its lanes give")
             g.agreed = True
+            g.compiles = not measure or pays(g.compilation, fleet)
         except Unsupported:
             g.compiles = False
         except Exception as error:

@@ -5,7 +5,7 @@ the next kernel comes. Here a lane's parameters, optimizer state and activations
 called through Python, and lanes that are free or done cost nothing. The traced step of one lane is written out as C++ (``_lower``),
 built by the machine's own compiler in the background, and kept in the user's cache.
 
-Not everything has a compiled form (recurrent layers, fused attention, optimizers without a native update): such signatures stay on
+Not everything has a compiled form (recurrent layers, optimizers without a native update): such signatures stay on
 the kernels of ``shoal.lanes.native`` or torch.
 """
 
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["Compilation", "Epoch", "Ticks", "Unsupported", "Variant"]
 
 _HERE = Path(__file__).parent
-_HEADERS = (_HERE / "lane.h", _HERE / "windows.h", _HERE.parent / "native" / "functions.h")
+_HEADERS = (
+    *(_HERE / f"{name}.h" for name in ("lane", "windows", "attention")),
+    _HERE.parent / "native" / "functions.h",
+)
 # Neither changes a result but where a sum is told to be taken in any order; integers wrap, as torch's do. At -O3, g++ 12 summed a
 # nest of short loops wrongly (tests/test_compiled.py, test_operators); with the cost model of -O3, -O2 makes as many vectors.
 _FLAGS = ("-O2", "-fvect-cost-model=dynamic", "-fwrapv", "-fopenmp-simd", "-ffp-contract=fast")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,28 @@ def _clamp(to: Lowering, node: fx.Node) -> Value:
     return expression(to, node, template, arguments)
 
 
+@handles(_aten.hardtanh.default)
+def _hardtanh(to: Lowering, node: fx.Node) -> Value:
+    bounds = given(node, 1, "min_val", -1), given(node, 2, "max_val", 1)
+    return expression(to, node, "({0} < {1} ? {1} : ({0} > {2} ? {2} : {0}))", [node.args[0], *bounds])
+
+
+@handles(_aten.hardtanh_backward.default)
+def _hardtanh_backward(to: Lowering, node: fx.Node) -> Value:
+    return expression(to, node, "({1} <= {2} || {1} >= {3} ? T(0) : {0})", node.args)
+
+
+@handles(_aten.gelu.default, _aten.gelu_backward.default)
+def _gelu(to: Lowering, node: fx.Node) -> Value:
+    if node.kwargs.get("approximate", "none") != "none":
+        raise Unsupported("GELU by tanh")
+    back = node.target is _aten.gelu_backward.default
+    x = "{1}" if back else "{0}"
+    share = f"(T(0.5) * (T(1) + std::erf({x} * T({1 / math.sqrt(2)!r}))))"
+    slope = f"({share} + {x} * exp_of(T(-0.5) * {x} * {x}) * T({1 / math.sqrt(2 * math.pi)!r}))"
+    return expression(to, node, f"({{0}} * {slope})" if back else f"({x} * {share})", node.args)
+
+
 @handles(_aten.where.self)
 def _where(to: Lowering, node: fx.Node) -> Value:
     whole = expression(to, node, "({0} ? {1} : {2})", node.args)
@@ -137,22 +160,26 @@ _IN_PLACE: dict[Any, Any] = {
         "mul": ("Tensor", "Scalar"),
         "div": ("Tensor", "Scalar"),
         "masked_fill": ("Scalar", "Tensor"),
+        "reciprocal": ("default",),
         "relu": ("default",),
+        "hardtanh": ("default",),
         "tanh": ("default",),
+        "tril": ("default",),
+        "triu": ("default",),
         "sigmoid": ("default",),
         "logical_and": ("default",),
         "logical_or": ("default",),
     }.items()
     for kind in kinds
 }
-_OWN = {
-    _aten.bmm.default,
-    _aten.baddbmm.default,
-    _aten.clone.default,
-    *_pointwise.EXPRESSIONS,
-    *_pointwise.COMPARISONS,
-    *_pointwise.SUMS,
-    *_pointwise.QUOTIENTS,
+# Views that show all of what they are of.
+_WHOLE_VIEWS = {
+    _aten.view.default,
+    _aten._unsafe_view.default,
+    _aten.transpose.int,
+    _aten.permute.default,
+    _aten.unsqueeze.default,
+    _aten.squeeze.dim,
 }
 
 
@@ -160,7 +187,7 @@ _OWN = {
 def _in_place(to: Lowering, node: fx.Node) -> Value:
     """As a new value, where nobody else can see the old one: it is of memory of its own, and used here only."""
     target: Any = node.args[0]
-    if set(target.users) != {node} or target.target not in _OWN:
+    if not _unseen(target, node):
         raise Unsupported("writing in place to what others may see")
     plain = node.graph.create_node("call_function", _IN_PLACE[node.target], node.args, node.kwargs)
     plain.meta = node.meta
@@ -168,6 +195,35 @@ def _in_place(to: Lowering, node: fx.Node) -> Value:
         return lower(to, plain)  # type: ignore[no-any-return]
     finally:
         node.graph.erase_node(plain)
+
+
+def _unseen(target: fx.Node, user: fx.Node) -> bool:
+    """Whether nobody but ``user`` looks at a node's memory from there on.
+
+    The memory is computed, not given; perhaps seen through views, or written in place before, by nobody else all along the way.
+    Who has computed something from it before may stay: that value is not written over.
+    """
+    if target.op != "call_function":
+        return False
+    if not all(u is user or (u < user and _fresh(u)) for u in target.users):
+        return False
+    if target.target in _WHOLE_VIEWS or target.target in _IN_PLACE:
+        return isinstance(target.args[0], fx.Node) and _unseen(target.args[0], target)
+    return _fresh(target)
+
+
+def _fresh(node: fx.Node) -> bool:
+    """Whether what a node gives lies in memory of its own."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and all(r.alias_info is None for r in schema.returns)
+
+
+@handles(_aten.copy_.default)
+def _copy(to: Lowering, node: fx.Node) -> Value:
+    target: Any = node.args[0]
+    if not _unseen(target, node):
+        raise Unsupported("writing in place to what others may see")
+    return expression(to, node, "{0}", node.args[1:2])
 
 
 # -- constants -----------------------------------------------------------------------------------------------------------
@@ -183,9 +239,21 @@ def _ones(to: Lowering, node: fx.Node) -> Value:
     return _filled(to, node, 1)
 
 
-@handles(_aten.zeros_like.default, _aten.zeros.default, _aten.new_zeros.default)
+# Memory that is not written yet may as well be 0.
+@handles(
+    *(_aten.zeros_like.default, _aten.zeros.default, _aten.new_zeros.default),
+    *(_aten.empty_like.default, _aten.empty.memory_format, _aten.new_empty.default),
+)
 def _zeros(to: Lowering, node: fx.Node) -> Value:
     return _filled(to, node, 0)
+
+
+@handles(_aten.fill_.Scalar)
+def _fill(to: Lowering, node: fx.Node) -> Value:
+    target: Any = node.args[0]
+    if not _unseen(target, node):
+        raise Unsupported("writing in place to what others may see")
+    return _filled(to, node, node.args[1])
 
 
 @handles(_aten.full_like.default, _aten.full.default)

@@ -53,6 +53,14 @@ def like(node: fx.Node) -> tuple[tuple[int, ...], torch.dtype]:
     return tuple(int(n) for n in meta.shape), meta.dtype
 
 
+def like_each(node: fx.Node) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each tensor that a node with several results gives."""
+    metas: Any = node.meta.get("val", node.meta.get("tensor_meta"))
+    if not isinstance(metas, tuple | list) or not all(hasattr(m, "shape") for m in metas[:2]):
+        raise Unsupported(f"{node.target}, whose shapes are not known")
+    return [(tuple(int(n) for n in m.shape), m.dtype) for m in metas if hasattr(m, "shape")]
+
+
 def given(node: fx.Node, i: int, name: str, default: Any = None) -> Any:
     """A node's i-th argument, by place or by name."""
     return node.args[i] if i < len(node.args) else node.kwargs.get(name, default)

@@ -168,6 +168,15 @@ class Lowering:
         self.fill(out, place)
         return out
 
+    def own(self, value: Value) -> Place:
+        """A value in scratch memory, its elements in order: products may read a vector past its end."""
+        place = self.whole(value)
+        if place.owner >= 0:
+            return place
+        out = self.new(place.shape, place.dtype)
+        self.fill(out, place)
+        return out
+
     def fold(self, wide: Place, out: Place, value: Value, axes: set[int], kind: str, start: str, step: str) -> None:
         """Reduce a value along axes into ``out``, of which ``wide`` is the view that has the value's shape."""
         whole = expanded(value, value.shape)

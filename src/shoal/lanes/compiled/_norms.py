@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from shoal.lanes.compiled._handlers import handles
+from shoal.lanes.compiled._handlers import handles, like_each
 from shoal.lanes.compiled._places import Unsupported, Value, ctype
 
 if TYPE_CHECKING:
@@ -51,6 +51,33 @@ def _layer_norm_backward(to: Lowering, node: fx.Node) -> tuple[Value, ...]:
         f"shoal::layer_norm_backward<{ctype(x.dtype)}, {rows}, {n}>({names});", *(p for p in every if p is not None)
     )
     return out, dw, db  # type: ignore[return-value]
+
+
+@handles(_aten.native_group_norm.default)
+def _group_norm(to: Lowering, node: fx.Node) -> tuple[Value, ...]:
+    x = to.whole(to.value(node.args[0]))
+    if node.args[1] is not None or node.args[2] is not None:
+        raise Unsupported("GroupNorm with weights of its own")
+    rows = int(node.args[3]) * int(node.args[6])  # type: ignore[arg-type]
+    out, mean, rstd = to.new(x.shape, x.dtype), *(to.new(shape, x.dtype) for shape, _ in like_each(node)[1:])
+    types = f"{ctype(x.dtype)}, {rows}, {math.prod(x.shape) // rows}"
+    given = f"{x.address}, nullptr, nullptr, {out.pointer}, {mean.pointer}, {rstd.pointer}, {float(node.args[7])!r}"  # type: ignore[arg-type]
+    to.emit(f"shoal::layer_norm<{types}>({given});", x, out, mean, rstd)
+    return out, mean, rstd
+
+
+@handles(_aten.native_group_norm_backward.default)
+def _group_norm_backward(to: Lowering, node: fx.Node) -> tuple[Value | None, ...]:
+    grad, x, mean, rstd = (to.whole(to.value(a)) for a in node.args[:4])
+    mask: Any = node.args[9]
+    if node.args[4] is not None or mask[1] or mask[2]:
+        raise Unsupported("GroupNorm with weights of its own")
+    rows = int(node.args[5]) * int(node.args[8])  # type: ignore[arg-type]
+    out = to.new(x.shape, x.dtype)
+    types = f"{ctype(x.dtype)}, {rows}, {math.prod(x.shape) // rows}"
+    given = f"{grad.address}, {x.address}, {mean.address}, {rstd.address}, nullptr, {out.pointer}, nullptr, nullptr"
+    to.emit(f"shoal::layer_norm_backward<{types}>({given});", grad, x, mean, rstd, out)
+    return out, None, None
 
 
 @handles(_aten.native_batch_norm.default)

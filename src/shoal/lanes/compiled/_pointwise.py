@@ -29,6 +29,7 @@ EXPRESSIONS: dict[Any, str] = {
     _aten.sin.default: "std::sin({0})",
     _aten.cos.default: "std::cos({0})",
     _aten.erf.default: "std::erf({0})",
+    _aten.erfinv.default: "T(shoal::erfinv_of({0}))",
     _aten.sigmoid.default: "(T(1) / (T(1) + exp_of(-{0})))",
     _aten.tanh.default: "tanh_of({0})",
     _aten.relu.default: "({0} < T(0) ? T(0) : {0})",  # NaN stays NaN

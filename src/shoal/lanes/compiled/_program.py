@@ -47,7 +47,7 @@ def text(real: torch.dtype, step: Step, tail: Step | None) -> str:
     """
     kind = ctype(real)
     parts = [
-        f'#include "windows.h"\n\nusing T = {kind};\nnamespace {{\nusing Job = shoal::Job<T>;\n',
+        f'#include "attention.h"\n#include "windows.h"\n\nusing T = {kind};\nnamespace {{\nusing Job = shoal::Job<T>;\n',
         _functions(step),
         "" if tail is None else _functions(tail),
     ]

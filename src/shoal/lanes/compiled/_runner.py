@@ -183,11 +183,7 @@ def _shaping(fleet: Fleet, active: Sequence[tuple[int, LaneTrial]]) -> Tensor | 
 
 def agrees(compilation: Compilation, fleet: Fleet) -> bool:
     """Whether one compiled tick gives the gradients and the losses that the fleet's own program gives, on its lanes as they are."""
-    index, weights, keys = _slots(fleet)
-    slots = (torch.from_numpy(index[0]), torch.from_numpy(weights[0]).to(fleet.layout.dtype), torch.from_numpy(keys[0]))
-    with torch.no_grad(), fleet.program.kernels():
-        expected = fleet.program.train(fleet.state.inputs, fleet.work.data.train.tensors, *slots)
-    got = _tick(compilation, fleet)
+    expected, got = _own_tick(fleet), _tick(compilation, fleet)
     # A gradient that is 0 but for rounding (a bias before BatchNorm) is compared on the scale of the others.
     n_grads = len(fleet.state.grad_views)
     largest = torch.stack([_largest(y) for y in expected[:n_grads]]).amax(0)
@@ -199,12 +195,30 @@ def agrees(compilation: Compilation, fleet: Fleet) -> bool:
 
 def time_compiled(compilation: Compilation, fleet: Fleet, times: int) -> float:
     """Seconds of the best of so many compiled ticks of a fleet, without updates."""
+    return _best_of(lambda: _tick(compilation, fleet), times)
+
+
+def pays(compilation: Compilation, fleet: Fleet) -> bool:
+    """Whether a compiled tick takes no longer than the fleet's own."""
+    return time_compiled(compilation, fleet, 2) <= _best_of(lambda: _own_tick(fleet), 2)
+
+
+def _best_of(f: Callable[[], object], times: int) -> float:
     best = math.inf
     for _ in range(1 + times):  # the first warms caches up
         start = time.perf_counter()
-        _tick(compilation, fleet)
+        f()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def _own_tick(fleet: Fleet) -> Sequence[Tensor]:
+    """What ``_tick`` gives, by the fleet's own program."""
+    index, weights, keys = _slots(fleet)
+    slots = (torch.from_numpy(index[0]), torch.from_numpy(weights[0]).to(fleet.layout.dtype), torch.from_numpy(keys[0]))
+    with torch.no_grad(), fleet.program.kernels():
+        out: Sequence[Tensor] = fleet.program.train(fleet.state.inputs, fleet.work.data.train.tensors, *slots)
+    return out
 
 
 def _slots(fleet: Fleet) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]]:

@@ -64,6 +64,12 @@ def _amax(to: Lowering, node: fx.Node) -> Value:
     )
 
 
+@handles(_aten.any.dim)
+def _any(to: Lowering, node: fx.Node) -> Value:
+    value = to.value(node.args[0])
+    return _reduced(to, node, value, _axes(node, len(value.shape)), "false", "{a} = {a} || {x};")
+
+
 @handles(_aten._softmax.default, _aten._log_softmax.default)
 def _softmax(to: Lowering, node: fx.Node) -> Value:
     return _along(to, node, "softmax" if node.target is _aten._softmax.default else "log_softmax", node.args[:1])

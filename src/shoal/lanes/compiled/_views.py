@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import fx
 
 from shoal.lanes.compiled._handlers import given, handles, like
-from shoal.lanes.compiled._places import Expr, Place, Unsupported, Value, broadcast, ctype, number, viewed
+from shoal.lanes.compiled._places import Expr, Place, Unsupported, Value, broadcast, ctype, dense, number, viewed
 
 if TYPE_CHECKING:
     from shoal.lanes.compiled._lower import Lowering
@@ -56,6 +57,14 @@ def _permute(to: Lowering, node: fx.Node) -> Value:
         a, b = (0, 1) if node.target is _aten.t.default else (int(d) % len(axes) for d in node.args[1:3])  # type: ignore[arg-type]
         axes[a], axes[b] = axes[b], axes[a]
     return replace(place, shape=tuple(place.shape[d] for d in axes), strides=tuple(place.strides[d] for d in axes))
+
+
+@handles(_aten.unsqueeze_.default)
+def _unsqueeze_in_place(to: Lowering, node: fx.Node) -> Value:
+    target: Any = node.args[0]
+    if set(target.users) != {node}:
+        raise Unsupported("a shape changed in place that others may see")
+    return _squeeze(to, node)  # type: ignore[no-any-return]
 
 
 @handles(_aten.unsqueeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.squeeze.default)
@@ -104,7 +113,7 @@ def _slice(to: Lowering, node: fx.Node) -> Value:
     return cut(place, d, first, last, int(given(node, 4, "step", 1)))
 
 
-@handles(_aten.split.Tensor, _aten.split_with_sizes.default, _aten.unbind.int)
+@handles(_aten.split.Tensor, _aten.unsafe_split.Tensor, _aten.split_with_sizes.default, _aten.unbind.int)
 def _split(to: Lowering, node: fx.Node) -> tuple[Value, ...]:
     place = to.place(to.value(node.args[0]))
     if node.target is _aten.unbind.int:
@@ -185,6 +194,35 @@ def _pad(to: Lowering, node: fx.Node) -> Value:
     return out
 
 
+@handles(_aten.repeat.default)
+def _repeat(to: Lowering, node: fx.Node) -> Value:
+    x, (shape, dtype) = to.place(to.value(node.args[0])), like(node)
+    missing = len(shape) - len(x.shape)
+    sizes, steps = (1,) * missing + x.shape, (0,) * missing + x.strides
+    # Every axis as two: how often, and what of.
+    apart = tuple(n for whole, size in zip(shape, sizes, strict=True) for n in (whole // max(1, size), size))
+    strides = tuple(s for step in steps for s in (0, step))
+    out = to.new(shape, dtype)
+    to.fill(replace(out, shape=apart, strides=dense(apart)), replace(x, shape=apart, strides=strides))
+    return out
+
+
+@handles(_aten.tril.default, _aten.triu.default)
+def _triangle(to: Lowering, node: fx.Node) -> Value:
+    x = to.whole(to.value(node.args[0]))
+    out = to.new(x.shape, x.dtype)
+    rows, columns = x.shape[-2:]
+    keeps = f"c - r {'<=' if node.target is _aten.tril.default else '>='} {int(given(node, 1, 'diagonal', 0))}"
+    at = f"(i * {rows} + r) * {columns} + c"
+    to.emit(
+        f"for (int64_t i = 0; i < {math.prod(x.shape[:-2])}; ++i) for (int64_t r = 0; r < {rows}; ++r) "
+        f"for (int64_t c = 0; c < {columns}; ++c) {out.pointer}[{at}] = {keeps} ? ({x.address})[{at}] : {ctype(x.dtype)}(0);",
+        x,
+        out,
+    )
+    return out
+
+
 @handles(_aten.slice_backward.default)
 def _slice_backward(to: Lowering, node: fx.Node) -> Value:
     value, out = to.value(node.args[0]), _zeroed(to, node)
@@ -209,6 +247,50 @@ def _index_select(to: Lowering, node: fx.Node) -> Value:
     if int(node.args[1]) != 0:  # type: ignore[arg-type]
         raise Unsupported("index_select along another axis than the first")
     return _rows(to, node, to.value(node.args[0]), to.value(node.args[2]))
+
+
+@handles(_aten.gather.default)
+def _gather(to: Lowering, node: fx.Node) -> Value:
+    """Elements by their numbers along one axis."""
+    (shape, dtype), source, at = like(node), to.place(to.value(node.args[0])), to.place(to.value(node.args[2]))
+    out = to.new(shape, dtype)
+    _by_number(to, node, at, source, lambda index, there: f"{out.at(index)} = {source.at(there)};", out)
+    return out
+
+
+@handles(_aten.scatter.value)
+def _scatter(to: Lowering, node: fx.Node) -> Value:
+    """A number at places that are given by their numbers along one axis."""
+    shape, dtype = like(node)
+    at, out = to.place(to.value(node.args[2])), to.new(shape, dtype)
+    to.fill(out, to.value(node.args[0]))
+    written = number(node.args[3], dtype)  # type: ignore[arg-type]
+    _by_number(to, node, at, out, lambda _, there: f"{out.at(there)} = {written};", out)
+    return out
+
+
+@handles(_aten.scatter_add.default)
+def _scatter_add(to: Lowering, node: fx.Node) -> Value:
+    """Adds up what belongs to the same place; in order, as torch does on one thread."""
+    shape, dtype = like(node)
+    at, added, out = to.place(to.value(node.args[2])), to.place(to.value(node.args[3])), to.new(shape, dtype)
+    to.fill(out, to.value(node.args[0]))
+    _by_number(to, node, at, out, lambda index, there: f"{out.at(there)} += {added.at(index)};", added)
+    return out
+
+
+def _by_number(
+    to: Lowering, node: fx.Node, at: Place, along: Place, body: Callable[[list[str], list[str]], str], other: Place
+) -> None:
+    """``body(index, there)`` for every element of ``at``, a number along an axis; a wrong one must not reach elsewhere."""
+    axis = int(node.args[1]) % len(at.shape)  # type: ignore[arg-type]
+    index = [f"i{d}" for d in range(len(at.shape))]
+    there = [*index[:axis], "r", *index[axis + 1 :]]
+    row = f"int64_t r = {at.at(index)}; r = r < 0 || r >= {along.shape[axis]} ? 0 : r;"
+    text = f"{{ {row} {body(index, there)} }}"
+    for d in reversed(range(len(at.shape))):
+        text = f"for (int64_t i{d} = 0; i{d} < {at.shape[d]}; ++i{d}) {text}"
+    to.emit(text, along, at, other)
 
 
 @handles(_aten.embedding.default)

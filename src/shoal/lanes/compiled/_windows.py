@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from shoal.lanes.compiled._handlers import given, handles, like
+from shoal.lanes.compiled._handlers import given, handles, like, like_each
 from shoal.lanes.compiled._places import Place, Shape, Unsupported, Value, ctype
 
 if TYPE_CHECKING:
@@ -59,16 +59,6 @@ def _pair(values: Any, rank: int, default: Sequence[int] = ()) -> Shape:
 def _flat(shape: Shape, rank: int) -> Shape:
     """The shape with rows, which one dimension lacks."""
     return shape if rank == 2 else (*shape[:-1], 1, shape[-1])
-
-
-def _own(to: Lowering, value: Value) -> Place:
-    """The value in scratch memory, its elements in order: products may read a vector past its end."""
-    place = to.whole(value)
-    if place.owner >= 0:
-        return place
-    out = to.new(place.shape, place.dtype)
-    to.fill(out, place)
-    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +111,7 @@ def _options(node: fx.Node, at: int) -> tuple[list[Any], bool]:
 @handles(_aten.convolution.default)
 def _convolution(to: Lowering, node: fx.Node) -> Value:
     shape, dtype = like(node)
-    x, weight = _own(to, to.value(node.args[0])), to.whole(to.value(node.args[1]))
+    x, weight = to.own(to.value(node.args[0])), to.whole(to.value(node.args[1]))
     options, transposed = _options(node, 3)
     if not dtype.is_floating_point or x.dtype != dtype or weight.dtype != dtype:
         raise Unsupported("a convolution of other numbers than real ones of one kind")
@@ -137,7 +127,7 @@ def _convolution(to: Lowering, node: fx.Node) -> Value:
 
 @handles(_aten.convolution_backward.default)
 def _convolution_backward(to: Lowering, node: fx.Node) -> tuple[Value | None, ...]:
-    grad, x = (_own(to, to.value(a)) for a in node.args[:2])
+    grad, x = (to.own(to.value(a)) for a in node.args[:2])
     weight = to.whole(to.value(node.args[2]))
     options, transposed = _options(node, 4)
     mask: Any = node.args[10]
@@ -172,8 +162,7 @@ def _pool(node: fx.Node, image: Shape, places: Shape, at: int, dilation: Any = (
 @handles(_aten.max_pool2d_with_indices.default)
 def _max_pool(to: Lowering, node: fx.Node) -> tuple[Value, Value]:
     x = to.whole(to.value(node.args[0]))
-    meta: Any = node.meta["val"] if "val" in node.meta else node.meta["tensor_meta"]
-    shape = tuple(int(n) for n in meta[0].shape)
+    shape = like_each(node)[0][0]
     window, planes = _pool(node, x.shape, shape, 1, given(node, 4, "dilation", (1,)))
     out, at = to.new(shape, x.dtype), to.new(shape, torch.int64)
     to.emit(
@@ -220,4 +209,59 @@ def _mean_pool_backward(to: Lowering, node: fx.Node) -> Value:
     to.emit(
         f"shoal::mean_pool_back<{ctype(dtype)}, {window}, {planes}, {over}>({grad.address}, {out.pointer});", grad, out
     )
+    return out
+
+
+def _adaptive(image: Shape, places: Shape) -> str:
+    """What an adaptive pool goes over, as C++."""
+    sizes = (math.prod(image[:-2]), *image[-2:], *places[-2:])
+    if 0 in sizes:
+        raise Unsupported("a pool of nothing")
+    return ", ".join(map(str, sizes))
+
+
+@handles(_aten._adaptive_avg_pool2d.default)
+def _adaptive_mean(to: Lowering, node: fx.Node) -> Value:
+    x = to.whole(to.value(node.args[0]))
+    shape, dtype = like(node)
+    out = to.new(shape, dtype)
+    sizes = _adaptive(x.shape, shape)
+    to.emit(f"shoal::adaptive_mean<{ctype(dtype)}, {sizes}>({x.address}, {out.pointer});", x, out)
+    return out
+
+
+@handles(_aten._adaptive_avg_pool2d_backward.default)
+def _adaptive_mean_backward(to: Lowering, node: fx.Node) -> Value:
+    grad = to.whole(to.value(node.args[0]))
+    shape, dtype = like(node)
+    out = to.new(shape, dtype)
+    sizes = _adaptive(shape, grad.shape)
+    to.emit(f"shoal::adaptive_mean_back<{ctype(dtype)}, {sizes}>({grad.address}, {out.pointer});", grad, out)
+    return out
+
+
+def _factors(small: Shape, large: Shape) -> str:
+    """Planes, size and factors of an image that is enlarged, as C++."""
+    factors = [n // max(1, k) for k, n in zip(small[-2:], large[-2:], strict=True)]
+    if 0 in small or any(k * f != n for k, f, n in zip(small[-2:], factors, large[-2:], strict=True)):
+        raise Unsupported("an image enlarged by no whole number")
+    return ", ".join(map(str, (math.prod(small[:-2]), *small[-2:], *factors)))
+
+
+@handles(_aten.upsample_nearest2d.default)
+def _enlarge(to: Lowering, node: fx.Node) -> Value:
+    x = to.whole(to.value(node.args[0]))
+    shape, dtype = like(node)
+    out = to.new(shape, dtype)
+    to.emit(f"shoal::enlarge<{ctype(dtype)}, {_factors(x.shape, shape)}>({x.address}, {out.pointer});", x, out)
+    return out
+
+
+@handles(_aten.upsample_nearest2d_backward.default)
+def _enlarge_backward(to: Lowering, node: fx.Node) -> Value:
+    grad = to.whole(to.value(node.args[0]))
+    shape, dtype = like(node)
+    out = to.new(shape, dtype)
+    sizes = _factors(shape, grad.shape)
+    to.emit(f"shoal::enlarge_back<{ctype(dtype)}, {sizes}>({grad.address}, {out.pointer});", grad, out)
     return out

@@ -178,6 +178,18 @@ void pack(const T* b, int64_t bk, int64_t bn, T* to, int64_t out) {
     for (int n = 0; n < out; ++n) to[k * out + n] = n < N ? b[k * bk + n * bn] : T(0);
 }
 
+// Where erf is y: a first guess (Winitzki 2008), and Newton's steps until nothing changes in double precision.
+inline double erfinv_of(double y) {
+  if (!(std::abs(y) < 1)) return std::abs(y) == 1 ? std::copysign(INFINITY, y) : NAN;
+  const double log = std::log1p(-y * y), half = 4.330746750799873 + log / 2;
+  double x = std::copysign(std::sqrt(std::sqrt(half * half - log / 0.147) - half), y);
+  for (int i = 0; i < 4; ++i) {
+    const double step = (std::erf(x) - y) / (1.1283791670955126 * std::exp(-x * x));
+    x -= step / (1 + x * step);
+  }
+  return x;
+}
+
 // ---- along one axis ----
 // The axis has N elements; OUTER blocks lie before it, INNER elements between its neighbours.
 

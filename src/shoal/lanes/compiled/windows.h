@@ -332,4 +332,54 @@ void mean_pool_back(const T* g, T* x) {
     }
 }
 
+// Means over OH by OW parts of PLANES images: part o begins at o H / OH and ends where the next begins, or one row later.
+template <int H, int OH>
+inline Span part(int o) {
+  return {o * H / OH, ((o + 1) * H + OH - 1) / OH, 0};
+}
+
+template <typename T, int PLANES, int H, int W, int OH, int OW>
+void adaptive_mean(const T* x, T* out) {
+  for (int p = 0; p < PLANES; ++p, x += H * W)
+    for (int oh = 0; oh < OH; ++oh)
+      for (int ow = 0; ow < OW; ++ow, ++out) {
+        const Span rows = part<H, OH>(oh), columns = part<W, OW>(ow);
+        T sum = T(0);
+        for (int h = rows.from; h < rows.to; ++h)
+          for (int w = columns.from; w < columns.to; ++w) sum += x[h * W + w];
+        *out = sum / T((rows.to - rows.from) * (columns.to - columns.from));
+      }
+}
+
+template <typename T, int PLANES, int H, int W, int OH, int OW>
+void adaptive_mean_back(const T* g, T* x) {
+  std::memset(x, 0, sizeof(T) * PLANES * H * W);
+  for (int p = 0; p < PLANES; ++p, x += H * W)
+    for (int oh = 0; oh < OH; ++oh)
+      for (int ow = 0; ow < OW; ++ow, ++g) {
+        const Span rows = part<H, OH>(oh), columns = part<W, OW>(ow);
+        const T share = *g / T((rows.to - rows.from) * (columns.to - columns.from));
+        for (int h = rows.from; h < rows.to; ++h)
+          for (int w = columns.from; w < columns.to; ++w) x[h * W + w] += share;
+      }
+}
+
+// PLANES images, every element repeated FH times along columns and FW times along rows.
+template <typename T, int PLANES, int H, int W, int FH, int FW>
+void enlarge(const T* x, T* out) {
+  for (int h = 0; h < PLANES * H; ++h, x += W)
+    for (int i = 0; i < FH; ++i, out += W * FW)
+      for (int w = 0; w < W; ++w)
+        for (int j = 0; j < FW; ++j) out[w * FW + j] = x[w];
+}
+
+template <typename T, int PLANES, int H, int W, int FH, int FW>
+void enlarge_back(const T* g, T* x) {
+  std::memset(x, 0, sizeof(T) * PLANES * H * W);
+  for (int h = 0; h < PLANES * H; ++h, x += W)
+    for (int i = 0; i < FH; ++i, g += W * FW)
+      for (int w = 0; w < W; ++w)
+        for (int j = 0; j < FW; ++j) x[w] += g[w * FW + j];
+}
+
 }  // namespace shoal
