@@ -229,17 +229,27 @@ def test_a_study_outlives_a_worker_that_is_killed(
     monkeypatch.setattr(Snapshots, "due", lambda self: True)
     pools: list[PoolSet] = []
     monkeypatch.setattr(PoolSet, "recall", lambda self, decisions: pools.append(self))
-    rounds = []
+    rounds, restores = [], []
+    restore = PoolSet.restore
 
     def kill(p: Progress) -> None:
         rounds.append(p)
         if len(rounds) == 2:
             os.kill(pools[0]._remotes[0].process.pid, signal.SIGKILL)
 
+    def killed_again(self: PoolSet, *args: Any) -> None:
+        restores.append(self)
+        if len(restores) == 1:  # also the worker that is to go on from the snapshot
+            os.kill(self._remotes[0].process.pid, signal.SIGKILL)
+            self._remotes[0].process.join()
+        restore(self, *args)
+
+    monkeypatch.setattr(PoolSet, "restore", killed_again)
+
     options = OPTIONS | {"n_trials": 16, "progress": kill, "storage": tmp_path / "s.db" if stored else None}
     with pytest.warns(RuntimeWarning, match=r"a worker process died \(exit code -9.*goes on by itself"):
         record = shoal.tune(define, **options).record
-    assert len(pools) == 2
+    assert len(pools) == 2 and len(restores) == 2 * stored
     if stored:
         rounds[:] = [rounds[0]] * 2
         whole = shoal.tune(define, **(options | {"storage": None})).record

@@ -146,6 +146,7 @@ def test_a_disk_that_is_full_from_the_start_is_explained(path: Path, monkeypatch
         patch.setattr(os, "write", full)
         with pytest.raises(StorageError, match=r"cannot write .*lock \(No space left on device\)\. Free some space"):
             store_at(path)
+    assert not Path(f"{path}.lock").exists()
     store_at(path).close()  # nothing is held
 
 

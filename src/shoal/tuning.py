@@ -395,17 +395,20 @@ def _outliving_workers(
     furthest, deaths = -1, 0
     while True:
         left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - started))
-        study = run(earlier, left_s)
-        if study.died is None:
-            return study
-        record = study.record
-        reached = sum(len(t.rows) for t in record.trials)
+        try:
+            study = run(earlier, left_s)
+        except WorkerDied as error:  # before there was anything to train
+            died, reached = error, furthest
+        else:
+            if study.died is None:
+                return study
+            died, reached = study.died, sum(len(t.rows) for t in study.record.trials)
+            earlier = study if in_memory else None
         deaths = 1 if reached > furthest else deaths + 1
         furthest = max(furthest, reached)
         if deaths >= _DEATHS:
-            raise study.died
-        warnings.warn(f"{study.died} It goes on by itself now.", RuntimeWarning, stacklevel=3)
-        earlier = study if in_memory else None
+            raise died
+        warnings.warn(f"{died} It goes on by itself now.", RuntimeWarning, stacklevel=3)
 
 
 def _limited(define: Define, limit_s: float | None) -> Define:

@@ -66,6 +66,8 @@ class OwnerLock:
             os.lseek(fd, 0, os.SEEK_SET)
             os.write(fd, f"{os.getpid()}\n{platform.node()}\n".encode())
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
             os.close(fd)
             raise StorageError(
                 f"cannot write {self._path} ({error.strerror}). Free some space or choose another storage, then try again."
