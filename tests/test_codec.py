@@ -37,5 +37,5 @@ def test_metrics_are_written_as_json_writes_them(value: dict[str, float]) -> Non
 
 def test_what_is_no_data_is_refused() -> None:
     assert math.isinf(_codec.decode(_codec.encode({"a": math.inf}, "it"))["a"])
-    with pytest.raises(StorageError, match="it must be JSON data .*, got set: convert it first"):
+    with pytest.raises(StorageError, match=r"it must be JSON data .*, got set: convert it first"):
         _codec.encode({"a": {1}}, "it")
