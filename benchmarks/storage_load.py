@@ -23,13 +23,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import optuna
 import torch
 from torch import nn, optim
 
 import shoal
-from shoal import tuning
 from shoal.records import Progress
 from shoal.snapshots import Snapshots
 from shoal.storage import load_study
@@ -59,7 +59,7 @@ def run(storage: str | None, n_lanes: int, n_epochs: int, name: str) -> Rounds:
     x = torch.randn(1797, 64, generator=drawn)
     seen: list[tuple[float, float]] = []
     taken: list[float] = []
-    take, lanes = Snapshots.counted, tuning.total_lanes
+    take = Snapshots.counted
 
     @contextlib.contextmanager
     def timed(self: Snapshots) -> Iterator[None]:
@@ -72,9 +72,9 @@ def run(storage: str | None, n_lanes: int, n_epochs: int, name: str) -> Rounds:
         seen.append((time.perf_counter(), time.process_time()))
 
     keywords: dict[str, Any] = {"sampler": "random", "scheduler": "none", "progress": note}
-    Snapshots.counted = timed  # type: ignore[method-assign]
-    tuning.total_lanes = lambda *_, **__: n_lanes  # all at once, where a study of so many would take turns in 128
-    try:
+    # All at once, where a study of so many would take turns in 128 lanes.
+    wide = mock.patch("shoal.tuning.total_lanes", lambda *_, **__: n_lanes)
+    with wide, mock.patch.object(Snapshots, "counted", timed):
         shoal.tune(
             define,
             train=(x, x[:, :10].argmax(dim=1)),
@@ -84,8 +84,6 @@ def run(storage: str | None, n_lanes: int, n_epochs: int, name: str) -> Rounds:
             study_name=name,
             **keywords,
         )
-    finally:
-        Snapshots.counted, tuning.total_lanes = take, lanes  # type: ignore[method-assign]
     if storage is not None:  # every row of every lane must be there
         assert sum(len(t.rows) for t in load_study(storage, name).trials) == n_lanes * n_epochs
     pairs = list(itertools.pairwise(seen[3:]))

@@ -28,7 +28,7 @@ from postgres_server import server as shared_server
 from shoal.cli import main
 from shoal.errors import StorageError, StudyLockedError, UsageError
 from shoal.records import EpochRow, StudyRecord, TrialResult, TrialSpec, TrialState
-from shoal.storage import StudyStore, _postgres_owner, has_password, load_study, place_of, study_stamp
+from shoal.storage import StudyStore, _database, _load, _postgres_owner, has_password, load_study, place_of, study_stamp
 from shoal.study_file import _summary
 from test_front_report import study as several
 
@@ -129,6 +129,47 @@ def test_connections_that_are_cut_lose_nothing_and_repeat_nothing(server: Server
             thread.join()
         store.flush()
     check_whole(load_study(url), number)
+
+
+@pytest.mark.parametrize("where", ["_trials", "_events", "_meta"])
+def test_what_is_cut_off_while_it_is_read_is_read_again(
+    server: Server, url: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store_at(url) as store:
+        add(store, 0)
+    read = getattr(_load, where)
+    cuts: list[int] = []
+
+    def cut_off(*args: Any) -> Any:
+        if not cuts:
+            cuts.append(server.cut(url))
+        return read(*args)
+
+    monkeypatch.setattr(_load, where, cut_off)
+    check_whole(load_study(url), 1)
+    assert cuts == [1]
+
+
+def test_what_is_cut_off_while_it_is_opened_is_opened_again(
+    server: Server, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = _postgres_owner.PostgresOwner.settle
+    cuts: list[int] = []
+
+    def cut_off(owner: _postgres_owner.PostgresOwner, study_id: int) -> None:
+        if len(cuts) < 2:
+            cuts.append(server.cut(url))
+        settle(owner, study_id)
+
+    monkeypatch.setattr(_postgres_owner.PostgresOwner, "settle", cut_off)
+    with store_at(url) as store:
+        add(store, 0)
+    assert cuts == [1, 1]
+    check_whole(load_study(url), 1)
+    monkeypatch.setattr(_database, "_PAUSES_S", ())
+    cuts.clear()
+    with pytest.raises(StorageError, match=r"opening the database .* failed: .*connection"):
+        store_at(url)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["shutdown", "crash"])

@@ -395,6 +395,7 @@ def _outliving_workers(
     furthest, deaths = -1, 0
     while True:
         left_s = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - started))
+        died: StudyError
         try:
             study = run(earlier, left_s)
         except WorkerDied as error:  # before there was anything to train

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, TypeVar, final
 
 import sqlalchemy as sa
 
+from shoal.errors import StorageError
 from shoal.storage._place import FilePlace, Place
 
 
@@ -82,6 +84,30 @@ class Owner(Protocol):
     def release(self) -> None:
         """Give the ownership back. A second call does nothing."""
         ...
+
+
+@final
+class ConnectionCut(StorageError):
+    """The connection was lost in the middle of something."""
+
+
+# Reading and opening are begun again when they are cut off: first soon, then when a server may have been started again.
+_PAUSES_S: Final = (0.1, 0.5, 2.0, 5.0)
+_T = TypeVar("_T")
+
+
+def whole(work: Callable[[], _T]) -> _T:
+    """What ``work`` returns, begun again when the connection is cut off meanwhile.
+
+    Raises:
+        ConnectionCut: It is cut off again and again.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            return work()
+        except ConnectionCut:
+            time.sleep(pause_s)
+    return work()
 
 
 def database_of(place: Place) -> Database:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from shoal.errors import ShoalError, StorageError, did_you_mean
 from shoal.records import Copied, Direction, EpochRow, Event, StudyRecord, TrialRecord, TrialSpec, TrialState
 from shoal.storage import _codec
-from shoal.storage._database import database_of
+from shoal.storage._database import database_of, whole
 from shoal.storage._place import Place
 from shoal.storage._tables import (
     DIRECTIONS,
@@ -39,6 +39,10 @@ _VALUES = (str, int, float, bool, type(None))
 
 def load(place: Place, name: str | None) -> StudyRecord:
     """Read one study of a file or database; see `shoal.storage.load_study`."""
+    return whole(lambda: _load(place, name))
+
+
+def _load(place: Place, name: str | None) -> StudyRecord:
     with _study(place, name) as (connection, study_id, found):
         directions = directions_of(connection, study_id)
         return StudyRecord(
@@ -53,8 +57,12 @@ def load(place: Place, name: str | None) -> StudyRecord:
 
 def load_meta(place: Place, name: str | None) -> tuple[str, dict[str, Any]]:
     """A study's name and facts, without its trials; otherwise as `load`."""
-    with _study(place, name) as (connection, study_id, found):
-        return found, _meta(connection, place, study_id)
+
+    def read() -> tuple[str, dict[str, Any]]:
+        with _study(place, name) as (connection, study_id, found):
+            return found, _meta(connection, place, study_id)
+
+    return whole(read)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from shoal.errors import StorageError, UsageError
+from shoal.storage._database import ConnectionCut
 from shoal.storage._place import ServerPlace
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class PostgresDatabase:
         try:
             yield
         except SQLAlchemyError as error:
-            raise StorageError(f"{doing} {self.place.what} failed: {self.cause(error)}") from None
+            kind = ConnectionCut if _was_cut(error) else StorageError
+            raise kind(f"{doing} {self.place.what} failed: {self.cause(error)}") from None
 
     def cause(self, error: SQLAlchemyError) -> str:
         """What the server said, and advice."""
@@ -129,6 +131,13 @@ class PostgresDatabase:
 def me() -> str:
     """How this process calls itself at a server, which keeps 63 bytes of it."""
     return f"shoal: process {os.getpid()} on host {platform.node()}"[:63]
+
+
+def _was_cut(error: SQLAlchemyError) -> bool:
+    """Whether there was a connection, or a server about to answer, and it has gone."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or str(getattr(error.orig, "sqlstate", None)).startswith("57P")
 
 
 def passes(error: SQLAlchemyError) -> bool:

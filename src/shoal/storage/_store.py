@@ -69,9 +69,9 @@ def load_meta(url: str | Path, name: str | None = None) -> tuple[str, dict[str, 
 
 def study_stamp(url: str | Path) -> object:
     """Something that differs when what is stored may differ: cheaper to get than the study."""
-    from shoal.storage._database import database_of
+    from shoal.storage._database import database_of, whole
 
-    return database_of(place_of(url)).stamp()
+    return whole(database_of(place_of(url)).stamp)
 
 
 class StudyStore:
@@ -126,12 +126,18 @@ class StudyStore:
             StorageError: the place cannot be written, or what is there is not ours to continue.
             UsageError: what a database of this kind needs is not installed.
         """
-        from shoal.storage import _database, _open
-        from shoal.storage._load import sound
+        from shoal.storage._database import whole
 
         check_name(name)
         ways = tuple(directions) or (direction or "minimize",)
         place = place_of(url)
+        return whole(lambda: cls._open(place, name, ways))
+
+    @classmethod
+    def _open(cls, place: Place, name: str, ways: tuple[Direction, ...]) -> StudyStore:
+        from shoal.storage import _database, _open
+        from shoal.storage._load import sound
+
         database = _database.database_of(place)
         owner = database.own(name)
         try:
