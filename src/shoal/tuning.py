@@ -20,7 +20,7 @@ from shoal.asking import Asker
 from shoal.data import Datasets, load, load_whole
 from shoal.devices import device_named
 from shoal.engine import Engine, Rules
-from shoal.errors import RecipeError, StorageError, UsageError
+from shoal.errors import RecipeError, StorageError, StudyError, UsageError
 from shoal.folds import FoldsArgument, facts_of, make_parts
 from shoal.history import History
 from shoal.judging import DirectionArgument, MetricArgument, check_together, judged_by
