@@ -287,7 +287,10 @@ def torture(folder: Path, storage: str, index: int, n_trials: int, kills: int, d
         done += 1
         if storage.startswith("postgresql") and draw.random() < 0.3:
             t.cuts += cut(storage)
-            if wait(pid, draw.uniform(0.02, 1.0)) is not None:
+            code = wait(pid, draw.uniform(0.02, 1.0))
+            if code:
+                raise SystemExit(f"a session ended with exit code {code} when its connections were cut")
+            if code == 0:
                 continue
         if workers and draw.random() < 0.2:
             os.kill(draw.choice(workers), signal.SIGKILL)
