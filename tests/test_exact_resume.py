@@ -192,6 +192,7 @@ def test_across_the_change_to_compiled_epochs(n_pools: int, tmp_path: Path, monk
     monkeypatch.setattr(pool, "_COMPILE_AFTER_S", -1.0)
     monkeypatch.setattr(pool, "time_solo", lambda *args: 1.0)
     monkeypatch.setattr(pool, "time_tick", timed)
+    monkeypatch.setattr(pool, "pays", lambda *args: True)
     monkeypatch.setattr(Compilation, "ready", built)
     monkeypatch.setattr("shoal.tuning.n_workers", lambda *args, **kwargs: n_pools)
     monkeypatch.setenv("SHOAL_NATIVE", "1")
