@@ -58,6 +58,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/steady_state.py
 	$(BIN)/python benchmarks/generality.py
+	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/whole_process.py --n 200 --repeats 3
 	$(BIN)/python benchmarks/whole_process.py --n 1000 --repeats 1
 

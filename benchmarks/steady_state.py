@@ -10,11 +10,13 @@ only steady state, evaluation on 256 samples after each epoch and the study's bo
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import multiprocessing as mp
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier
 
@@ -26,6 +28,7 @@ import shoal
 from cores import cores_at_work
 
 Define = Callable[[optuna.Trial], shoal.Recipe]
+Splits = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 BATCH = 32
 N_TRAIN = 4096
@@ -54,42 +57,55 @@ def flops_per_step(h: int) -> int:
     return 2 * BATCH * (2 * FEATURES * h + 3 * hidden)
 
 
-def _train_plain(h: int, adam: str, n_steps: int, barrier: Barrier, walls: SimpleQueue[tuple[float, float]]) -> None:
+def _train_plain(plain: Plain, n_steps: int, barrier: Barrier, walls: SimpleQueue[tuple[float, float]]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    x, y = make_data(N_TRAIN, seed=1)
-    model = make_model(h)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=adam == "fused", foreach=adam == "foreach")
+    x, y = plain.data()
+    model = plain.model()
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=1e-3, fused=plain.adam == "fused", foreach=plain.adam == "foreach"
+    )
+    forward = torch.compile(model, dynamic=False) if plain.compiled else model
 
     def train(n: int) -> None:
         done = 0
         while done < n:
-            for index in torch.randperm(N_TRAIN).view(STEPS_PER_EPOCH, BATCH)[: n - done]:
-                loss = nn.functional.cross_entropy(model(x[index]), y[index])
+            for index in torch.randperm(len(y)).view(-1, BATCH)[: n - done]:
+                loss = nn.functional.cross_entropy(forward(x[index]), y[index])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 done += 1
 
-    train(200)
-    barrier.wait(timeout=120)  # a neighbour that failed must not leave this one waiting for ever
+    train(min(200, n_steps))
+    barrier.wait(timeout=300)  # a neighbour that failed must not leave this one waiting for ever
     start = time.monotonic()
     train(n_steps)
     walls.put((start, time.monotonic()))
 
 
-def plain_us(h: int, adam: str, n_processes: int, n_steps: int) -> float:
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A plain loop: what makes its model and its data, its Adam, and whether ``torch.compile`` has a go at the model."""
+
+    model: Callable[[], nn.Module]
+    data: Callable[[], tuple[Tensor, Tensor]]
+    adam: str = "fused"
+    compiled: bool = False
+
+
+def plain_us(plain: Plain, n_processes: int, n_steps: int) -> float:
     """Microseconds per step of ``n_processes`` plain loops side by side: the wall over the steps of all of them."""
     context = mp.get_context("spawn")
     barrier, walls = context.Barrier(n_processes), context.SimpleQueue()
-    arguments = (h, adam, n_steps, barrier, walls)
+    arguments = (plain, n_steps, barrier, walls)
     processes = [context.Process(target=_train_plain, args=arguments) for _ in range(n_processes)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):
-        raise RuntimeError(f"a plain loop (h={h}, {adam} Adam) failed; its traceback is above")
+        raise RuntimeError(f"a plain loop failed ({plain}); its traceback is above")
     spans: list[tuple[float, float]] = [walls.get() for _ in processes]
     # Monotonic time is one clock for all processes: from the first start to the last end.
     wall_s = max(end for _, end in spans) - min(start for start, _ in spans)
@@ -107,13 +123,13 @@ def make_define(h: int) -> Define:
     return define
 
 
-def shoal_wall_s(define: Define, n_trials: int, max_epochs: int) -> float:
+def shoal_wall_s(define: Define, n_trials: int, max_epochs: int, splits: Splits) -> float:
     """Seconds of one whole ``shoal.tune`` with all its trials waiting from the start."""
     start = time.perf_counter()
     shoal.tune(
         define,
-        train=make_data(N_TRAIN, seed=1),
-        valid=make_data(N_VALID, seed=2),
+        train=splits[0],
+        valid=splits[1],
         metric="accuracy",
         direction="maximize",
         n_trials=n_trials,
@@ -128,21 +144,24 @@ def shoal_wall_s(define: Define, n_trials: int, max_epochs: int) -> float:
     return time.perf_counter() - start
 
 
-def shoal_us(define: Define, n_trials: int, seconds: tuple[float, float]) -> float:
+def shoal_us(define: Define, n_trials: int, seconds: tuple[float, float], splits: Splits | None = None) -> float:
     """Microseconds per lane-step with ``n_trials`` trials in the study, start-up taken out.
 
     The walls of two studies are compared that train for about so many seconds; the shorter is long enough to run compiled.
     """
-    guess_s = (
-        shoal_wall_s(define, n_trials, 12) - shoal_wall_s(define, n_trials, 2)
-    ) / 10  # an epoch, before it is compiled
+    splits = splits or (make_data(N_TRAIN, seed=1), make_data(N_VALID, seed=2))
+
+    def wall_s(max_epochs: int) -> float:
+        return shoal_wall_s(define, n_trials, max_epochs, splits)
+
+    guess_s = (wall_s(12) - wall_s(2)) / 10  # an epoch, before it is compiled
     few, many = (max(2, math.ceil(s / max(guess_s, 1e-3))) for s in seconds)
-    shoal_wall_s(define, n_trials, few)  # whatever a machine caches is cached for all runs that count
-    pairs = [(shoal_wall_s(define, n_trials, few), shoal_wall_s(define, n_trials, many)) for _ in range(3)]
+    wall_s(few)  # whatever a machine caches is cached for all runs that count
+    pairs = [(wall_s(few), wall_s(many)) for _ in range(3)]
     few_s, many_s = min(short for short, _ in pairs), min(long for _, long in pairs)
     if many_s <= few_s:
         raise RuntimeError(f"{many} epochs took no longer than {few}: the machine is too busy to measure.")
-    return 1e6 * (many_s - few_s) / ((many - few) * n_trials * STEPS_PER_EPOCH)
+    return 1e6 * (many_s - few_s) / ((many - few) * n_trials * len(splits[0][1]) // BATCH)
 
 
 def bmm_peak_gflops(repeats: int = 20) -> float:
@@ -180,7 +199,9 @@ def main() -> None:
     heads = ["us per lane-step", "plain loop", *(f"Shoal, {n} trials" for n in args.trials), "best ratio", "GFLOP/s"]
     print(f"| {' | '.join(heads)} |\n|{' --- |' * len(heads)}", flush=True)
     for h in args.h:
-        plain = min(plain_us(h, adam, args.processes, args.steps) for adam in ("fused", "foreach"))
+        model, data = functools.partial(make_model, h), functools.partial(make_data, N_TRAIN, 1)
+        loops = [Plain(model, data, adam) for adam in ("fused", "foreach")]
+        plain = min(plain_us(loop, args.processes, args.steps) for loop in loops)
         ours = [shoal_us(make_define(h), n_trials, (few, many)) for n_trials in args.trials]
         gflops = 1e-3 * flops_per_step(h) / min(ours)
         cells = [f"h={h}", *(f"{us:.1f}" for us in (plain, *ours)), f"{plain / min(ours):.1f}", f"{gflops:.0f}"]
