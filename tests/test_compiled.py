@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lanes_helpers import (
     COMPILED,
@@ -257,6 +258,43 @@ def test_operators_over_windows_and_sequences(define: Callable[[Any], Recipe], s
     trails = train_fused(define, specs, work, 2)
     for spec in specs:
         assert_same_trail(trails[spec.number], train_solo(define, spec, work, 2), 1e-9, loose=("back.bias",))
+
+
+class Sequences(nn.Module):
+    """Every kind of recurrent layer: several layers, both ways, dropout between them, no bias, a given state, packed and not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 5, num_layers=2, bidirectional=True, dropout=0.2, batch_first=True)
+        self.gru = nn.GRU(10, 3, batch_first=True, bidirectional=True)
+        self.relu, self.tanh = nn.RNN(6, 7, nonlinearity="relu", bias=False), nn.RNN(7, 2)
+        self.out = nn.Linear(10 + 3 + 2, 4)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        states, (_, c) = self.lstm(packed)
+        states = pad_packed_sequence(states, batch_first=True, total_length=x.shape[1])[0]
+        steps, last = self.gru(states, states[:, :2, :3].transpose(0, 1).contiguous())
+        across, _ = self.relu(steps.transpose(0, 1))
+        _, end = self.tanh(across)
+        out: Tensor = self.out(torch.cat([c[1], c[2], last[0], end[0]], 1))
+        return out
+
+
+def test_recurrent_layers() -> None:
+    def define(trial: Any) -> Recipe:
+        model = Sequences().double()
+        return Recipe(model, optim.Adam(model.parameters(), lr=trial.params["lr"]), nn.CrossEntropyLoss(), 8)
+
+    x, y = made(21, 6, 3), labels(21, 4)
+    lengths = torch.arange(21) % 6 + 1
+    work = work_of(datasets((x[:12], lengths[:12], y[:12]), (x[12:], lengths[12:], y[12:])))
+    specs = specs_of([{"lr": 0.003 * (i + 1)} for i in range(2)])
+    fleet = open_fleet(define, specs[0], 1, work)
+    assert nothing_lacks(fleet, define, specs, work)
+    trails = train_fused(define, specs, work, 2)
+    for spec in specs:
+        assert_same_trail(trails[spec.number], train_solo(define, spec, work, 2), 1e-9)
 
 
 def test_the_largest_of_a_window_is_torchs_where_numbers_are_not() -> None:

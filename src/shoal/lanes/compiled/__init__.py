@@ -5,7 +5,7 @@ the next kernel comes. Here a lane's parameters, optimizer state and activations
 called through Python, and lanes that are free or done cost nothing. The traced step of one lane is written out as C++ (``_lower``),
 built by the machine's own compiler in the background, and kept in the user's cache.
 
-Not everything has a compiled form (recurrent layers, optimizers without a native update): such signatures stay on
+Not everything has a compiled form (rarer operators, optimizers without a native update): such signatures stay on
 the kernels of ``shoal.lanes.native`` or torch.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shoal.lanes.compiled._lower import Lowering
 from shoal.lanes.compiled._places import Unsupported, ctype
-from shoal.lanes.compiled._program import Epoch, Step, Ticks, text
+from shoal.lanes.compiled._program import HEADERS, Epoch, Step, Ticks, text
 from shoal.lanes.graph import unreached
 from shoal.lanes.native._build import Build
 from shoal.lanes.step import Program
@@ -32,7 +32,7 @@ __all__ = ["Compilation", "Epoch", "Ticks", "Unsupported", "Variant"]
 
 _HERE = Path(__file__).parent
 _HEADERS = (
-    *(_HERE / f"{name}.h" for name in ("lane", "windows", "attention")),
+    *(_HERE / f"{name}.h" for name in HEADERS),
     _HERE.parent / "native" / "functions.h",
 )
 # Neither changes a result but where a sum is told to be taken in any order; integers wrap, as torch's do. At -O3, g++ 12 summed a

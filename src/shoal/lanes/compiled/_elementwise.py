@@ -12,7 +12,7 @@ from torch import fx
 
 from shoal.lanes.compiled import _pointwise
 from shoal.lanes.compiled._handlers import expression, given, handles, like, lower
-from shoal.lanes.compiled._places import Expr, Unsupported, Value, ctype, number
+from shoal.lanes.compiled._places import Expr, Place, Unsupported, Value, ctype, dense, number
 
 if TYPE_CHECKING:
     from shoal.lanes.compiled._lower import Lowering
@@ -164,6 +164,7 @@ _IN_PLACE: dict[Any, Any] = {
         "relu": ("default",),
         "hardtanh": ("default",),
         "tanh": ("default",),
+        "scatter": ("src",),
         "tril": ("default",),
         "triu": ("default",),
         "sigmoid": ("default",),
@@ -172,44 +173,61 @@ _IN_PLACE: dict[Any, Any] = {
     }.items()
     for kind in kinds
 }
-# Views that show all of what they are of.
-_WHOLE_VIEWS = {
-    _aten.view.default,
-    _aten._unsafe_view.default,
-    _aten.transpose.int,
-    _aten.permute.default,
-    _aten.unsqueeze.default,
-    _aten.squeeze.dim,
-}
+# Views that show all of what they are of: its elements in order, or in another.
+_IN_ORDER = {_aten.view.default, _aten._unsafe_view.default, _aten.unsqueeze.default, _aten.squeeze.dim}
+_TURNED = {_aten.transpose.int, _aten.permute.default}
 
 
 @handles(*_IN_PLACE)
 def _in_place(to: Lowering, node: fx.Node) -> Value:
-    """As a new value, where nobody else can see the old one: it is of memory of its own, and used here only."""
-    target: Any = node.args[0]
-    if not _unseen(target, node):
-        raise Unsupported("writing in place to what others may see")
+    """As a new value, which whoever looks at the memory from there on is given instead; nothing is written over."""
     plain = node.graph.create_node("call_function", _IN_PLACE[node.target], node.args, node.kwargs)
     plain.meta = node.meta
     try:
-        return lower(to, plain)  # type: ignore[no-any-return]
+        return _written(to, node, to.place(lower(to, plain)))
     finally:
         node.graph.erase_node(plain)
 
 
-def _unseen(target: fx.Node, user: fx.Node) -> bool:
-    """Whether nobody but ``user`` looks at a node's memory from there on.
+def _written(to: Lowering, node: fx.Node, value: Place) -> Place:
+    """Give all that shows the memory that ``node`` writes to its new value.
 
-    The memory is computed, not given; perhaps seen through views, or written in place before, by nobody else all along the way.
-    Who has computed something from it before may stay: that value is not written over.
+    Raises:
+        Unsupported: If that memory was given rather than computed, or is seen through a view that would keep its old value.
     """
-    if target.op != "call_function":
-        return False
-    if not all(u is user or (u < user and _fresh(u)) for u in target.users):
-        return False
-    if target.target in _WHOLE_VIEWS or target.target in _IN_PLACE:
-        return isinstance(target.args[0], fx.Node) and _unseen(target.args[0], target)
-    return _fresh(target)
+    below, target, in_order = node, node.args[0], True
+    while isinstance(target, fx.Node) and target.op == "call_function":
+        for user in target.users:
+            if user is below:
+                continue
+            # Who looks from there on is given the new value, if its order is known; who looked before must be done.
+            if not (_done(user, node) if user < node else in_order):
+                break
+        else:
+            if in_order:
+                shape, _ = like(target)
+                to.values[target] = replace(to.whole(value), shape=shape, strides=dense(shape))
+            if _fresh(target):
+                return value
+            if _shows_all(target) or target.target in _IN_PLACE:
+                in_order &= target.target not in _TURNED
+                below, target = target, target.args[0]
+                continue
+        break
+    raise Unsupported("writing in place to what others may see")
+
+
+def _done(user: fx.Node, node: fx.Node) -> bool:
+    """Whether what looked at memory before ``node`` shows nothing of it afterwards."""
+    return _fresh(user) or all(u < node and _done(u, node) for u in user.users)
+
+
+def _shows_all(view: fx.Node) -> bool:
+    """Whether a view shows all of what it is of."""
+    if view.target is _aten.select.int:
+        base: Any = view.args[0]
+        return like(base)[0][int(view.args[1])] == 1  # type: ignore[arg-type]
+    return view.target in _IN_ORDER or view.target in _TURNED
 
 
 def _fresh(node: fx.Node) -> bool:
@@ -220,10 +238,7 @@ def _fresh(node: fx.Node) -> bool:
 
 @handles(_aten.copy_.default)
 def _copy(to: Lowering, node: fx.Node) -> Value:
-    target: Any = node.args[0]
-    if not _unseen(target, node):
-        raise Unsupported("writing in place to what others may see")
-    return expression(to, node, "{0}", node.args[1:2])
+    return _written(to, node, to.place(expression(to, node, "{0}", node.args[1:2])))
 
 
 # -- constants -----------------------------------------------------------------------------------------------------------
@@ -250,10 +265,7 @@ def _zeros(to: Lowering, node: fx.Node) -> Value:
 
 @handles(_aten.fill_.Scalar)
 def _fill(to: Lowering, node: fx.Node) -> Value:
-    target: Any = node.args[0]
-    if not _unseen(target, node):
-        raise Unsupported("writing in place to what others may see")
-    return _filled(to, node, node.args[1])
+    return _written(to, node, to.place(_filled(to, node, node.args[1])))
 
 
 @handles(_aten.full_like.default, _aten.full.default)

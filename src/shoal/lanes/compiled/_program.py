@@ -22,6 +22,8 @@ from shoal.lanes.compiled._places import ctype
 from shoal.lanes.native import NativeKernels
 
 _LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
+# What generated programs include, beside this file.
+HEADERS = ("lane", "windows", "attention", "recurrent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,9 @@ def text(real: torch.dtype, step: Step, tail: Step | None) -> str:
         tail: For a smaller last batch, where batches may not be filled up.
     """
     kind = ctype(real)
+    includes = "".join(f'#include "{name}.h"\n' for name in HEADERS)
     parts = [
-        f'#include "attention.h"\n#include "windows.h"\n\nusing T = {kind};\nnamespace {{\nusing Job = shoal::Job<T>;\n',
+        f"{includes}\nusing T = {kind};\nnamespace {{\nusing Job = shoal::Job<T>;\n",
         _functions(step),
         "" if tail is None else _functions(tail),
     ]

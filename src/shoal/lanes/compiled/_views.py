@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from shoal.lanes.compiled._handlers import given, handles, like
-from shoal.lanes.compiled._places import Expr, Place, Unsupported, Value, broadcast, ctype, dense, number, viewed
+from shoal.lanes.compiled._places import Expr, Place, Shape, Unsupported, Value, broadcast, ctype, dense, number, viewed
 
 if TYPE_CHECKING:
     from shoal.lanes.compiled._lower import Lowering
@@ -242,11 +242,49 @@ def _select_backward(to: Lowering, node: fx.Node) -> Value:
     return out
 
 
+@handles(_aten.sort.default)
+def _sort(to: Lowering, node: fx.Node) -> tuple[Value, Value]:
+    x = to.whole(to.value(node.args[0]))
+    axis = int(given(node, 1, "dim", -1)) % max(1, len(x.shape))
+    if axis != len(x.shape) - 1:
+        raise Unsupported("sorting along another axis than the last")
+    n = x.shape[-1]
+    out, order = to.new(x.shape, x.dtype), to.new(x.shape, torch.int64)
+    falling = str(bool(given(node, 2, "descending", False))).lower()
+    kind = f"{ctype(x.dtype)}, {math.prod(x.shape[:-1])}, {n}, {falling}"
+    to.emit(f"shoal::sort<{kind}>({x.address}, {out.pointer}, {order.pointer});", x, out, order)
+    return out, order
+
+
 @handles(_aten.index_select.default)
 def _index_select(to: Lowering, node: fx.Node) -> Value:
-    if int(node.args[1]) != 0:  # type: ignore[arg-type]
-        raise Unsupported("index_select along another axis than the first")
+    shape, dtype = like(node)
+    if int(node.args[1]) % len(shape) != 0:  # type: ignore[arg-type]
+        source, out = to.place(to.value(node.args[0])), to.new(shape, dtype)
+        at = _numbers_along(to, node, shape)
+        _by_number(to, node, at, source, lambda index, there: f"{out.at(index)} = {source.at(there)};", out)
+        return out
     return _rows(to, node, to.value(node.args[0]), to.value(node.args[2]))
+
+
+@handles(_aten.index_add.default)
+def _index_add(to: Lowering, node: fx.Node) -> Value:
+    (shape, dtype), added = like(node), to.place(to.value(node.args[3]))
+    if given(node, 4, "alpha", 1) != 1:
+        raise Unsupported("index_add with a factor")
+    out = to.new(shape, dtype)
+    to.fill(out, to.value(node.args[0]))
+    at = _numbers_along(to, node, added.shape)
+    _by_number(to, node, at, out, lambda index, there: f"{out.at(there)} += {added.at(index)};", added)
+    return out
+
+
+def _numbers_along(to: Lowering, node: fx.Node, shape: Shape) -> Place:
+    """The numbers (n,) of a node's third argument, seen along the axis that it names of a shape."""
+    at = to.place(to.value(node.args[2]))
+    steps = [0] * len(shape)
+    steps[int(node.args[1]) % len(shape)] = at.strides[0]  # type: ignore[arg-type]
+    return replace(at, shape=shape, strides=tuple(steps))
 
 
 @handles(_aten.gather.default)
@@ -269,13 +307,14 @@ def _scatter(to: Lowering, node: fx.Node) -> Value:
     return out
 
 
-@handles(_aten.scatter_add.default)
-def _scatter_add(to: Lowering, node: fx.Node) -> Value:
-    """Adds up what belongs to the same place; in order, as torch does on one thread."""
+@handles(_aten.scatter_add.default, _aten.scatter.src)
+def _scatter_of(to: Lowering, node: fx.Node) -> Value:
+    """Puts elements to their places, or adds up what belongs to the same one; in order, as torch does on one thread."""
     shape, dtype = like(node)
-    at, added, out = to.place(to.value(node.args[2])), to.place(to.value(node.args[3])), to.new(shape, dtype)
+    at, given_, out = to.place(to.value(node.args[2])), to.place(to.value(node.args[3])), to.new(shape, dtype)
     to.fill(out, to.value(node.args[0]))
-    _by_number(to, node, at, out, lambda index, there: f"{out.at(there)} += {added.at(index)};", added)
+    how = "+=" if node.target is _aten.scatter_add.default else "="
+    _by_number(to, node, at, out, lambda index, there: f"{out.at(there)} {how} {given_.at(index)};", given_)
     return out
 
 

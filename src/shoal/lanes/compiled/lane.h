@@ -8,6 +8,9 @@
 
 #pragma once
 
+#include <algorithm>
+#include <limits>
+
 #include "functions.h"
 
 namespace shoal {
@@ -240,6 +243,17 @@ void softmax_backward(const T* g, const T* y, T* out) {
       for (int64_t k = 0; k < N; ++k) sum += g[k * INNER + i] * y[k * INNER + i];
       for (int64_t k = 0; k < N; ++k) out[k * INNER + i] = y[k * INNER + i] * (g[k * INNER + i] - sum);
     }
+}
+
+// x (ROWS, N) -> every row sorted, and where each element was; equal ones stay in their order, NaN counts as the largest.
+template <typename T, int64_t ROWS, int64_t N, bool FALLING>
+void sort(const T* x, T* y, int64_t* at) {
+  for (int64_t r = 0; r < ROWS; ++r, x += N, y += N, at += N) {
+    for (int64_t i = 0; i < N; ++i) at[i] = i;
+    const auto less = [](T a, T b) { return a < b || (b != b && a == a); };
+    std::stable_sort(at, at + N, [&](int64_t i, int64_t j) { return FALLING ? less(x[j], x[i]) : less(x[i], x[j]); });
+    for (int64_t i = 0; i < N; ++i) y[i] = x[at[i]];
+  }
 }
 
 // x (ROWS, N), weight and bias (N) or null -> y, mean (ROWS), rstd (ROWS).
