@@ -487,7 +487,7 @@ def test_which_hyperparameters_can_move() -> None:
     assert space.on_request == {"batch"}
     scheduler = PopulationBasedTraining(9)
     scheduler.begin(space, 0)
-    assert set(scheduler.moving) == {"p", "smoothing", "lr", "l1", "momentum", "decay"}
+    assert set(scheduler.moving) == {"p", "smoothing", "lr", "l1", "momentum", "decay", "heavy"}
 
 
 def extended(trial: Any) -> shoal.Recipe:
