@@ -21,7 +21,7 @@ from shoal import planner
 from shoal.errors import FuseError, blame
 from shoal.lanes import native
 from shoal.lanes.compiled import Compilation, Unsupported, Variant
-from shoal.lanes.compiled._runner import agrees, obstacle, pays, time_compiled
+from shoal.lanes.compiled._runner import agrees, obstacle
 from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.graph import Blueprint
 from shoal.lanes.kernels import Kernels, TorchKernels
@@ -30,7 +30,7 @@ from shoal.lanes.limits import SETUP_S, OutOfTime, at_most, for_want_of_memory
 from shoal.lanes.paused import Paused, PausedTrials
 from shoal.lanes.solo import Solo
 from shoal.lanes.step import Layout, Program
-from shoal.lanes.tryout import confirmed, expected_loss, time_solo, time_tick
+from shoal.lanes.tryout import confirmed, expected_loss, pays, time_compiled, time_solo, time_tick
 from shoal.recipe import Recipe
 from shoal.records import Event, Json, TrialSpec, part_of
 

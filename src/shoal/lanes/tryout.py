@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import torch
 
+from shoal.lanes.compiled import Compilation
+from shoal.lanes.compiled._runner import compiled_tick, own_tick
 from shoal.lanes.fleet import Fleet, Work
 from shoal.lanes.lane import LaneTrial
 from shoal.lanes.rng import KeyedRandom
@@ -33,6 +35,16 @@ def time_solo(spec: TrialSpec, recipe: Recipe, work: Work, quantum: int) -> floa
     batch = tuple(t[rows] for t in work.data.train.tensors)
     keys = torch.zeros(quantum, dtype=torch.int32, device=work.device)
     return _best_of(lambda: solo.step(batch, keys), 4)
+
+
+def time_compiled(compilation: Compilation, fleet: Fleet, times: int) -> float:
+    """Seconds of the best of so many compiled ticks of a fleet, without updates."""
+    return _best_of(lambda: compiled_tick(compilation, fleet), times)
+
+
+def pays(compilation: Compilation, fleet: Fleet) -> bool:
+    """Whether a compiled tick takes no longer than the fleet's own."""
+    return time_compiled(compilation, fleet, 2) <= _best_of(lambda: own_tick(fleet), 2)
 
 
 def expected_loss(trial: LaneTrial, work: Work, quantum: int) -> float:

@@ -12,7 +12,7 @@ from torch import fx
 
 from shoal.lanes.compiled import _pointwise
 from shoal.lanes.compiled._handlers import expression, given, handles, like, lower
-from shoal.lanes.compiled._places import Expr, Place, Unsupported, Value, ctype, dense, number
+from shoal.lanes.compiled._places import Expr, Unsupported, Value, ctype, dense, number
 
 if TYPE_CHECKING:
     from shoal.lanes.compiled._lower import Lowering
@@ -184,12 +184,13 @@ def _in_place(to: Lowering, node: fx.Node) -> Value:
     plain = node.graph.create_node("call_function", _IN_PLACE[node.target], node.args, node.kwargs)
     plain.meta = node.meta
     try:
-        return _written(to, node, to.place(lower(to, plain)))
+        value: Value = lower(to, plain)
     finally:
         node.graph.erase_node(plain)
+    return _written(to, node, value)
 
 
-def _written(to: Lowering, node: fx.Node, value: Place) -> Place:
+def _written(to: Lowering, node: fx.Node, value: Value) -> Value:
     """Give all that shows the memory that ``node`` writes to its new value.
 
     Raises:
@@ -204,8 +205,9 @@ def _written(to: Lowering, node: fx.Node, value: Place) -> Place:
             if not (_done(user, node) if user < node else in_order):
                 break
         else:
-            if in_order:
+            if any(node < user for user in target.users):
                 shape, _ = like(target)
+                value = to.place(value)
                 to.values[target] = replace(to.whole(value), shape=shape, strides=dense(shape))
             if _fresh(target):
                 return value
@@ -238,7 +240,7 @@ def _fresh(node: fx.Node) -> bool:
 
 @handles(_aten.copy_.default)
 def _copy(to: Lowering, node: fx.Node) -> Value:
-    return _written(to, node, to.place(expression(to, node, "{0}", node.args[1:2])))
+    return _written(to, node, expression(to, node, "{0}", node.args[1:2]))
 
 
 # -- constants -----------------------------------------------------------------------------------------------------------
@@ -265,7 +267,7 @@ def _zeros(to: Lowering, node: fx.Node) -> Value:
 
 @handles(_aten.fill_.Scalar)
 def _fill(to: Lowering, node: fx.Node) -> Value:
-    return _written(to, node, to.place(_filled(to, node, node.args[1])))
+    return _written(to, node, _filled(to, node, node.args[1]))
 
 
 @handles(_aten.full_like.default, _aten.full.default)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -192,9 +191,9 @@ def agrees(compilation: Compilation, fleet: Fleet) -> bool:
     lanes = [i for i, _ in fleet.active]
     exact = torch.zeros(len(lanes), dtype=torch.bool)
     for attempt in range(_TRIES):
-        apart = _apart(_own_tick(fleet, attempt), _tick(compilation, fleet, attempt), len(fleet.state.grad_views))[
-            lanes
-        ]
+        apart = _apart(
+            own_tick(fleet, attempt), compiled_tick(compilation, fleet, attempt), len(fleet.state.grad_views)
+        )[lanes]
         if bool((apart > _LOOSE).any()):
             return False
         exact |= apart <= (1e-9 if fleet.layout.dtype == torch.float64 else 1e-4)
@@ -203,27 +202,8 @@ def agrees(compilation: Compilation, fleet: Fleet) -> bool:
     return False
 
 
-def time_compiled(compilation: Compilation, fleet: Fleet, times: int) -> float:
-    """Seconds of the best of so many compiled ticks of a fleet, without updates."""
-    return _best_of(lambda: _tick(compilation, fleet), times)
-
-
-def pays(compilation: Compilation, fleet: Fleet) -> bool:
-    """Whether a compiled tick takes no longer than the fleet's own."""
-    return time_compiled(compilation, fleet, 2) <= _best_of(lambda: _own_tick(fleet), 2)
-
-
-def _best_of(f: Callable[[], object], times: int) -> float:
-    best = math.inf
-    for _ in range(1 + times):  # the first warms caches up
-        start = time.perf_counter()
-        f()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def _own_tick(fleet: Fleet, attempt: int = 0) -> Sequence[Tensor]:
-    """What ``_tick`` gives, by the fleet's own program."""
+def own_tick(fleet: Fleet, attempt: int = 0) -> Sequence[Tensor]:
+    """What ``compiled_tick`` gives, by the fleet's own program."""
     index, weights, keys = _slots(fleet, attempt)
     slots = (torch.from_numpy(index[0]), torch.from_numpy(weights[0]).to(fleet.layout.dtype), torch.from_numpy(keys[0]))
     with torch.no_grad(), fleet.program.kernels():
@@ -238,7 +218,7 @@ def _slots(fleet: Fleet, attempt: int = 0) -> tuple[NDArray[np.int64], NDArray[n
     return index, np.full((1, width, q), 1.0 / q), np.arange(width * q, dtype=np.int32).reshape(1, width, q)
 
 
-def _tick(compilation: Compilation, fleet: Fleet, attempt: int = 0) -> list[Tensor]:
+def compiled_tick(compilation: Compilation, fleet: Fleet, attempt: int = 0) -> list[Tensor]:
     """Gradients, new buffers and losses of one compiled tick, after which the lanes are as they were."""
     active, state = fleet.active, fleet.state
     losses = torch.zeros(1, fleet.width, dtype=fleet.layout.dtype)

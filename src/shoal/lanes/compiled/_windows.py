@@ -7,7 +7,7 @@ input is a convolution.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shoal.lanes.compiled._lower import Lowering
 
 _aten = torch.ops.aten
-_FLOATS = 24576  # as in windows.h
+_FLOATS = 24576  # elements of unfolded images that are kept at once, so that they stay in the second cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +36,17 @@ class _Window:
     places: Shape
 
     @property
-    def n_unfolded(self) -> int:
-        """Elements of unfolded columns that are kept at once: some rows of places, or several images."""
+    def at_once(self) -> tuple[int, int, int]:
+        """What is unfolded at once: rows of places, images where all rows are, and elements of both."""
         row = math.prod(self.image[:1] + self.size) * self.places[1]
-        n_rows = min(self.places[0], max(1, _FLOATS // row))
-        return row * n_rows if n_rows < self.places[0] else row * n_rows * max(1, _FLOATS // (row * n_rows))
+        rows = min(self.places[0], max(1, _FLOATS // row))
+        images = max(1, _FLOATS // (row * rows)) if rows == self.places[0] else 1
+        return rows, images, row * rows * images
 
     @property
     def text(self) -> str:
         """The type that describes it in C++."""
-        every = (*self.image, *self.size, *self.step, *self.padding, *self.dilation, *self.places)
+        every = (*self.image, *self.size, *self.step, *self.padding, *self.dilation, *self.places, *self.at_once[:2])
         return f"shoal::Window<{', '.join(map(str, every))}>"
 
 
@@ -89,7 +90,7 @@ class _Convolution:
     def emit(self, to: Lowering, function: str, arguments: Sequence[Place | None], out: Place) -> Place:
         """Call one of the functions on these arguments and memory for a band of unfolded columns."""
         w = self.window
-        columns = to.new((w.n_unfolded,), self.dtype)
+        columns = to.new((w.at_once[2],), self.dtype)
         names = ["nullptr" if a is None else a.address for a in arguments]
         types = f"{ctype(self.dtype)}, {w.text}, {self.samples}, {self.groups}, {self.filters}"
         used = [a for a in arguments if a is not None]
@@ -182,37 +183,33 @@ def _max_pool_backward(to: Lowering, node: fx.Node) -> Value:
     return out
 
 
-def _mean_of(node: fx.Node, at: int) -> str:
-    """What a mean is taken over, as C++: whether padding counts, and what is divided by instead."""
+def _call(to: Lowering, node: fx.Node, function: str, types: Callable[[Shape, Shape], str]) -> Value:
+    """One of the functions, from a node's first argument to what it gives; ``types`` says what else it needs, by both shapes."""
+    x = to.whole(to.value(node.args[0]))
+    shape, dtype = like(node)
+    out = to.new(shape, dtype)
+    to.emit(f"shoal::{function}<{ctype(dtype)}, {types(x.shape, shape)}>({x.address}, {out.pointer});", x, out)
+    return out
+
+
+def _means(node: fx.Node, image: Shape, places: Shape, at: int) -> str:
+    """What means are taken over, as C++: the window and planes, whether padding counts, and what is divided by instead."""
+    window, planes = _pool(node, image, places, at)
     padded, divisor = given(node, at + 4, "count_include_pad", True), given(node, at + 5, "divisor_override")
-    return f"{str(bool(padded)).lower()}, {int(divisor or 0)}"
+    return f"{window}, {planes}, {str(bool(padded)).lower()}, {int(divisor or 0)}"
 
 
 @handles(_aten.avg_pool2d.default)
 def _mean_pool(to: Lowering, node: fx.Node) -> Value:
-    x = to.whole(to.value(node.args[0]))
-    shape, dtype = like(node)
-    window, planes = _pool(node, x.shape, shape, 1)
-    out = to.new(shape, dtype)
-    over = _mean_of(node, 1)
-    to.emit(f"shoal::mean_pool<{ctype(dtype)}, {window}, {planes}, {over}>({x.address}, {out.pointer});", x, out)
-    return out
+    return _call(to, node, "mean_pool", lambda x, out: _means(node, x, out, 1))
 
 
 @handles(_aten.avg_pool2d_backward.default)
 def _mean_pool_backward(to: Lowering, node: fx.Node) -> Value:
-    grad = to.whole(to.value(node.args[0]))
-    shape, dtype = like(node)
-    window, planes = _pool(node, shape, grad.shape, 2)
-    out = to.new(shape, dtype)
-    over = _mean_of(node, 2)
-    to.emit(
-        f"shoal::mean_pool_back<{ctype(dtype)}, {window}, {planes}, {over}>({grad.address}, {out.pointer});", grad, out
-    )
-    return out
+    return _call(to, node, "mean_pool_back", lambda grad, out: _means(node, out, grad, 2))
 
 
-def _adaptive(image: Shape, places: Shape) -> str:
+def _parts(image: Shape, places: Shape) -> str:
     """What an adaptive pool goes over, as C++."""
     sizes = (math.prod(image[:-2]), *image[-2:], *places[-2:])
     if 0 in sizes:
@@ -222,22 +219,12 @@ def _adaptive(image: Shape, places: Shape) -> str:
 
 @handles(_aten._adaptive_avg_pool2d.default)
 def _adaptive_mean(to: Lowering, node: fx.Node) -> Value:
-    x = to.whole(to.value(node.args[0]))
-    shape, dtype = like(node)
-    out = to.new(shape, dtype)
-    sizes = _adaptive(x.shape, shape)
-    to.emit(f"shoal::adaptive_mean<{ctype(dtype)}, {sizes}>({x.address}, {out.pointer});", x, out)
-    return out
+    return _call(to, node, "adaptive_mean", _parts)
 
 
 @handles(_aten._adaptive_avg_pool2d_backward.default)
 def _adaptive_mean_backward(to: Lowering, node: fx.Node) -> Value:
-    grad = to.whole(to.value(node.args[0]))
-    shape, dtype = like(node)
-    out = to.new(shape, dtype)
-    sizes = _adaptive(shape, grad.shape)
-    to.emit(f"shoal::adaptive_mean_back<{ctype(dtype)}, {sizes}>({grad.address}, {out.pointer});", grad, out)
-    return out
+    return _call(to, node, "adaptive_mean_back", lambda grad, out: _parts(out, grad))
 
 
 def _factors(small: Shape, large: Shape) -> str:
@@ -250,18 +237,9 @@ def _factors(small: Shape, large: Shape) -> str:
 
 @handles(_aten.upsample_nearest2d.default)
 def _enlarge(to: Lowering, node: fx.Node) -> Value:
-    x = to.whole(to.value(node.args[0]))
-    shape, dtype = like(node)
-    out = to.new(shape, dtype)
-    to.emit(f"shoal::enlarge<{ctype(dtype)}, {_factors(x.shape, shape)}>({x.address}, {out.pointer});", x, out)
-    return out
+    return _call(to, node, "enlarge", _factors)
 
 
 @handles(_aten.upsample_nearest2d_backward.default)
 def _enlarge_backward(to: Lowering, node: fx.Node) -> Value:
-    grad = to.whole(to.value(node.args[0]))
-    shape, dtype = like(node)
-    out = to.new(shape, dtype)
-    sizes = _factors(shape, grad.shape)
-    to.emit(f"shoal::enlarge_back<{ctype(dtype)}, {sizes}>({grad.address}, {out.pointer});", grad, out)
-    return out
+    return _call(to, node, "enlarge_back", lambda grad, out: _factors(out, grad))

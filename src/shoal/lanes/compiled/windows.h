@@ -15,17 +15,15 @@
 
 namespace shoal {
 
-// Elements of unfolded columns that are kept at once.
-constexpr int FLOATS = 24576;
-
-template <int C_, int H_, int W_, int KH_, int KW_, int SH_, int SW_, int PH_, int PW_, int DH_, int DW_, int OH_, int OW_>
+template <int C_, int H_, int W_, int KH_, int KW_, int SH_, int SW_, int PH_, int PW_, int DH_, int DW_, int OH_, int OW_,
+          int BAND_, int IMAGES_>
 struct Window {
   static constexpr int C = C_, H = H_, W = W_, KH = KH_, KW = KW_, SH = SH_, SW = SW_, PH = PH_, PW = PW_, DH = DH_, DW = DW_;
   static constexpr int OH = OH_, OW = OW_, K = C * KH * KW, PLACES = OH * OW;
   // Unfolded, the image is itself.
   static constexpr bool PLAIN = KH == 1 && KW == 1 && SH == 1 && SW == 1 && PH == 0 && PW == 0;
-  // Rows of places that are unfolded at once, in how many bands, and what is left for the last.
-  static constexpr int FIT = FLOATS / (K * OW) > 1 ? FLOATS / (K * OW) : 1, BAND = FIT < OH ? FIT : OH;
+  // Rows of places that are unfolded at once, images where those are all rows, and how many bands that makes.
+  static constexpr int BAND = BAND_, IMAGES = IMAGES_;
   static constexpr int BANDS = OH / BAND, LAST = OH % BAND;
 
   // Columns [from, to) of places at which column `kw` of the window lies on the image.
@@ -222,7 +220,7 @@ void convolve_filters(const T* g, const T* x, T* w, T* columns) {
     if constexpr (G::PLAIN) {
       add_dots<T, O, G::K, G::PLACES, G::PLACES, G::PLACES, G::K>(g_, x_, filters, N, OUT, IMAGE);
     } else if constexpr (G::BAND == G::OH) {
-      constexpr int SIZE = G::K * G::PLACES, FIT = FLOATS / SIZE > 1 ? FLOATS / SIZE : 1;
+      constexpr int SIZE = G::K * G::PLACES, FIT = G::IMAGES;
       for (int n = 0; n < N; n += FIT) {
         const int count = N - n < FIT ? N - n : FIT;
         for (int i = 0; i < count; ++i) unfold<T, G, G::OH>(x_ + (n + i) * IMAGE, 0, columns + i * SIZE);
