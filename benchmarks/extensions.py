@@ -150,7 +150,7 @@ def compiled_fleet(name: str, width: int) -> Fleet:
     if kernels is None:
         raise SystemExit("ticks needs a C++ compiler")
     fleet.kernels = kernels
-    fleet.compiled = Compilation(fleet.program, data.train.tensors, fleet.quantum, Variant.of(fleet))
+    fleet.compiled = Compilation(fleet.program, data, fleet.quantum, Variant.of(fleet))
     fleet.compiled.start()
     fleet.compiled.wait()
     for i, recipe in enumerate(trained):

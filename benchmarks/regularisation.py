@@ -196,7 +196,7 @@ def fleet_of(extensions: Sequence[Extension], work: Work, n_lanes: int, tier: st
     if found is not None:
         fleet.kernels = found
     if tier == "compiled":
-        fleet.compiled = Compilation(fleet.program, work.data.train.tensors, fleet.quantum, Variant.of(fleet))
+        fleet.compiled = Compilation(fleet.program, work.data, fleet.quantum, Variant.of(fleet, [rebuilt(specs[0])]))
         fleet.compiled.start()
         fleet.compiled.wait()
     for spec in specs:

@@ -163,9 +163,9 @@ def build(folder: Path) -> None:
     if (pid := os.fork()) == 0:
         ready = Compilation.ready
 
-        def built(self: Compilation) -> Any:
+        def built(self: Compilation, name: str = "epoch") -> Any:
             self._build.insist()
-            return ready(self)
+            return ready(self, name)
 
         Compilation.ready = built  # type: ignore[method-assign]
         native.prepare()

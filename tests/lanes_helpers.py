@@ -93,8 +93,8 @@ KERNELS: list[Kernels] = [TorchKernels()]
 COMPILED: list[bool] = [False]
 
 
-def open_fleet(define: Define, spec: TrialSpec, width: int, work: Work) -> Fleet:
-    """An empty fleet of the signature of ``spec``."""
+def open_fleet(define: Define, spec: TrialSpec, width: int, work: Work, recipes: Sequence[Recipe] = ()) -> Fleet:
+    """An empty fleet of the signature of ``spec``; where it is compiled, for these recipes too."""
     template = rebuild(define, spec, work)
     signature = Signer(work.data.train.tensors).sign(template)
     layout = Layout.of(template)
@@ -102,7 +102,7 @@ def open_fleet(define: Define, spec: TrialSpec, width: int, work: Work) -> Fleet
     fleet = Fleet(0, Program.prepare(template), layout, width, signature.quantum, signature.exact, work, like)
     fleet.kernels = KERNELS[-1]
     if COMPILED[-1]:
-        fleet.compiled = Compilation(fleet.program, work.data.train.tensors, fleet.quantum, Variant.of(fleet))
+        fleet.compiled = Compilation(fleet.program, work.data, fleet.quantum, Variant.of(fleet, recipes))
         fleet.compiled.start()
         assert fleet.compiled.wait() is not None
     return fleet
@@ -143,7 +143,8 @@ def train_fused(
         width: Lanes; by default as many as trials.
         stops: trial -> epochs after which it leaves.
     """
-    fleet = open_fleet(define, specs[0], width or len(specs), work)
+    recipes = [rebuild(define, s, work) for s in specs] if COMPILED[-1] else []
+    fleet = open_fleet(define, specs[0], width or len(specs), work, recipes)
     waiting, trails = list(specs), {s.number: Trail() for s in specs}
     while waiting or fleet.n_active:
         while waiting and fleet.n_active < fleet.width:

@@ -436,7 +436,7 @@ def test_what_has_no_compiled_form_trains_on() -> None:
         assert epochs_until_compiled(p) == 0
     assert p.run_epoch()[0].finite and next(p._open()).tier == "native"
     with pytest.raises(Unsupported, match="a convolution over 3 dimensions"):
-        Compilation(next(p._open()).program, work.data.train.tensors, 16, Variant(None, 2))
+        Compilation(next(p._open()).program, work.data, 16, Variant(None, 2))
 
 
 @pytest.mark.parametrize(("compiled_s", "tier"), [(0.001, "compiled"), (1.0, "solo")])

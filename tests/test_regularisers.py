@@ -36,7 +36,8 @@ from shoal.extend import L1, BatchSize, Dropout, LabelSmoothing, LearningRate, W
 from shoal.extend._base import Extension
 from shoal.extend._by_validation import Rate
 from shoal.lanes import native
-from shoal.lanes.compiled._runner import obstacle
+from shoal.lanes.compiled._passes import CompiledPasses
+from shoal.lanes.compiled._runner import agrees, obstacle
 from shoal.lanes.fleet import Work
 from shoal.lanes.regularised._rule import rows_of
 from shoal.lanes.rng import KeyedRandom, permutation, sample_keys
@@ -126,7 +127,7 @@ def test_lanes_are_the_plain_loop() -> None:
             )
 
 
-def test_between_moves_lanes_are_compiled_and_stay_the_plain_loop() -> None:
+def test_between_moves_lanes_are_compiled_and_stay_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     native.prepare()
     native.wait()
     if (found := native.kernels()) is None:
@@ -136,10 +137,17 @@ def test_between_moves_lanes_are_compiled_and_stay_the_plain_loop() -> None:
     KERNELS.append(found)
     COMPILED.append(True)
     try:
-        fleet = open_fleet(define, specs[0], 2, WORK)
+        fleet = open_fleet(define, specs[0], 2, WORK, [rebuild(define, s, WORK) for s in specs])
         fleet.admit(ready(define, specs[0], WORK))
         fleet.admit(ready(define, specs[2], WORK))
         assert fleet.compiled is not None and not obstacle(fleet.compiled, fleet)
+        assert all(fleet.compiled.ready(name) for name in ("held_out", "smoothing", "rates"))
+        assert agrees(fleet.compiled, fleet)
+        for name in ("held_out", "by_numbers"):  # a library that gives another gradient is not used
+            with monkeypatch.context() as patch:
+                right = getattr(CompiledPasses, name)
+                patch.setattr(CompiledPasses, name, lambda *args, right=right: 1.1 * right(*args))
+                assert not agrees(fleet.compiled, fleet)
         fleet.leave(0)
         fleet.admit(ready(define, specs_of([{"opt": "sgd", "batch": 11, "moved": "lr"}])[0], WORK))
         assert "no compiled form beside learning rates" in obstacle(fleet.compiled, fleet)

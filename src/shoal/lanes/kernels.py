@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.lanes import optim
@@ -31,6 +33,15 @@ class Spans:
     offsets: Tensor
     sizes: Tensor
     owner: Tensor
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Each parameter's first element and how many it has."""
+        return list(zip(self.offsets.tolist(), self.sizes.tolist(), strict=True))
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(1 or n,) -> (1 or P,)."""
+        return x if len(x) == 1 else x.index_select(0, self.owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,32 @@ class Updates:
     own: Callable[[int], None] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Updates of some of a fleet's W lanes that have just been made, to be differentiated in the gradients that they saw.
+
+    Attributes:
+        lanes, families: Which n of them, and whether each is SGD or Adam.
+        start, params, first, second, grads: Where the updates started, what they led to, and what they saw, (W, P).
+        table: Coefficients, (n, K, G).
+        by: What an update was multiplied by after all, (n, G).
+        rate: Of weight decay that is decoupled from the gradient; 0 where it is not, (n, G).
+        decayed: Which parameters are decayed, (n, parameters).
+    """
+
+    lanes: Sequence[int]
+    families: Sequence[optim.Family]
+    start: Tensor
+    params: Tensor
+    first: Tensor
+    second: Tensor
+    grads: Tensor
+    table: Tensor
+    by: Tensor
+    rate: Tensor
+    decayed: NDArray[np.bool_]
+
+
 Advance = Callable[[int, Sequence[Tensor]], None]
 
 
@@ -96,6 +133,12 @@ class Kernels(Gates, Protocol):
 
     def give_back(self, at: Spans, u: Tensor, p: Tensor, rate: Tensor, due: Tensor) -> None:
         """u, p (rows, P), rate (rows, 1 or n): in rows that are due, u becomes u - p, and p moves by its rate times that."""
+        ...
+
+    def through_update(self, at: Spans, made: Made, v: Tensor) -> tuple[Tensor, Tensor]:
+        """v (W, P), the gradient of something after the updates, times the derivative of each in its own gradient, (W, P); and the
+        derivatives of that something in L1, in weight decay, and in the learning rate, times that, with the squared norms of the
+        former and of where the updates started: (n, 5) in float64."""
         ...
 
     def mask(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
@@ -137,7 +180,7 @@ class TorchKernels(TorchGates):
         return apply_runs_backward(grad, x, y, runs)
 
     def take_over(self, at: Spans, g: Tensor, u: Tensor, p: Tensor, due: Tensor, norms: bool) -> Tensor:
-        places = list(zip(at.offsets.tolist(), at.sizes.tolist(), strict=True))
+        places = at.places
         out = torch.zeros(len(p), len(places), 3, dtype=torch.float64, device=p.device)
         for k, (a, b) in enumerate([(g, u), (g, g), (u, u)] if norms else [(g, u)]):
             product = a * b
@@ -158,6 +201,28 @@ class TorchKernels(TorchGates):
             on = due.bool()[:, None].to(p.device)
             torch.where(on, u - p, u, out=u)
             torch.where(on, torch.addcmul(p, u, rate), p, out=p)
+
+    def through_update(self, at: Spans, made: Made, v: Tensor) -> tuple[Tensor, Tensor]:
+        w, out = torch.zeros_like(v), torch.zeros(len(made.lanes), 5, dtype=torch.float64, device=v.device)
+        # Lane by lane: a row stays in the nearest caches, and no sum depends on who else moves.
+        for r, i in enumerate(made.lanes):
+            c, (by, rate) = [at.spread(x) for x in made.table[r]], (at.spread(x[r]) for x in (made.by, made.rate))
+            start, along = made.start[i], v[i]
+            if made.families[r] is optim.Family.ADAM:
+                g = c[optim.SIGN] * made.grads[i] + c[optim.L2] * start
+                root = made.second[i].sqrt()
+                below = c[optim.C5] * root + c[optim.C6]
+                falls = torch.where(root > 0, g * made.first[i] * (c[optim.C5] * c[optim.C4]) / root, 0.0)
+                slope = by * c[optim.C7] * (c[optim.C3] - falls / below) / below
+            else:
+                slope = by * c[optim.C7] * (c[optim.C5] + c[optim.C6] * c[optim.C4])
+            w[i] = along * slope
+            decaying = torch.where(rate != 0, -rate * along, w[i]) * start
+            each = (w[i] * start.sign(), decaying, along * (made.params[i] - start), w[i] * w[i], start * start)
+            for k, product in enumerate(each):
+                parts = [product[o : o + n].sum(dtype=torch.float64) for o, n in at.places]
+                out[r, k] = sum(x for x, decays in zip(parts, made.decayed[r], strict=True) if k != 1 or decays)
+        return w, out
 
     def mask(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
         return mask_of(keys, element, threshold, scale)

@@ -394,7 +394,7 @@ class Pool:
             self._not_compiled(g, error)
 
     def _compilation(self, g: _Group, fleet: Fleet, variant: Variant) -> Compilation:
-        return Compilation(fleet.program, self.work.data.train.tensors, g.quantum, variant)
+        return Compilation(fleet.program, self.work.data, g.quantum, variant)
 
     @staticmethod
     def _not_compiled(g: _Group, error: Exception) -> None:

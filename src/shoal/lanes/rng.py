@@ -103,7 +103,8 @@ class KeyedRandom(keyed.KeyedRandom):
         keys, element = self._draw(shape, like.device)
         u = ((mix(keys[:, None] ^ element) >> 1).to(like.dtype) + (2.0**30 + 0.5)) * 2.0**-31
         rate = p.to(like.dtype)
-        kept = torch.sigmoid((torch.logit(u) - torch.logit(0.001 + 0.998 * rate)) / _TEMPERATURE)
+        off = 0.001 + 0.998 * rate
+        kept = torch.sigmoid((torch.logit(u) - (off.log() - (1.0 - off).log())) / _TEMPERATURE)
         return (kept / (1.0 - rate)).view(shape)
 
     def _given(self, p: float | Tensor) -> float | Tensor:

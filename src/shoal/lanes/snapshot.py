@@ -84,14 +84,22 @@ def freeze(pool: Pool) -> tuple[dict[str, Tensor], dict[str, Json]]:
 
 def _variants_out(variants: Mapping[str, Variant]) -> dict[str, Json]:
     return {
-        key: {"uses": None if v.uses is None else list[Json](sorted(v.uses)), "tail": v.tail}
+        key: {
+            "uses": None if v.uses is None else list[Json](sorted(v.uses)),
+            "tail": v.tail,
+            "moves": list[Json](sorted(v.moves)),
+        }
         for key, v in variants.items()
     }
 
 
 def _variants_in(facts: Mapping[str, Any]) -> dict[str, Variant]:
     return {
-        key: Variant(None if v["uses"] is None else frozenset(map(str, v["uses"])), int(v["tail"]))
+        key: Variant(
+            None if v["uses"] is None else frozenset(map(str, v["uses"])),
+            int(v["tail"]),
+            frozenset(map(str, v.get("moves", ()))),
+        )
         for key, v in facts.items()
     }
 

@@ -31,6 +31,8 @@ from shoal.recipe import Batch, Recipe
 from shoal.transforms import by_sample
 
 _TRACED_WIDTHS = (3, 5)  # any two that differ will do; narrow ones are quick to run through
+# One lane's step: its graph, inputs like those it was traced with, and which of its placeholders an epoch leaves alone.
+LaneGraph = tuple[torch.fx.GraphModule, list[Tensor], set[torch.fx.Node]]
 ALIGN = 64  # elements: every parameter starts on a cache line, and no row of a flat buffer ends inside a vector
 
 
@@ -302,7 +304,7 @@ class Program:
         self, state: Sequence[Tensor], data: Sequence[Tensor], idx: Tensor, weights: Tensor, keys: Tensor
     ) -> Any:
         """Gradients, in the parameters, of the loss in evaluation mode and without label smoothing; arguments as for `train`."""
-        before, self._uses = self._uses, None if self._uses is None else self._uses - {SMOOTHING}
+        before, self._uses = self._uses, self._unsmoothed(self._uses)
         try:
             return self._evaluated("held out", self._held_out_step(len(data)), state, *data, idx, weights, keys)
         finally:
@@ -329,17 +331,29 @@ class Program:
             self._functions[key] = self._build(key, self._numbers_step(len(data), names), inputs, len(state))
         return dict(zip(names, self._functions[key](*state, *data, idx, weights, keys), strict=True))
 
+    def _unsmoothed(self, uses: frozenset[str] | None) -> frozenset[str] | None:
+        """Numbers of the loss without label smoothing, which only training knows."""
+        if SMOOTHING not in self.layout.values:
+            return uses
+        return frozenset(self.layout.values if uses is None else uses) - {SMOOTHING}
+
     def _evaluated(self, step: str, f: Callable[..., Any], state: Sequence[Tensor], *inputs: Tensor) -> Any:
         key = (self._step_name(step), inputs[-1].shape[1])
         if key not in self._functions:
-            flags = {m: m.training for m in self._recipe.model.modules()}
-            self._recipe.model.eval()
-            try:
+            with self._evaluating():
                 self._functions[key] = self._build(key, f, [*state, *inputs], len(state))
-            finally:
-                for module, flag in flags.items():
-                    module.training = flag
         return self._functions[key](*state, *inputs)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The template in evaluation mode."""
+        flags = {m: m.training for m in self._recipe.model.modules()}
+        self._recipe.model.eval()
+        try:
+            yield
+        finally:
+            for module, flag in flags.items():
+                module.training = flag
 
     @contextmanager
     def kernels(self) -> Iterator[None]:
@@ -390,22 +404,37 @@ class Program:
         graph.tidy(gm, for_torch=for_torch)
         return gm
 
-    def lane_graph(
-        self, data: Sequence[Tensor], slots: int, uses: frozenset[str] | None
-    ) -> tuple[torch.fx.GraphModule, list[Tensor], set[torch.fx.Node]]:
-        """A training step of one lane: its graph, inputs like those it was traced with, and which of them an epoch leaves alone.
+    def lane_graph(self, data: Sequence[Tensor], slots: int, uses: frozenset[str] | None) -> LaneGraph:
+        """A training step of one lane.
 
         Args:
             data: The training split's tensors.
             slots: Samples of a batch.
             uses: Which numbers of the loss it looks at, as for ``refresh``.
         """
+        return self._lane_graph(self._train_step(len(data)), data, slots, uses)
+
+    def held_out_graph(self, data: Sequence[Tensor], slots: int, uses: frozenset[str] | None) -> LaneGraph:
+        """The same of `held_out`: gradients alone."""
+        with self._evaluating():
+            step = self._held_out_step(len(data))
+            return self._lane_graph(step, data, slots, self._unsmoothed(uses))
+
+    def numbers_graph(
+        self, names: Sequence[str], data: Sequence[Tensor], slots: int, uses: frozenset[str] | None
+    ) -> LaneGraph:
+        """The same of `by_numbers`: the gradients in these numbers."""
+        return self._lane_graph(self._numbers_step(len(data), names), data, slots, uses)
+
+    def _lane_graph(
+        self, f: Callable[..., Any], data: Sequence[Tensor], slots: int, uses: frozenset[str] | None
+    ) -> LaneGraph:
         state = self._example(1)
         slots_of = [torch.zeros(1, slots, dtype=d) for d in (torch.int64, self.layout.dtype, torch.int32)]
         inputs = [*state, *data, *(t.to(state[0].device) for t in slots_of)]
         before, self._uses = self._uses, uses
         try:
-            gm = self._traced(self._train_step(len(data)), inputs, for_torch=False)
+            gm = self._traced(f, inputs, for_torch=False)
         finally:
             self._uses = before
         placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]

@@ -11,19 +11,21 @@ the kernels of ``shoal.lanes.native`` or torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
+from shoal.data import Datasets
 from shoal.lanes.compiled._lower import Lowering
 from shoal.lanes.compiled._places import Unsupported, ctype
-from shoal.lanes.compiled._program import HEADERS, Epoch, Step, Ticks, text
+from shoal.lanes.compiled._program import HEADERS, Epoch, Function, Step, Ticks, text
 from shoal.lanes.graph import unreached
 from shoal.lanes.native._build import Build
-from shoal.lanes.step import Program
+from shoal.lanes.regularised._rule import batch_size, moves_of, numbers_of
+from shoal.lanes.step import LaneGraph, Program
+from shoal.recipe import Recipe
 
 if TYPE_CHECKING:
     from shoal.lanes.fleet import Fleet
@@ -47,16 +49,20 @@ class Variant:
     Attributes:
         uses: Which numbers of the loss it looks at, None for all.
         tail: Samples of the last batch of an epoch where that may not be filled up, else the quantum.
+        moves: Numbers in which a hyper-validation gradient is asked for, by the names of ``regularised.passes``; none where nothing
+            moves by one.
     """
 
     uses: frozenset[str] | None
     tail: int
+    moves: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, fleet: Fleet) -> Variant:
-        """What the lanes of a fleet need now."""
+    def of(cls, fleet: Fleet, recipes: Iterable[Recipe] = ()) -> Variant:
+        """What the lanes of a fleet need now, and those of these recipes."""
         # Weights of classes and smoothing cost next to nothing here.
-        return cls(None if fleet.program.has_class_loss else fleet.program.uses, fleet.tail)
+        uses = None if fleet.program.has_class_loss else fleet.program.uses
+        return cls(uses, fleet.tail, moves_of([*(t.recipe for _, t in fleet.active), *recipes]))
 
 
 class Compilation:
@@ -64,7 +70,7 @@ class Compilation:
 
     Args:
         program: A program of the signature, whatever its width.
-        data: The training split's tensors.
+        data: The training split, and that which hyper-validation gradients are taken on.
         quantum: Slots of a batch.
         variant: For which lanes.
 
@@ -72,17 +78,44 @@ class Compilation:
         Unsupported: If something in it has no compiled form.
     """
 
-    def __init__(self, program: Program, data: Sequence[Tensor], quantum: int, variant: Variant) -> None:
-        uses, tail = variant.uses, variant.tail
-        if any(not t.is_contiguous() for t in data):
+    def __init__(self, program: Program, data: Datasets, quantum: int, variant: Variant) -> None:
+        train = data.train.tensors
+        if any(not t.is_contiguous() for t in (*train, *(() if data.held_out is None else data.held_out.tensors))):
             raise Unsupported("data that do not lie in order")
         self.variant = variant
         self._real = program.layout.dtype
-        self._step, self.unused = _step(program, data, quantum, "whole", uses)
-        self._tail = _step(program, data, tail, "last", uses)[0] if tail != quantum else None
-        source = text(self._real, self._step, self._tail)
+        ctype(self._real)
+        n, uses, tail = len(program.layout.names), variant.uses, variant.tail if variant.tail != quantum else 0
+
+        def lowered(name: str, graph_of: Callable[[int], LaneGraph], n_parts: int, *, renews: bool = False) -> Function:
+            """A function of steps: for whole batches, and for the last one."""
+            steps = [
+                _step(program, graph_of(slots), len(train), n_parts, f"{name}_{which}_", renews=renews)
+                for which, slots in (("whole", quantum), ("last", tail))
+                if slots
+            ]
+            return Function(name, *steps)
+
+        whole = program.lane_graph(train, quantum, uses)
+        self.unused = unreached(whole[0], n)
+        self._functions = [
+            lowered("epoch", lambda q: whole if q == quantum else program.lane_graph(train, q, uses), n, renews=True)
+        ]
+        held = data.held_out
+        if variant.moves and held is not None:
+            with contextlib.suppress(Unsupported):  # else the fleet's own program gives what moves need
+                graph = program.held_out_graph(held.tensors, batch_size(held), uses)
+                self._functions.append(Function("held_out", _step(program, graph, len(held.tensors), n, "held_out_")))
+            for name, names in numbers_of(variant.moves).items():
+
+                def numbers_graph(slots: int, names: Sequence[str] = names) -> LaneGraph:
+                    return program.numbers_graph(names, train, slots, uses)
+
+                with contextlib.suppress(Unsupported):
+                    self._functions.append(lowered(name, numbers_graph, len(names)))
+        source = text(self._real, self._functions)
         self._build = Build("epoch", source, _HEADERS, _FLAGS, loss="a signature is not compiled")
-        self._epoch: Epoch | None = None
+        self._epochs: dict[str, Epoch] = {}
 
     def start(self) -> None:
         """Start the compiler, unless the library is there already. Returns at once."""
@@ -98,28 +131,24 @@ class Compilation:
         """Whether there will be no library."""
         return self._build.failed
 
-    def ready(self) -> Epoch | None:
-        """The epoch if its library is there."""
-        if self._epoch is None:
+    def ready(self, name: str = "epoch") -> Epoch | None:
+        """The epoch if its library is there, or another function of it."""
+        if not self._epochs:
             path = self._build.ready()
             if path is not None:
                 try:
-                    self._epoch = Epoch(path, self._real, self._step, self._tail)
+                    self._epochs = {f.name: Epoch(path, self._real, f) for f in self._functions}
                 except (OSError, AttributeError) as error:
                     path.unlink(missing_ok=True)
                     self._build.give_up(f"{path.name} cannot be loaded ({error})")
-        return self._epoch
+        return self._epochs.get(name)
 
 
-def _step(
-    program: Program, data: Sequence[Tensor], slots: int, prefix: str, uses: frozenset[str] | None
-) -> tuple[Step, tuple[int, ...]]:
-    layout = program.layout
-    ctype(layout.dtype)
-    gm, inputs, fixed = program.lane_graph(data, slots, uses)
+def _step(program: Program, graph: LaneGraph, n_data: int, n_parts: int, prefix: str, *, renews: bool = False) -> Step:
+    """A graph as C++, which gives ``n_parts`` gradients and, if it ``renews`` them, the buffers and the loss after that."""
+    layout, (gm, inputs, fixed) = program.layout, graph
     lowered = Lowering(gm, inputs, fixed, layout.dtype, prefix).run()
     names = tuple((f"{prefix}in{i}", ctype(t.dtype)) for i, t in enumerate(inputs))
-    n_parts, n_state = len(layout.names), len(inputs) - len(data) - 3
-    first = n_parts + len(layout.frozen) + len(layout.lifted)
-    buffers = tuple(range(first, first + len(layout.buffers)))
-    return Step(lowered, prefix, n_state, len(data), n_parts, buffers, names), unreached(gm, n_parts)
+    first = len(layout.names) + len(layout.frozen) + len(layout.lifted)
+    buffers = tuple(range(first, first + len(layout.buffers))) if renews else ()
+    return Step(lowered, prefix, len(inputs) - n_data - 3, n_data, n_parts, buffers, names)

@@ -54,6 +54,13 @@ def _quotient(to: Lowering, node: fx.Node) -> Value:
     return expression(to, node, _pointwise.QUOTIENTS[node.target], node.args)
 
 
+@handles(_aten.logit.default)
+def _logit(to: Lowering, node: fx.Node) -> Value:
+    if given(node, 1, "eps") is not None:
+        raise Unsupported("a logit with eps")
+    return expression(to, node, "std::log({0} / (T(1) - {0}))", node.args[:1])
+
+
 @handles(_aten.pow.Tensor_Scalar)
 def _power(to: Lowering, node: fx.Node) -> Value:
     exponent: Any = node.args[1]

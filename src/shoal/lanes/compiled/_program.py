@@ -39,28 +39,35 @@ class Step:
     inputs: tuple[tuple[str, str], ...]  # (name, C++ type) of every input
 
 
-def text(real: torch.dtype, step: Step, tail: Step | None) -> str:
-    """The whole C++ file.
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One function of a library: its name, its step for whole batches, and, where there is one, that for a smaller last one."""
 
-    Args:
-        real: The dtype of the parameters.
-        step: For whole batches.
-        tail: For a smaller last batch, where batches may not be filled up.
-    """
-    kind = ctype(real)
+    name: str
+    step: Step
+    tail: Step | None = None
+
+    @property
+    def text(self) -> str:
+        """Its C++, without what its steps are made of."""
+        step, last = self.step, self.tail or self.step
+        return (
+            f'extern "C" void shoal_{self.name}(const Job* job, char* kept, char* scratch) {{\n'
+            f"  shoal::epoch<T, {step.n_state}, {step.n_data}, {step.n_parts}>(*job, kept, scratch, {step.prefix}_setup, "
+            f"{step.prefix}_tick, {last.prefix}_setup, {last.prefix}_tick, kept + {step.lowered.kept_bytes});\n}}\n"
+        )
+
+
+def text(real: torch.dtype, functions: Sequence[Function]) -> str:
+    """The whole C++ file; ``real`` is the dtype of the parameters."""
     includes = "".join(f'#include "{name}.h"\n' for name in HEADERS)
+    steps = [step for f in functions for step in (f.step, f.tail) if step is not None]
     parts = [
-        f"{includes}\nusing T = {kind};\nnamespace {{\nusing Job = shoal::Job<T>;\n",
-        _functions(step),
-        "" if tail is None else _functions(tail),
+        f"{includes}\nusing T = {ctype(real)};\nnamespace {{\nusing Job = shoal::Job<T>;\n",
+        *map(_functions, steps),
+        "}  // namespace\n",
+        *(f.text for f in functions),
     ]
-    last = tail or step
-    parts.append(
-        "}  // namespace\n\n"
-        'extern "C" void shoal_epoch(const Job* job, char* kept, char* scratch) {\n'
-        f"  shoal::epoch<T, {step.n_state}, {step.n_data}, {step.n_parts}>(*job, kept, scratch, {step.prefix}_setup, "
-        f"{step.prefix}_tick, {last.prefix}_setup, {last.prefix}_tick, kept + {step.lowered.kept_bytes});\n}}\n"
-    )
     return "\n".join(parts)
 
 
@@ -71,14 +78,15 @@ def _functions(step: Step) -> str:
     scratch = "\n".join(f"  {kind}* const {name} = ({kind}*)(scratch + {at});" for name, kind, at in low.scratch)
     setup, tick = ("\n  ".join(lines) for lines in (low.setup, low.tick))
     ends = [f"  parts[{k}] = {o.address};" for k, o in enumerate(low.outputs[: step.n_parts])]
-    for i, o in zip(step.buffers, low.outputs[step.n_parts : -1], strict=True):
+    after = low.outputs[step.n_parts :]  # new buffers and the loss, or nothing
+    for i, o in zip(step.buffers, after[:-1], strict=True):
         name, kind = step.inputs[i]
         if o.pointer != name:
             n = 1
             for size in o.shape:
                 n *= size
             ends.append(f"  std::memcpy({name}, {o.address}, {n} * sizeof({kind}));")
-    ends.append(f"  *loss = ({low.outputs[-1].address})[0];")
+    ends.append(f"  *loss = {f'({after[-1].address})[0]' if after else 'T(0)'};")
     return (
         f"void {p}_setup(const Job& job, char* const* in, char* kept) {{\n{inputs}\n{kept}\n  {setup}\n}}\n\n"
         f"void {p}_tick(const Job& job, char* const* in, char* kept, char* scratch, T* loss, const T** parts) {{\n"
@@ -151,19 +159,20 @@ class Ticks:
 
 
 class Epoch:
-    """A compiled epoch of one signature.
+    """A compiled epoch of one signature, or whatever else a function of its library makes of all its ticks.
 
     Args:
         path: The library.
         real: The dtype of the parameters.
-        step, tail: What it was made from.
+        made: What the function was made from.
 
     Raises:
         OSError, AttributeError: If the library cannot be loaded.
     """
 
-    def __init__(self, path: Path, real: torch.dtype, step: Step, tail: Step | None) -> None:
-        self._call = ctypes.CDLL(str(path)).shoal_epoch
+    def __init__(self, path: Path, real: torch.dtype, made: Function) -> None:
+        step, tail = made.step, made.tail
+        self._call = getattr(ctypes.CDLL(str(path)), f"shoal_{made.name}")
         self._call.argtypes, self._call.restype = [_POINTER] * 3, None
         self.real, self.has_tail = real, tail is not None
         self.kinds = step.lowered.kinds | (tail.lowered.kinds if tail else frozenset())

@@ -21,9 +21,13 @@ from shoal.extend._by_validation import by_validation
 from shoal.lanes import optim
 from shoal.lanes.activations import TABLE
 from shoal.lanes.compiled._moving import Rates
+from shoal.lanes.compiled._passes import CompiledPasses
 from shoal.lanes.compiled._program import Ticks
 from shoal.lanes.native import FAMILIES, NativeKernels
 from shoal.lanes.noise_scale import batch_size
+from shoal.lanes.regularised._passes import Passes
+from shoal.lanes.regularised._rule import batch_size as batch_size_of
+from shoal.lanes.regularised._rule import numbers_of
 
 if TYPE_CHECKING:
     from shoal.lanes.compiled import Compilation
@@ -100,7 +104,8 @@ def runner(
     due_, on_ = due.view(np.uint8), goes_on.view(np.uint8)
     measured, squares = (None, None) if noise is None else (noise.measured, noise.squares)
     if regularisers is not None:
-        regularisers.follow_compiled(lanes, table, None if shaping is None else shaping[:, 0])
+        passes = functools.partial(CompiledPasses, compilation, fleet)
+        regularisers.follow_compiled(passes, lanes, table, None if shaping is None else shaping[:, 0])
         measured, squares = regularisers.moves, torch.zeros(*due.shape, 2, dtype=torch.float64)
 
     def run(first: int, index: NDArray[np.int64], weights: NDArray[np.float64], keys: NDArray[np.int32]) -> None:
@@ -198,8 +203,33 @@ def agrees(compilation: Compilation, fleet: Fleet) -> bool:
             return False
         exact |= apart <= (1e-9 if fleet.layout.dtype == torch.float64 else 1e-4)
         if bool(exact.all()):
-            return True
+            return _same_passes(compilation, fleet, lanes)
     return False
+
+
+def _same_passes(compilation: Compilation, fleet: Fleet, lanes: Sequence[int]) -> bool:
+    """Whether what the library gives to moves is, up to a little, what the fleet's own program gives."""
+    held_out = fleet.work.data.held_out
+    if not compilation.variant.moves or held_out is None:
+        return True
+    size, inputs = batch_size_of(held_out), fleet.state.inputs
+    shape = (fleet.width, size)
+    held = (torch.arange(size).repeat(fleet.width, 1), torch.full(shape, 1 / size), torch.zeros(shape))
+    index, weights, keys = (torch.from_numpy(x[0]) for x in _slots(fleet, 0))
+
+    def found(passes: Passes) -> list[Tensor]:
+        slots = (held[0], held[1].to(fleet.layout.dtype), held[2].int())
+        train = (index, weights.to(fleet.layout.dtype), keys)
+        numbers = numbers_of(compilation.variant.moves).values()
+        return [
+            passes.held_out(inputs, slots, lanes),
+            *(passes.by_numbers(names, inputs, train, lanes) for names in numbers),
+        ]
+
+    with torch.no_grad(), fleet.program.kernels():
+        expected, got = found(Passes(fleet, held_out)), found(CompiledPasses(compilation, fleet, held_out))
+    apart = [_largest(x - y) / _largest(y).clamp(min=1e-3) for x, y in zip(got, expected, strict=True)]
+    return all(bool((a[lanes].nan_to_num(0.0) <= _LOOSE).all()) for a in apart)
 
 
 def own_tick(fleet: Fleet, attempt: int = 0) -> Sequence[Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shoal.lanes import optim
 from shoal.lanes.activations import TABLE
-from shoal.lanes.kernels import Advance, Gradients, Runs, Spans, TorchKernels, Updates
+from shoal.lanes.kernels import Advance, Gradients, Made, Runs, Spans, TorchKernels, Updates
 from shoal.lanes.native._build import Build
 
 _TYPES = {torch.float32: "f32", torch.float64: "f64"}
@@ -58,6 +58,10 @@ class NativeKernels:
         }
         self._rates_after = {
             t: _function(library, f"shoal_rate_after_{s}", *[_LONG] * 4, *[_POINTER] * 6) for t, s in _TYPES.items()
+        }
+        self._through = {
+            t: _function(library, f"shoal_through_{s}", _LONG, *[_POINTER] * 2, *[_LONG] * 3, *[_POINTER] * 14)
+            for t, s in _TYPES.items()
         }
         self._masks = {
             t: _function(library, f"shoal_mask_{s}", *[_LONG] * 3, *[_POINTER] * 5) for t, s in _TYPES.items()
@@ -150,6 +154,23 @@ class NativeKernels:
         places = (at.offsets.data_ptr(), at.sizes.data_ptr())
         rows = (u.data_ptr(), p.data_ptr(), rate.data_ptr(), due.data_ptr())
         self._rates_after[p.dtype](*p.shape, rate.shape[1], len(at.offsets), *places, *rows)
+
+    def through_update(self, at: Spans, made: Made, v: Tensor) -> tuple[Tensor, Tensor]:
+        if v.dtype not in _TYPES:
+            return self._torch.through_update(at, made, v)
+        w, out = torch.zeros_like(v), torch.zeros(len(made.lanes), 5, dtype=torch.float64)
+        lanes = np.asarray(made.lanes, dtype=np.int64)
+        families = np.asarray([FAMILIES[f] for f in made.families], dtype=np.int32)
+        rows = (made.start, made.params, made.first, made.second, made.grads, v, w)
+        own = [t.to(v.dtype).contiguous() for t in (made.table, made.by, made.rate)]
+        decayed = np.ascontiguousarray(made.decayed)
+        n_groups, places = made.table.shape[2], (at.offsets.data_ptr(), at.sizes.data_ptr())
+        self._through[v.dtype](
+            *(len(lanes), lanes.ctypes.data, families.ctypes.data, v.shape[1], n_groups, len(at.offsets), *places),
+            *(t.data_ptr() for t in (*rows, *own)),
+            *(decayed.ctypes.data, out.data_ptr()),
+        )
+        return w, out
 
     def mask(self, keys: Tensor, element: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
         if scale.dtype not in _TYPES:

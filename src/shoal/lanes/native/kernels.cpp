@@ -13,7 +13,7 @@
 namespace {
 
 // Rows of the coefficient table, as in lanes/optim.py.
-enum { DECAY, L2, C3, C4, C5, C6, C7, SIGN };
+enum { DECAY, L2, C3, C4, C5, C6, C7, SIGN, C8, ROWS };
 enum Family { SGD, ADAM, RMS, RMS_CENTERED };
 
 template <typename T>
@@ -90,6 +90,74 @@ void advance(int family, int64_t lanes, int64_t P, int64_t G, int64_t first, int
         case RMS_CENTERED: rms_centered(n, p + at, m + at, v + at, a + at, gradient, own); break;
       }
     }
+  }
+}
+
+// ---- regularisers that move (lanes/regularised) ----
+
+// How far 16 partial sums have come, whatever the machine's vectors: how a sum is rounded depends on the parameter's size alone.
+struct Partial {
+  static constexpr int64_t W = 16;
+  double at[W] = {};
+  double all() const {
+    double sum = 0.0;
+    for (int64_t j = 0; j < W; ++j) sum += at[j];
+    return sum;
+  }
+};
+
+// The derivative of an update in its gradient, element by element, is what SGD and Adam make of these coefficients. From p0 it led to p,
+// with the gradient g; w becomes v times it. Adds up w sign(p0), v (p - p0), w w and p0 p0; w p0 and v p0 are those of this parameter.
+template <int FAMILY, typename T>
+void through(int64_t n, const T* __restrict p0, const T* __restrict p, const T* __restrict m, const T* __restrict s,
+             const T* __restrict g, const T* __restrict v, T* __restrict w, const T* c, T by, double* sums) {
+  Partial signs, decays, apart, steps, ww, pp;
+  const T plain = by * c[C7] * (c[C5] + c[C6] * c[C4]);
+  const auto one = [&](int64_t i, int64_t j) {
+    const T from = p0[i], along = v[i];
+    T slope = plain;
+    if (FAMILY == ADAM) {
+      const T root = std::sqrt(s[i]), below = c[C5] * root + c[C6], d = c[SIGN] * g[i] + c[L2] * from;
+      const T falls = root > T(0) ? d * m[i] * (c[C5] * c[C4]) / root : T(0);
+      slope = by * c[C7] * (c[C3] - falls / below) / below;
+    }
+    const T there = along * slope;
+    w[i] = there;
+    signs.at[j] += double(there * T((T(0) < from) - (from < T(0))));
+    decays.at[j] += double(there * from);
+    apart.at[j] += double(along * from);
+    steps.at[j] += double(along * (p[i] - from));
+    ww.at[j] += double(there * there);
+    pp.at[j] += double(from * from);
+  };
+  const int64_t whole = n - n % Partial::W;
+  for (int64_t i = 0; i < whole; i += Partial::W)
+    for (int64_t j = 0; j < Partial::W; ++j) one(i + j, j);
+  for (int64_t i = whole; i < n; ++i) one(i, i - whole);
+  sums[0] += signs.all(), sums[1] += steps.all(), sums[2] += ww.all(), sums[3] += pp.all();
+  sums[4] = decays.all(), sums[5] = apart.all();
+}
+
+// For each of some lanes of a fleet: w (lanes of the fleet, P), and out (n_lanes, 5): the derivatives in L1, in weight decay and, times
+// the learning rate, in that; and the squared norms of w and p0. c (n_lanes, K, G); by and rate (n_lanes, G): what an update is multiplied by after all, and the rate of a
+// decay that is decoupled, else 0; decayed (n_lanes, n_parts).
+template <typename T>
+void through_update(int64_t n_lanes, const int64_t* lanes, const int32_t* family, int64_t P, int64_t G, int64_t n_parts,
+                    const int64_t* offsets, const int64_t* sizes, const T* p0, const T* p, const T* m, const T* s, const T* g, const T* v,
+                    T* w, const T* c, const T* by, const T* rate, const uint8_t* decayed, double* out) {
+  for (int64_t l = 0; l < n_lanes; ++l) {
+    double sums[6] = {}, decay = 0.0;
+    for (int64_t k = 0; k < n_parts; ++k) {
+      const int64_t at = lanes[l] * P + offsets[k], group = G > 1 ? k : 0;
+      T own[8];
+      for (int64_t j = 0; j < 8; ++j) own[j] = c[(l * ROWS + j) * G + group];
+      const auto call = family[l] == ADAM ? through<ADAM, T> : through<SGD, T>;
+      call(sizes[k], p0 + at, p + at, m + at, s + at, g + at, v + at, w + at, own, by[l * G + group], sums);
+      const T apart = rate[l * G + group];
+      if (decayed[l * n_parts + k]) decay += apart != T(0) ? -double(apart) * sums[5] : sums[4];
+    }
+    const double found[5] = {sums[0], decay, sums[1], sums[2], sums[3]};
+    for (int64_t j = 0; j < 5; ++j) out[5 * l + j] = found[j];
   }
 }
 
@@ -429,6 +497,20 @@ void shoal_advance_f64(int family, int64_t lanes, int64_t P, int64_t G, int64_t 
                        const int64_t* sizes, double* p, double* m, double* v, double* a, double* g, const double* c,
                        const uint8_t* due, const double* const* parts, const uint8_t* goes_on) {
   advance(family, lanes, P, G, first, n_parts, offsets, sizes, p, m, v, a, g, c, due, parts, goes_on);
+}
+
+void shoal_through_f32(int64_t n_lanes, const int64_t* lanes, const int32_t* family, int64_t P, int64_t G, int64_t n_parts,
+                       const int64_t* offsets, const int64_t* sizes, const float* p0, const float* p, const float* m, const float* s,
+                       const float* g, const float* v, float* w, const float* c, const float* by, const float* rate, const uint8_t* decayed,
+                       double* out) {
+  through_update(n_lanes, lanes, family, P, G, n_parts, offsets, sizes, p0, p, m, s, g, v, w, c, by, rate, decayed, out);
+}
+
+void shoal_through_f64(int64_t n_lanes, const int64_t* lanes, const int32_t* family, int64_t P, int64_t G, int64_t n_parts,
+                       const int64_t* offsets, const int64_t* sizes, const double* p0, const double* p, const double* m, const double* s,
+                       const double* g, const double* v, double* w, const double* c, const double* by, const double* rate, const uint8_t* decayed,
+                       double* out) {
+  through_update(n_lanes, lanes, family, P, G, n_parts, offsets, sizes, p0, p, m, s, g, v, w, c, by, rate, decayed, out);
 }
 
 void shoal_rate_before_f32(int64_t lanes, int64_t P, int64_t n_parts, const int64_t* offsets, const int64_t* sizes, int norms,

@@ -8,7 +8,7 @@ hyper-validation gradient, ``w`` the direction along which the training gradient
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shoal.data import Split
 from shoal.lanes import optim
 from shoal.lanes.criteria import SMOOTHING
 from shoal.lanes.hypergradient import LaneRates
+from shoal.lanes.kernels import Made, Spans
 from shoal.lanes.lift import dropouts
-from shoal.lanes.optim import C3, C4, C5, C6, C7, DECAY, L2, SIGN
+from shoal.lanes.optim import DECAY, L2
 from shoal.lanes.regularised import _rule as rule
+from shoal.lanes.regularised._passes import Passes, Slots
 from shoal.lanes.regularised._rule import DECAY_, L1_, LR_, RATES_, SMOOTHING_, Asked, Slopes
 
 if TYPE_CHECKING:
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 
 # What a lane keeps beside its row (``LaneState.own``).
 KEPT, VALUE = "regulariser.kept", "regulariser.value"
-Slots = tuple[Tensor, ...]  # samples, weights and keys of a tick, (W, q) each
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +112,12 @@ class LaneRegularisers:
         self._implicit = self._column([i in shared and shared[i].method == "implicit" for i in range(width)])
         self._scale = self._column([shared[i].scale if i in shared else 0.0 for i in range(width)])
         self._terms = {i: e.terms for i, e in shared.items() if e.method == "implicit"}
+        self._spans = Spans(fleet.offsets, fleet.sizes, fleet._owner)
+        self._passes: Passes = Passes(fleet, self._data)
         self._real = torch.zeros(self._layout.size, dtype=torch.bool, device=device)
-        for o, s in zip(self._layout.offsets, self._layout.shapes, strict=True):
-            self._real[o : o + s.numel()] = True
-        self._decays = self._decaying()  # (W, P)
+        for o, n in self._spans.places:
+            self._real[o : o + n] = True
+        self._fixed = self._decay_of_groups()  # (W, parameters)
 
         kept = fleet.state.own(KEPT, (3, size), torch.float64)
         fresh = self._column([i in self._trials and self._trials[i].updates == 0 for i in range(width)])
@@ -158,14 +162,18 @@ class LaneRegularisers:
         self._stretches.append(_Stretch(family, decays, rates))
         return frozenset({L2, DECAY} if decays.coupled.any() or decays.apart.any() else ())
 
-    def follow_compiled(self, lanes: Sequence[int], table: Tensor, penalties: Tensor | None) -> None:
+    def follow_compiled(
+        self, passes: Callable[[Split], Passes], lanes: Sequence[int], table: Tensor, penalties: Tensor | None
+    ) -> None:
         """Learn of what compiled ticks are given, which is written to as numbers move.
 
         Args:
-            lanes: Which.
+            passes: What gives gradients, of hyper-validation data.
+            lanes: Which train.
             table: (rows, T, K, G).
             penalties: L1 of each of them, (rows,), if there is any.
         """
+        self._passes = passes(self._data)
         self._decays_in(lanes, table.permute(1, 2, 0, 3))
         if penalties is not None:
             self._penalties.append((lanes, penalties))
@@ -184,7 +192,11 @@ class LaneRegularisers:
                 if stop > start:
                     run(first + start, index[start:stop], weights[start:stop], keys[start:stop])
                 for k in range(max(start, stop - (self._seen.maxlen or 1)), stop):
-                    idx, weight, key = (torch.from_numpy(x[k]).to(self._device) for x in (index, weights, keys))
+                    q = self._fleet.tail if first + k == len(self._due) - 1 else self._fleet.quantum
+                    idx, weight, key = (
+                        torch.from_numpy(np.ascontiguousarray(x[k, :, :q])).to(self._device)
+                        for x in (index, weights, keys)
+                    )
                     self.saw((idx, weight.to(self._layout.dtype), key))
 
             done = 0
@@ -192,7 +204,7 @@ class LaneRegularisers:
                 train(done, k)
                 self._start.copy_(self._state.params)
                 train(k, k + 1)
-                self._grads.copy_(self._state.grads)  # there, since the tick is one of those that are measured
+                self._grads = self._state.grads  # there, since the tick is one of those that are measured
                 self.after(first + k)
                 done = k + 1
             train(done, len(index))
@@ -284,118 +296,114 @@ class LaneRegularisers:
 
     def _hypergradient(self, t: int) -> Tensor:
         """Of the hyper-validation loss in every number, (W, R); what it says of lanes whose turn it is not means nothing."""
-        v = self._held_out(t)
-        implicit = self._neumann(t, v) if any(self._moves[t, i] for i in self._terms) else v
-        out, mixed = torch.zeros_like(self._value), self._smooths or self._drops
-        w_, point_ = (torch.zeros_like(v), self._start.clone()) if mixed else (v, v)
-        # Lane by lane: a row stays in the nearest caches, and no sum depends on who else moves.
-        for s in self._stretches:
-            for r, i in enumerate(s.decays.lanes):
-                if i not in self._found or not self._moves[t, i]:
-                    continue
-                row = slice(i, i + 1)
-                greedy = i not in self._terms
-                w = v[row] * self._of_update(s, t, r) if greedy else implicit[row]
-                point = self._start[row] if greedy else self._state.params[row]
-                if L1_ in self._found[i].at:
-                    out[row, L1_] = self._dot(w, point.sign())
-                if DECAY_ in self._found[i].at:
-                    apart = greedy and bool(s.decays.apart[t, r].any())
-                    along = -self._rate(s, t, r) * v[row] if apart else w
-                    out[row, DECAY_] = self._dot(along * self._decays[row], point)
-                if LR_ in self._found[i].at:
-                    step = self._dot(v[row], self._state.params[row] - self._start[row])
-                    out[row, LR_] = step / self._base[row, LR_]
-                if mixed:
-                    w_[row], point_[row] = w, point
-        if mixed:
-            self._mixed(t, w_, point_, out)
+        lanes = [i for i in self._found if self._moves[t, i]]
+        v = self._held_out(t, lanes)
+        out = torch.zeros_like(self._value)
+        made = self._made(t, lanes)
+        w, sums = self._fleet.kernels.through_update(self._spans, made, v)
+        for k, place in enumerate((L1_, DECAY_, LR_)):
+            out[lanes, place] = sums[:, k]
+        out[:, LR_] /= self._base[:, LR_]
+        distant = [i for i in lanes if i in self._terms]
+        point = self._start
+        if distant:
+            point = self._start.clone()
+            point[distant] = self._state.params[distant]
+            implicit = self._neumann(t, v, distant)
+            w[distant] = implicit[distant]
+            for i in distant:
+                out[i, L1_] = self._dot(w[i : i + 1], point[i : i + 1].sign())
+                out[i, DECAY_] = self._dot(w[i : i + 1] * (self._spread(self._fixed[i : i + 1]) != 0), point[i : i + 1])
+        if self._smooths or self._drops:
+            squares = torch.ones(2, len(v), dtype=torch.float64, device=v.device)
+            squares[:, lanes] = sums[:, [4, 3]].T
+            for k, x in enumerate((point, w) if distant else ()):
+                squares[k, distant] = self._dot(x[distant], x[distant])
+            norms = squares.sqrt()[:, :, None]
+            far = rule.nudge(norms[0], norms[1], v.dtype).to(v.dtype)
+            self._mixed(t, w, point, far, lanes, out)
         return out
 
-    def _held_out(self, t: int) -> Tensor:
+    def _made(self, t: int, lanes: Sequence[int]) -> Made:
+        """The updates of tick t."""
+        places = {i: (s, r) for s in self._stretches for r, i in enumerate(s.decays.lanes)}
+        of = [places[i] for i in lanes]
+        dtype = self._layout.dtype
+        rates = [(s.decays.lr[t] if s.rates is None else s.rates.now)[r].to(dtype) for s, r in of]
+        apart = [s.decays.apart[t, r].any() for s, r in of]
+        n = max(s.decays.table.shape[3] for s, _ in of)
+        rate = torch.stack([x.expand(n) for x in rates])
+        moving = torch.tensor([s.rates is not None for s, _ in of], device=self._device)[:, None]
+        return Made(
+            lanes,
+            [s.family for s, _ in of],
+            self._start,
+            self._state.params,
+            self._state.first,
+            self._state.second,
+            self._grads,
+            torch.stack([s.decays.table[t, :, r] for s, r in of]),
+            torch.where(moving, rate, 1.0),
+            torch.where(torch.stack(apart)[:, None], rate, 0.0),
+            (self._fixed[list(lanes)] != 0).numpy(force=True),
+        )
+
+    def _held_out(self, t: int, lanes: Sequence[int]) -> Tensor:
         """The gradient of each lane's hyper-validation batch, (W, P)."""
         size, width = rule.batch_size(self._data), self._fleet.width
         idx, keys = np.zeros((width, size), dtype=np.int64), np.zeros((width, size), dtype=np.int32)
         weights = np.ones((width, size))
-        for i, trial in self._trials.items():
-            if not self._moves[t, i]:
-                continue
+        for i in lanes:
             move = int(self._update[t, i]) // self._found[i].shared.every
-            idx[i] = rule.rows_of(trial.spec.seed, move, self._data)
+            idx[i] = rule.rows_of(self._trials[i].spec.seed, move, self._data)
             keys[i] = self._keys[i][idx[i]]
             of = self._shares[i]
             if of is not None:
-                with np.errstate(divide="ignore"):
-                    weights[i] = 1.0 / of[idx[i]].sum()
+                share = of[idx[i]].sum()
+                weights[i] = 1.0 / share if share else np.inf
         slots = (
             torch.from_numpy(idx).to(self._device),
             torch.from_numpy(weights).to(self._device, self._layout.dtype),
             torch.from_numpy(keys).to(self._device),
         )
-        return self._flat(self._program.held_out(self._state.inputs, self._data.tensors, *slots))
+        return self._passes.held_out(self._state.inputs, slots, lanes)
 
-    def _of_update(self, s: _Stretch, t: int, r: int) -> Tensor:
-        """The derivative of each element's update in its own gradient, (1, 1 or P): the families' formulas, differentiated."""
-        i = s.decays.lanes[r]
-        c = [self._spread(x[r : r + 1]) for x in s.decays.table[t].unbind(0)]  # (1, 1 or P) each
-        if s.family is optim.Family.SGD:
-            slope = c[C7] * (c[C5] + c[C6] * c[C4])
-        elif s.family is optim.Family.ADAM:
-            row = slice(i, i + 1)
-            g = c[SIGN] * self._grads[row] + c[L2] * self._start[row]
-            root = self._state.second[row].sqrt()
-            bottom = (c[C5] * root).add_(c[C6])
-            falls = torch.where(root > 0, g.mul_(self._state.first[row]).mul_(c[C5] * c[C4]).div_(root), 0.0)
-            slope = (c[C3] - falls.div_(bottom)).div_(bottom).mul_(c[C7])
-        else:
-            raise AssertionError(s.family)
-        return slope if s.rates is None else slope * self._rate(s, t, r)
-
-    def _rate(self, s: _Stretch, t: int, r: int) -> Tensor:
-        """The learning rate of a lane's update, (1, 1 or P)."""
-        rate = s.decays.lr[t] if s.rates is None else s.rates.now
-        return self._spread(rate[r : r + 1].to(self._layout.dtype))
-
-    def _neumann(self, t: int, v: Tensor) -> Tensor:
+    def _neumann(self, t: int, v: Tensor, lanes: Sequence[int]) -> Tensor:
         """-scale * sum over k of (1 - scale H)^k v, (W, P), with H the training loss's Hessian, L2 included."""
         scale = self._scale.to(v.dtype)
-        held = self._decays * self._value[:, DECAY_ : DECAY_ + 1].to(v.dtype)
-        decay = torch.where(self._on[:, DECAY_ : DECAY_ + 1], held, self._fixed)  # (W, P)
+        moving = (self._fixed != 0) & self._on[:, DECAY_ : DECAY_ + 1]
+        decay = self._spread(torch.where(moving, self._value[:, DECAY_ : DECAY_ + 1].to(v.dtype), self._fixed))
         term, total = v, v
         terms = self._column([self._terms.get(i, 0) for i in range(len(v))])
-        for k in range(max(n for i, n in self._terms.items() if self._moves[t, i])):
-            term = term - scale * (self._curvature(t, term) + decay * term)
+        for k in range(max(self._terms[i] for i in lanes)):
+            term = term - scale * (self._curvature(t, term, lanes) + decay * term)
             total = torch.where(k < terms, total + term, total)
         return -scale * total
 
-    def _curvature(self, t: int, along: Tensor) -> Tensor:
+    def _curvature(self, t: int, along: Tensor, lanes: Sequence[int]) -> Tensor:
         """The latest batch's Hessian times a direction, (W, P)."""
         point = self._state.params
         far = self._nudge(point, along)
         sides = []
         for sign in (1.0, -1.0):
-            total = torch.zeros_like(point)
-            for slots in self._batch(t):
-                out = self._program.train(
-                    self._inputs(point + sign * far * along), self._fleet.work.data.train.tensors, *slots
-                )
-                total += self._flat(out[: len(self._layout.names)])
-            sides.append(total)
+            there = self._inputs(point + sign * far * along)
+            sides.append(sum(self._passes.training(there, slots, lanes) for slots in self._batch(t)))
         return torch.where(far > 0, (sides[0] - sides[1]) / (2 * far), 0.0)
 
-    def _mixed(self, t: int, w: Tensor, point: Tensor, out: Tensor) -> None:
-        """Fill in label smoothing and dropout: the derivative along w of the training loss's derivative in each, in (W, R)."""
-        far = self._nudge(point, w)
-        data = self._fleet.work.data.train.tensors
+    def _mixed(self, t: int, w: Tensor, point: Tensor, far: Tensor, lanes: Sequence[int], out: Tensor) -> None:
+        """Fill in label smoothing and dropout: the derivative along w of the training loss's derivative in each, in (W, R).
+
+        It is a difference between ``far`` (W, 1) times w one way and the other.
+        """
         smoothing = {SMOOTHING: SMOOTHING_} if self._smooths else {}
         rates = {name: RATES_ + k for k, name in enumerate(self._dropouts)} if self._drops else {}
         for sign in (1.0, -1.0):
             there = self._inputs(point + sign * far * w)
-            share = torch.where(far > 0, sign / (2 * far), 0.0)[:, 0].double()
+            share = torch.where(far > 0, sign / (2 * far), 0.0).double()
             for slots in self._batch(t):
                 for places in filter(None, (smoothing, rates)):
-                    for name, slope in self._program.by_numbers(tuple(places), there, data, *slots).items():
-                        out[:, places[name]] += share * slope.double()
+                    found = self._passes.by_numbers(list(places), there, slots, lanes)
+                    out[:, list(places.values())] += share * found.double()
 
     def _batch(self, t: int) -> list[Slots]:
         """The ticks of the batches that are full at tick t; the weights of lanes that a tick does not belong to are 0."""
@@ -448,16 +456,14 @@ class LaneRegularisers:
             decays[list(self._program.unused)] = False
         return decays
 
-    def _decaying(self) -> Tensor:
-        """1 where an element of a lane is decayed, else 0, (W, P)."""
+    def _decay_of_groups(self) -> Tensor:
+        """Weight decay of every parameter as its group has it, (W, parameters)."""
         n = len(self._layout.names)
         out = np.zeros((self._fleet.width, n))
         for i, trial in self._trials.items():
-            out[i] = np.array([float(g["weight_decay"]) for g in trial.recipe.optimizer.param_groups])[
-                _groups(trial, n)
-            ]
-        self._fixed = self._spread(torch.from_numpy(out).to(self._device, self._layout.dtype))
-        return (self._fixed != 0).to(self._fixed.dtype) * self._real
+            decays = np.array([float(g["weight_decay"]) for g in trial.recipe.optimizer.param_groups])
+            out[i] = decays[_groups(trial, n)]
+        return torch.from_numpy(out).to(self._device, self._layout.dtype)
 
     def _column(self, values: Sequence[float | bool]) -> Tensor:
         return torch.tensor(values, device=self._device)[:, None]
@@ -468,12 +474,6 @@ class LaneRegularisers:
 
     def _inputs(self, params: Tensor) -> list[Tensor]:
         return [*self._layout.views(params), *self._state.inputs[len(self._layout.names) :]]
-
-    def _flat(self, parts: Sequence[Tensor]) -> Tensor:
-        """Parameters' own tensors as flat rows, padded with zeros, (W, P)."""
-        out = torch.zeros_like(self._start)
-        torch._foreach_copy_(self._layout.views(out), list(parts))
-        return out
 
     def _dot(self, a: Tensor, b: Tensor) -> Tensor:
         """(W,) in float64; padding may hold anything."""

@@ -7,7 +7,7 @@ measured), and the rate of each dropout module; a trial has some.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from shoal.data import Datasets, Split
 from shoal.errors import UsageError
 from shoal.extend import L1, Dropout, LabelSmoothing, WeightDecay
 from shoal.extend._by_validation import ByValidation, Rate, by_validation
-from shoal.lanes.criteria import denominators, is_known
+from shoal.lanes.criteria import SMOOTHING, denominators, is_known
 from shoal.lanes.lane import EVALUATION_EPOCH
 from shoal.lanes.lift import dropouts
 from shoal.lanes.rng import derive, permutation, sample_keys
@@ -50,6 +50,25 @@ class Asked:
     def moves_after(self, update: int) -> bool:
         """Whether the numbers move once so many updates of the trial are made; a step of 0 is what keeps them in a warm-up."""
         return update % self.shared.every == 0
+
+
+def moves_of(recipes: Iterable[Recipe]) -> frozenset[str]:
+    """What derivatives the extensions of some recipes of a signature take: "held_out", that of the hyper-validation loss, if any
+    does; and the names of the numbers that the training loss is differentiated in."""
+    out: set[str] = set()
+    for recipe in recipes:
+        for e in by_validation(recipe):
+            out |= {"held_out"}
+            out |= {SMOOTHING} if isinstance(e, LabelSmoothing) else set()
+            out |= {f"{name}.p" for name, _ in dropouts(recipe.model)} if isinstance(e, Dropout) else set()
+    return frozenset(out)
+
+
+def numbers_of(moves: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The numbers among these, by the pass of the model that gives their derivatives; that of dropout's rates relaxes the masks."""
+    names = sorted(set(moves) - {"held_out"})
+    found = {"smoothing": tuple(n for n in names if n == SMOOTHING), "rates": tuple(n for n in names if n != SMOOTHING)}
+    return {name: numbers for name, numbers in found.items() if numbers}
 
 
 def held_out_of(recipe: Recipe, data: Datasets) -> Split:
@@ -171,9 +190,14 @@ def rows_of(seed: int, move: int, held_out: Split) -> NDArray[np.int64]:
 
 @functools.lru_cache(maxsize=256)  # every lane asks for its own again and again
 def _shuffled(seed: int, turn: int, n: int) -> NDArray[np.int64]:
-    out = permutation(derive(seed, _HELD_OUT_STREAM), turn, n)
+    out = permutation(_stream(seed), turn, n)
     out.flags.writeable = False
     return out
+
+
+@functools.lru_cache(maxsize=256)
+def _stream(seed: int) -> int:
+    return derive(seed, _HELD_OUT_STREAM)
 
 
 def keys_of(seed: int, held_out: Split) -> NDArray[np.int32]:
