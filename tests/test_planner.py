@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,3 +70,13 @@ def test_the_lightest_pool_makes_the_slowest_one_no_slower_than_any_other_choice
 
     assert 0 <= chosen < len(pools)
     assert all(slowest(chosen) <= slowest(k) for k in range(len(pools)))
+
+
+@pytest.mark.parametrize("wide", range(0, 33, 4))
+def test_compiled_lanes_of_two_signatures_make_pools_equally_slow(wide: int) -> None:
+    trials = [("narrow", 111e3)] * (32 - wide) + [("wide", 287e3)] * wide
+    pools: list[list[tuple[str, float]]] = [[], []]
+    for trial in trials:
+        pools[planner.lightest(pools, trial, compiled=True)].append(trial)
+    slow, fast = sorted((planner.load(p, compiled=True) for p in pools), reverse=True)
+    assert slow - fast <= planner.load([("wide", 287e3)], compiled=True)

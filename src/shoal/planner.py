@@ -57,28 +57,32 @@ def widths(demands: Mapping[str, Demand]) -> dict[str, int]:
     return out
 
 
-# What a tick costs, in the units of ``cost`` (parameters x samples): so much per fleet whatever its width, and per lane a part that
-# does not shrink with the model. Measured once on small networks (docs/benchmarks.md); only ratios matter.
-_PER_FLEET, _PER_LANE = 4_000_000.0, 130_000.0
+# What a tick costs, in the units of ``cost`` (parameters x samples): so much per fleet whatever its width, on torch's kernels or
+# where lanes are compiled; for a solo trial; and per lane a part that does not shrink with the model. Measured on small networks
+# (docs/benchmarks.md); only ratios matter.
+_PER_FLEET, _PER_COMPILED, _PER_SOLO, _PER_LANE = 4_000_000.0, 700_000.0, 4_000_000.0, 130_000.0
 
 
-def load(running: Sequence[tuple[str, float]]) -> float:
+def load(running: Sequence[tuple[str, float]], *, compiled: bool = False) -> float:
     """How long one tick of a pool takes, given (signature, cost) of its trials; an empty signature trains solo."""
     fleets = {signature for signature, _ in running if signature}
     solos = sum(1 for signature, _ in running if not signature)
-    return _PER_FLEET * (len(fleets) + solos) + sum(_PER_LANE + cost for _, cost in running)
+    per_fleet = _PER_COMPILED if compiled else _PER_FLEET
+    return per_fleet * len(fleets) + _PER_SOLO * solos + sum(_PER_LANE + cost for _, cost in running)
 
 
-def lightest(pools: Sequence[Sequence[tuple[str, float]]], trial: tuple[str, float]) -> int:
+def lightest(pools: Sequence[Sequence[tuple[str, float]]], trial: tuple[str, float], *, compiled: bool = False) -> int:
     """The pool that a trial should join so that the slowest pool is as fast as can be; the first of equals.
+
+    Where fleets are ``compiled``, or soon will be, lanes cost the same beside others as alone, and only their number counts.
 
     >>> lightest([[("a", 1e5)], []], ("a", 1e5)), lightest([[("a", 1e5)], [("b", 1e5)]], ("a", 1e5))
     (1, 0)
     """
-    loads = [load(p) for p in pools]
+    loads = [load(p, compiled=compiled) for p in pools]
 
     def after(k: int) -> tuple[float, float, int]:
-        mine = load([*pools[k], trial])
+        mine = load([*pools[k], trial], compiled=compiled)
         return max([mine, *(x for i, x in enumerate(loads) if i != k)]), mine - loads[k], k
 
     return min(range(len(pools)), key=after)

@@ -289,15 +289,22 @@ def tune(
     def admission(spec: TrialSpec) -> Candidate:
         return candidate(spec, rebuild(spec), signer, data.train.tensors[-1], parts, trial_timeout_s)
 
+    n_pools = n_workers(lanes * n_parts, device=where, reproducible=reproducible)
+
     def make_pool() -> Pool:
-        return Pool(work, rebuild, measure=not reproducible, native=not reproducible, limit_s=trial_timeout_s)
+        return Pool(
+            work,
+            rebuild,
+            measure=not reproducible,
+            native=not reproducible,
+            lane_epochs=n_trials * max_epochs * n_parts / n_pools,
+            limit_s=trial_timeout_s,
+        )
 
     def run(earlier: Study | None, left_s: float | None) -> Study:
         """One session. ``earlier`` is the last one of a study without a file, if a worker of it died."""
         scheme, asker = make_scheme(), make_asker()
-        count = recorded_pools(storage, study_name) or n_workers(
-            lanes * n_parts, device=where, reproducible=reproducible
-        )
+        count = recorded_pools(storage, study_name) or n_pools
         # Workers are forked before the study file is opened: its writer is a thread, and a fork is simplest without.
         with (
             pools(make_pool, admission, count) as pool,

@@ -41,6 +41,10 @@ _MEMORY_BYTES = 2 * 2**30
 _KEPT_BYTES = 32 * 2**20
 # A signature that has trained this long is compiled: what that takes is then at most doubled by a search that ends right after.
 _COMPILE_AFTER_S = 1.0
+# One that may train this long yet is compiled at once.
+_COMPILE_AHEAD_S = 10.0
+# A library that was timed and found slower is timed again after this many times as much training.
+_AGAIN = 4.0
 # Where plain steps are faster than a fleet's as it is, so long is waited for a compiled epoch, which may be faster than both.
 _COMPILE_WAIT_S = 10.0
 
@@ -82,8 +86,10 @@ class _Group:
     solo_reason: str = ""
     blueprints: dict[tuple[str, int], Blueprint | None] = field(default_factory=dict)
     trained_s: float = 0.0
+    ahead_s: float = 0.0  # how long its trials may train yet, by the time of its first ticks
     compilation: Compilation | None = None  # on its way, or at work
     compiles: bool = True  # False once it is known that it has no compiled form
+    try_at_s: float = 0.0  # a compiled tick that took longer is timed again once the signature has trained for so long
     by_width: dict[int, Fleet] = field(default_factory=dict)  # fleets that were open once
     compiled: bool = False  # whether its fleets run on the compilation
     agreed: bool = False  # whether the compilation has been compared with a fleet's own tick
@@ -97,7 +103,8 @@ class Pool:
         rebuild: Replays a trial's recipe (for templates, and for trials that fall back to solo).
         measure: Whether to time fused against solo steps and choose; False always fuses what can be fused.
         native: Whether native kernels may be changed over to (``shoal.lanes.native``).
-        by_clock: Whether a signature is compiled once it has trained for long; else only ``compile_now`` does so.
+        by_clock: Whether a signature is compiled once it has trained for long, or will; else only ``compile_now`` does so.
+        lane_epochs: Epochs that the pool's trials may train in all.
         limit_s: How long an epoch of a trial may take.
     """
 
@@ -109,10 +116,12 @@ class Pool:
         measure: bool,
         native: bool = False,
         by_clock: bool = True,
+        lane_epochs: float = 0.0,
         limit_s: float | None = None,
     ) -> None:
         self.work, self._rebuild, self._measure, self._limit_s = work, rebuild, measure, limit_s
         self._compile_after_s = _COMPILE_AFTER_S if by_clock else math.inf
+        self._lane_epochs = lane_epochs
         self.may_upgrade = native and work.device.type == "cpu"
         self._kernels: Kernels = TorchKernels()
         self._groups: dict[str, _Group] = {}
@@ -353,7 +362,10 @@ class Pool:
         again = self._rounds <= self._until  # the round was run before: then or never
         if again and self._compiled_at.get(g.signature) != self._rounds:
             return
-        if (again or g.trained_s > self._compile_after_s) and self.compile(g, g.fleet, wait=again, measure=not again):
+        due = not math.isinf(self._compile_after_s) and (
+            g.trained_s > max(self._compile_after_s, g.try_at_s) or (g.ahead_s > _COMPILE_AHEAD_S and not g.try_at_s)
+        )
+        if (again or due) and self.compile(g, g.fleet, wait=again, measure=not again):
             data: dict[str, Json] = {"tier": g.fleet.tier, "signature": g.signature}
             self._events.append(Event(0, "tier", None, g.fleet.number, None, data))
 
@@ -372,7 +384,9 @@ class Pool:
             if not agrees(g.compilation, fleet):
                 raise RuntimeError("its library does not give what its lanes give")
             g.agreed = True
-            g.compiles = not measure or pays(g.compilation, fleet)
+            if measure and not pays(g.compilation, fleet):  # on a busy machine, or in few lanes: perhaps later
+                g.agreed, g.try_at_s = False, _AGAIN * max(g.trained_s, self._compile_after_s)
+                return False
         except Unsupported:
             g.compiles = False
         except Exception as error:
@@ -466,9 +480,10 @@ class Pool:
                 busy = min(len(group), width)
                 if solo_s * busy < 0.9 * fused_s and (compiled_s := self._compiled_tick(g, fleet)) < fused_s:
                     fused_s = compiled_s
-                    g.trained_s = math.inf  # from the first epoch on
+                    g.ahead_s = math.inf  # from the first epoch on
                 # For the report: what the lanes gain, on this machine.
                 timed = {"tick_s": fused_s, "tick_lanes": busy, "solo_step_s": solo_s}
+                g.ahead_s = max(g.ahead_s, fused_s / busy * self.work.data.train.n / g.quantum * self._lane_epochs)
                 if solo_s * busy < 0.9 * fused_s:
                     g.solo_reason = (
                         f"faster one by one on this device ({1e3 * solo_s:.1f} ms a step, against {1e3 * fused_s / busy:.1f} ms in "

@@ -153,7 +153,7 @@ class PoolSet:
         for c in candidates:
             cost = sum(p.numel() for p in c.recipe.model.parameters()) * max(1, min(c.recipe.batch_size, 32))
             mine = (c.signature if c.lane is not None else "", float(cost))
-            k = planner.lightest(running, mine)
+            k = planner.lightest(running, mine, compiled=self._local.tier != "traced")
             running[k].append(mine)
             parts[k].append(c)
             self._where[c.spec.key], self._signature[c.spec.key] = k, mine

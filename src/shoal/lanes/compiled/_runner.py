@@ -241,25 +241,29 @@ def own_tick(fleet: Fleet, attempt: int = 0) -> Sequence[Tensor]:
     return out
 
 
-def _slots(fleet: Fleet, attempt: int = 0) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]]:
-    """Samples, weights and keys of a tick that is only tried, (1, width, q) each."""
-    q, width = fleet.quantum, fleet.width
-    index = ((np.arange(width * q) + attempt * (q // 2 + 1)) % fleet.work.data.train.n).reshape(1, width, q)
-    return index, np.full((1, width, q), 1.0 / q), np.arange(width * q, dtype=np.int32).reshape(1, width, q)
+def _slots(
+    fleet: Fleet, attempt: int = 0, ticks: int = 1
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]]:
+    """Samples, weights and keys of ticks that are only tried, (ticks, width, q) each."""
+    shape = ticks, fleet.width, fleet.quantum
+    slots = np.arange(math.prod(shape)).reshape(shape)
+    index = (slots + attempt * (fleet.quantum // 2 + 1)) % fleet.work.data.train.n
+    return index, np.full(shape, 1.0 / fleet.quantum), slots.astype(np.int32)
 
 
-def compiled_tick(compilation: Compilation, fleet: Fleet, attempt: int = 0) -> list[Tensor]:
-    """Gradients, new buffers and losses of one compiled tick, after which the lanes are as they were."""
+def compiled_tick(compilation: Compilation, fleet: Fleet, attempt: int = 0, ticks: int = 1) -> list[Tensor]:
+    """Gradients, new buffers and losses of the last of some compiled ticks, after which the lanes are as they were."""
     active, state = fleet.active, fleet.state
-    losses = torch.zeros(1, fleet.width, dtype=fleet.layout.dtype)
-    never = np.zeros((1, fleet.width), dtype=bool)
+    losses = torch.zeros(ticks, fleet.width, dtype=fleet.layout.dtype)
+    never = np.zeros((ticks, fleet.width), dtype=bool)
     before = [b.clone() for b in state.buffers]
     with torch.no_grad():
-        runner(compilation, fleet, active, [1] * len(active), never, never, losses, -1)(0, *_slots(fleet, attempt))
+        run = runner(compilation, fleet, active, [ticks] * len(active), never, never, losses, -1)
+        run(0, *_slots(fleet, attempt, ticks))
         after = [b.clone() for b in state.buffers]
         for b, was in zip(state.buffers, before, strict=True):
             b.copy_(was)
-    return [*state.grad_views, *after, losses[0]]
+    return [*state.grad_views, *after, losses[-1]]
 
 
 def _apart(expected: Sequence[Tensor], got: Sequence[Tensor], n_grads: int) -> Tensor:

@@ -38,26 +38,32 @@ inline void store(T* p, typename Vector<T>::V v) {
 }
 
 // ---- products ----
-// Strides are constants of the program: what they are multiplied by is then part of an instruction's address, and costs nothing.
+// Strides of a tile are arguments: as constants they make it no faster, and every layer would have tiles of its own to compile.
+
+// A(m, k) = a[m am + k ak]; B(k, n) = b[k bk + n], readable up to a whole vector of columns; C(m, n) = c[m ldc + n];
+// bias(m, n) = bias[m bias_m + n bias_n].
+struct Strides {
+  int64_t am, ak, bk, ldc, bias_m, bias_n;
+};
 
 // One tile, R rows by NV vectors, over KC of the summed axis. `more` adds to what C holds, else to the bias, if there is one. `last`
 // columns of the last vector count. Six rows by two vectors keep twelve sums going, as many as hide what a sum takes.
-template <typename T, int R, int NV, int64_t AM, int64_t AK, int64_t BK, int64_t LDC>
-__attribute__((always_inline)) inline void tile(int64_t KC, const T* a, const T* b, T* c, const T* bias, int64_t bias_m, int64_t bias_n,
-                                                bool more, int last) {
+template <typename T, int R, int NV>
+__attribute__((noinline)) void tile(const Strides& by, int64_t KC, const T* a, const T* b, T* c, const T* bias, bool more, int last) {
   constexpr int W = Vector<T>::W;
+  const int64_t am = by.am, ak = by.ak, bk = by.bk, ldc = by.ldc;
   typename Vector<T>::V acc[R][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) acc[r][v] = typename Vector<T>::V{};
-  for (int64_t k = 0; k < KC; ++k, a += AK, b += BK) {
+  for (int64_t k = 0; k < KC; ++k, a += ak, b += bk) {
     typename Vector<T>::V row[NV];
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) row[v] = load(b + v * W);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const T x = a[r * AM];
+      const T x = a[r * am];
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) acc[r][v] += x * row[v];
     }
@@ -66,42 +72,42 @@ __attribute__((always_inline)) inline void tile(int64_t KC, const T* a, const T*
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) {
-      T* to = c + r * LDC + v * W;
-      const T* from = bias ? bias + r * bias_m + v * W * bias_n : nullptr;
+      T* to = c + r * ldc + v * W;
+      const T* from = bias ? bias + r * by.bias_m + v * W * by.bias_n : nullptr;
       const int n = v == NV - 1 ? last : W;
-      if (n == W && (more || !from || bias_n == 1)) {
+      if (n == W && (more || !from || by.bias_n == 1)) {
         store(to, more ? acc[r][v] + load(to) : from ? acc[r][v] + load(from) : acc[r][v]);
       } else {
         T part[W];
         store(part, acc[r][v]);
-        for (int j = 0; j < n; ++j) to[j] = part[j] + (more ? to[j] : from ? from[j * bias_n] : T(0));
+        for (int j = 0; j < n; ++j) to[j] = part[j] + (more ? to[j] : from ? from[j * by.bias_n] : T(0));
       }
     }
 }
 
 // All rows of one panel of columns, NV vectors wide: tiles of six rows, one or two of four where that leaves none over, and the rest.
-template <typename T, int M, int NV, int64_t AM, int64_t AK, int64_t BK, int64_t LDC>
-inline void panel(int64_t KC, const T* a, const T* b, T* c, const T* bias, int64_t bias_m, int64_t bias_n, bool more, int last) {
+template <typename T, int M, int NV>
+void panel(const Strides& by, int64_t KC, const T* a, const T* b, T* c, const T* bias, bool more, int last) {
   constexpr int FOURS = M % 6 == 4 ? 1 : M % 6 == 2 && M >= 8 ? 2 : 0, SIXES = (M - 4 * FOURS) / 6, REST = M - 4 * FOURS - 6 * SIXES;
   int m = 0;
   for (; m < 6 * SIXES; m += 6)
-    tile<T, 6, NV, AM, AK, BK, LDC>(KC, a + m * AM, b, c + m * LDC, bias ? bias + m * bias_m : bias, bias_m, bias_n, more, last);
+    tile<T, 6, NV>(by, KC, a + m * by.am, b, c + m * by.ldc, bias ? bias + m * by.bias_m : bias, more, last);
   for (; m < M - REST; m += 4)
-    tile<T, 4, NV, AM, AK, BK, LDC>(KC, a + m * AM, b, c + m * LDC, bias ? bias + m * bias_m : bias, bias_m, bias_n, more, last);
+    tile<T, 4, NV>(by, KC, a + m * by.am, b, c + m * by.ldc, bias ? bias + m * by.bias_m : bias, more, last);
   if constexpr (REST > 0)
-    tile<T, REST, NV, AM, AK, BK, LDC>(KC, a + m * AM, b, c + m * LDC, bias ? bias + m * bias_m : bias, bias_m, bias_n, more, last);
+    tile<T, REST, NV>(by, KC, a + m * by.am, b, c + m * by.ldc, bias ? bias + m * by.bias_m : bias, more, last);
 }
 
 // More of the summed axis than this is taken in turns: a panel of B then stays in the nearest cache.
 constexpr int64_t DEPTH = 256;
 
-// C (M, N), rows LDC apart, = bias + A B. A(m, k) = a[m AM + k AK]; B(k, n) = b[k BK + n], readable up to a whole vector of columns;
-// bias(m, n) = bias[m bias_m + n bias_n], or null.
+// C (M, N) = bias + A B, each as in ``Strides``; the bias may be null.
 template <typename T, int M, int N, int K, int64_t AM, int64_t AK, int64_t BK, int64_t LDC>
 void product(const T* a, const T* b, T* c, const T* bias, int64_t bias_m, int64_t bias_n) {
   constexpr int W = Vector<T>::W, WIDE = 2 * W, FULL = N / WIDE * WIDE, REST = N - FULL;
   // Rows of B a large power of two apart fall on the same few places of a cache.
   constexpr bool GATHER = M >= 16 && K >= 16 && (BK * sizeof(T)) % 512 == 0;
+  const Strides by{AM, AK, BK, LDC, bias_m, bias_n};
   for (int64_t first = 0; first < K; first += DEPTH) {
     const int64_t KC = K - first < DEPTH ? K - first : DEPTH;
     const bool more = first > 0;
@@ -115,16 +121,16 @@ void product(const T* a, const T* b, T* c, const T* bias, int64_t bias_m, int64_
           store(packed + k * WIDE, load(b_ + n + k * BK));
           store(packed + k * WIDE + W, load(b_ + n + k * BK + W));
         }
-        panel<T, M, 2, AM, AK, WIDE, LDC>(KC, a_, packed, c + n, bias_, bias_m, bias_n, more, W);
+        panel<T, M, 2>({AM, AK, WIDE, LDC, bias_m, bias_n}, KC, a_, packed, c + n, bias_, more, W);
       } else {
-        panel<T, M, 2, AM, AK, BK, LDC>(KC, a_, b_ + n, c + n, bias_, bias_m, bias_n, more, W);
+        panel<T, M, 2>(by, KC, a_, b_ + n, c + n, bias_, more, W);
       }
     }
     const T* bias_ = bias ? bias + FULL * bias_n : bias;
     if constexpr (REST > W)
-      panel<T, M, 2, AM, AK, BK, LDC>(KC, a_, b_ + FULL, c + FULL, bias_, bias_m, bias_n, more, REST - W);
+      panel<T, M, 2>(by, KC, a_, b_ + FULL, c + FULL, bias_, more, REST - W);
     else if constexpr (REST > 0)
-      panel<T, M, 1, AM, AK, BK, LDC>(KC, a_, b_ + FULL, c + FULL, bias_, bias_m, bias_n, more, REST);
+      panel<T, M, 1>(by, KC, a_, b_ + FULL, c + FULL, bias_, more, REST);
   }
 }
 
