@@ -7,6 +7,7 @@ Each ask gets a fresh sampler seeded by (study seed, trial number): a study that
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,7 @@ class Asker:
         with quiet():
             self.study = optuna.create_study(directions=self._directions, sampler=first, storage=self._storage)
         self._stopped = False
+        self._distributions: dict[str, BaseDistribution] = {}  # one object for all trials: a study may have 100,000
         # GridSampler and BruteForceSampler call this when they have tried everything.
         setattr(self.study, "stop", self._stop)  # noqa: B010
         self._offset = self._add_warm(warm, define)
@@ -196,7 +198,8 @@ class Asker:
         distributions: dict[str, str] = {}
         for name, d in frozen.distributions.items():
             try:
-                distributions[name] = distribution_to_json(d)
+                distributions[name] = text = sys.intern(distribution_to_json(d))
+                frozen.distributions[name] = self._distributions.setdefault(text, d)
             except TypeError as error:
                 raise UsageError(
                     f"trial {trial.number}: the choices of {name!r} cannot be stored ({error}); suggest names and look the objects "

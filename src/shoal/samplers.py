@@ -232,10 +232,13 @@ def quiet() -> Iterator[None]:
     import optuna
 
     level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    heard = level < optuna.logging.ERROR  # setting a level empties every logger's cache, which takes a while
+    if heard:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
             yield
     finally:
-        optuna.logging.set_verbosity(level)
+        if heard:
+            optuna.logging.set_verbosity(level)

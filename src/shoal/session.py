@@ -35,6 +35,7 @@ from shoal.progress import ProgressMode, make_progress
 from shoal.recipe import Recipe
 from shoal.records import EpochRow, Event, Progress, TrialRecord, TrialResult, TrialSpec, TrialState, changes_of
 from shoal.replay import Define, replay, run_define
+from shoal.samplers import quiet
 from shoal.signature import Signer, lane_trial
 from shoal.snapshots import Snapshot
 from shoal.spaces import PointKey, point_key
@@ -261,9 +262,11 @@ class Session:
         if len(self._parts) > 1:
             results = [self._with_lanes(r) for r in results]
         results = [self._with_schedule(r) for r in results]
+        with quiet():
+            for result in results:
+                self._asker.tell(result, history.rows.get(result.number, ()))
         for result in results:
             history.results[result.number] = result
-            self._asker.tell(result, history.rows.get(result.number, ()))
             if not self._asker.exhaustive:
                 self._leave(history.specs[result.number])
             self._compare(result)

@@ -46,6 +46,7 @@ from shoal.recipe import Recipe
 
 # By trial: what its extensions moved, by name, and what went wrong with it or "".
 Moved = dict[int, tuple[dict[str, tuple[float, ...]], str]]
+_NOTHING: dict[str, tuple[float, ...]] = {}  # one for all epochs in which nothing moved: rows hold on to it
 _RULES = 3  # ways in which a learning rate may move, none included; see ``LaneTrial.rule``
 # Only this many sample slots are tabulated at once, so that an epoch of a million samples needs no gigabyte of indices.
 _SEGMENT_SLOTS = 2_000_000
@@ -259,7 +260,7 @@ class Fleet:
             valid_loss, metrics = self._validate()
         for i, t in active:
             named = {name: float(values[i]) for name, values in metrics.items()}
-            paths, why = moved.get(t.spec.key, ({}, ""))
+            paths, why = moved.get(t.spec.key, (_NOTHING, ""))
             if has_shapes(t.recipe):
                 paths = {**paths, **shapes_of(t.recipe.model, functools.partial(self.state.parameter, i))}
             train, valid, first = float(train_loss[i]), float(valid_loss[i]), float(losses[i])
