@@ -16,10 +16,14 @@ from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 import pytest
+import torch
+from optuna.exceptions import StorageInternalError
+from torch import nn, optim
 
+import shoal
 from shoal.cli import main
 from shoal.errors import StorageError, UsageError
-from shoal.records import EpochRow, TrialResult, TrialSpec, TrialState
+from shoal.records import EpochRow, Progress, TrialResult, TrialSpec, TrialState
 from shoal.storage import StudyStore, load_study
 from shoal.watching import LivePage, WatchServer
 
@@ -157,14 +161,24 @@ def test_ctrl_c_ends_it_well(store: StudyStore, tmp_path: Path) -> None:
     assert child.returncode == 0 and "Traceback" not in errors
 
 
+def states(app: Any) -> list[str]:
+    """Of a study's trials, as a dashboard shows them; raises if it does not."""
+    environ: dict[str, Any] = {"PATH_INFO": "/api/studies/1", "QUERY_STRING": "after=0"}
+    setup_testing_defaults(environ)
+    answered: list[str] = []
+    body = b"".join(app(environ, lambda status, headers, *_: answered.append(status)))
+    assert answered == ["200 OK"], body
+    return [trial["state"] for trial in json.loads(body)["trials"]]
+
+
+def define(trial: Any) -> shoal.Recipe:
+    model = nn.Linear(2, 1)
+    optimizer = optim.SGD(model.parameters(), lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True))
+    return shoal.Recipe(model, optimizer, nn.MSELoss(), 8)
+
+
 def test_optuna_dashboard_reads_along_and_locks_nothing(store: StudyStore, tmp_path: Path) -> None:
     dashboard = pytest.importorskip("optuna_dashboard")
-
-    def states(app: Any) -> list[str]:
-        environ: dict[str, Any] = {"PATH_INFO": "/api/studies/1", "QUERY_STRING": "after=0"}
-        setup_testing_defaults(environ)
-        body = b"".join(app(environ, lambda status, headers, *_: None))
-        return [trial["state"] for trial in json.loads(body)["trials"]]
 
     first = dashboard.wsgi(f"sqlite:///{tmp_path / 'digits.db'}")
     assert states(first) == ["Complete"]
@@ -175,6 +189,25 @@ def test_optuna_dashboard_reads_along_and_locks_nothing(store: StudyStore, tmp_p
     store.flush()
     # The first one answers from memory for some seconds; one that is opened now sees the study as it is.
     assert states(dashboard.wsgi(f"sqlite:///{tmp_path / 'digits.db'}")) == ["Complete"] * 6 + ["Running"]
+
+
+def test_optuna_dashboard_can_be_asked_in_every_round_of_a_study(tmp_path: Path) -> None:
+    dashboard = pytest.importorskip("optuna_dashboard")
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with pytest.raises(StorageInternalError):
+        dashboard.wsgi(url)  # too early, which leaves an empty file for Shoal to find
+    assert (tmp_path / "study.db").stat().st_size == 0
+    apps: list[Any] = []
+    shown: list[int] = []
+
+    def poll(progress: Progress) -> None:
+        apps.append(dashboard.wsgi(url))  # a new one knows nothing from before
+        shown.extend(len(states(app)) for app in (apps[0], apps[-1]))
+
+    x = torch.arange(64.0).reshape(32, 2) / 64
+    shoal.tune(define, train=(x, x[:, :1]), n_trials=24, max_epochs=3, storage=url, progress=poll, reproducible=True)
+    assert len(shown) >= 6
+    assert set(states(dashboard.wsgi(url))) <= {"Complete", "Pruned"} and len(states(dashboard.wsgi(url))) == 24
 
 
 @pytest.mark.skipif(BROWSER is None and os.environ.get("SHOAL_BROWSER") != "required", reason="needs Chromium")
