@@ -36,8 +36,9 @@ from shoal.storage import load_study
 
 
 def define(trial: optuna.Trial) -> shoal.Recipe:
-    """A perceptron on data of the size of scikit-learn's digits."""
-    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    """A perceptron on data of the size of scikit-learn's digits, of one of 16 signatures: a fleet has 128 lanes at most."""
+    hidden = trial.suggest_int("hidden", 24, 39)
+    model = nn.Sequential(nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
     optimizer = optim.Adam(model.parameters(), lr=trial.suggest_float("lr", 1e-4, 1e-1, log=True))
     return shoal.Recipe(model, optimizer, nn.CrossEntropyLoss(), batch_size=32)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import time
@@ -17,7 +19,7 @@ import pytest
 
 from owner_process import OwnerProcess
 from shoal.errors import StorageError, StudyLockedError
-from shoal.records import Event, TrialSpec, TrialState
+from shoal.records import EpochRow, Event, TrialSpec, TrialState
 from shoal.storage import StudyStore, _lock, _tables, load_study
 
 
@@ -167,6 +169,41 @@ def test_a_study_file_that_is_taken_away_from_its_owner(path: Path, how: str) ->
             StorageError, match=r"study.db was removed, moved or replaced while this process wrote to it: .* Put"
         ):
             call()
+
+
+@pytest.mark.parametrize("by", ["another study", "an earlier state", "noise"])
+def test_a_study_file_that_is_overwritten_in_place(path: Path, by: str) -> None:
+    other, store = path.with_name("other.db"), store_at(path)
+    add_trials(store, 0, 200)
+    shut(path)  # all of it is in the file now, and nothing in the log
+    if by == "noise":
+        other.write_bytes(bytes(range(256)) * (path.stat().st_size // 256))
+    elif by == "an earlier state":
+        shutil.copyfile(path, other)
+        add_trials(store, 200, 400)
+        shut(path)
+        add_trials(store, 400, 600)  # a program that is let in may tidy the log, which is no fault
+    else:
+        store_at(other).close()
+    shutil.copyfile(other, path)
+    store.asked([TrialSpec(store.n_trials, 1, {}, {})])
+    for call in (store.flush, store.close):
+        with pytest.raises(
+            StorageError, match=r"study.db was overwritten while this process wrote to it \(.+\): what is"
+        ):
+            call()
+
+
+def add_trials(store: StudyStore, first: int, last: int) -> None:
+    store.asked([TrialSpec(n, n, {}, {}) for n in range(first, last)])
+    store.recorded([EpochRow(n, 1, 0.5, 0.25, {"loss": 0.5}) for n in range(first, last)])
+    store.flush()
+
+
+def shut(path: Path) -> None:
+    """Move what is in the log to the file, as any program may that has the file open."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def test_a_lock_file_that_is_removed_is_made_again(path: Path) -> None:

@@ -21,6 +21,8 @@ from shoal.storage._place import FilePlace, check_folder, check_header
 
 _MAX_CELL_BYTES = 256 * 2**20  # a damaged length must not become an allocation
 
+_LAST_TRIAL = "SELECT max(trial_id) FROM trials"
+
 _ADVICE = {
     "full": "Free some space, then resume the study.",
     "locked": "Another program holds the file for writing: close it, then resume the study.",
@@ -86,6 +88,9 @@ class SqliteOwner:
             with database.explained("opening"):
                 self.connection = connect(database.place.path, "mode=rwc")
             self._file = os.stat(self._path)
+            # Of our last commit: time and size of the file, and the last trial's key.
+            self._left: tuple[int, int] | None = None
+            self._last_trial: int | None = None
         except BaseException:
             self._lock.release()
             raise
@@ -108,9 +113,33 @@ class SqliteOwner:
     def commit(self, work: Callable[[sa.Connection], None]) -> None:
         """Do ``work`` in one transaction, and wait for the disk once."""
         self._lock.keep()
+        self._check_content()
         with self._database.explained("writing to"), transaction(self.connection):
             work(self.connection)
+            last: int | None = self.connection.exec_driver_sql(_LAST_TRIAL).scalar()
         self._check_in_place()  # afterwards: what is acknowledged has to be in the file that others open
+        self._left, self._last_trial = _stamp(str(self._path)), last
+
+    def _check_content(self) -> None:
+        """Who writes to the file between commits is let in (a note in optuna-dashboard), or overwrites it, and then SQLite would
+        put its own pages between the new ones."""
+        if self._left is None or _stamp(str(self._path)) == self._left:
+            return
+        self._check_in_place()
+        cause = "it holds another study or an earlier state of this one"
+        try:
+            with connect(self._path, "mode=ro") as fresh:  # our own connection remembers pages
+                found = fresh.exec_driver_sql(_LAST_TRIAL).scalar()
+                said = str(fresh.exec_driver_sql("PRAGMA quick_check(1)").scalar()).splitlines()[-1]
+            if found == self._last_trial and said == "ok":
+                return
+            cause = cause if said == "ok" else said
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise StorageError(
+            f"the study file {self._path} was overwritten while this process wrote to it ({cause}): what is in it now cannot be "
+            "relied on. Put a copy back, if there is one, and resume the study."
+        )
 
     def _check_in_place(self) -> None:
         """SQLite goes on writing to a file that was removed or replaced, which is gone when it is closed."""
