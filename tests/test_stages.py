@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from torch.utils.data import Dataset
 
 import shoal
 from shoal.progress import LiveSink, PlainSink, make_progress, stages_shown
+from shoal.report import render_report
 from shoal.stages import PERIOD_S, Stage, counted, enter, telling
+from shoal.storage import load_study
 from test_progress import STATE, Clock, Terminal
 
 
@@ -92,6 +95,29 @@ def test_json_has_an_event_of_its_own() -> None:
         "elapsed_s": 2.0,
         "remaining_s": 6.0,
     }
+
+
+def test_reading_reporting_and_training_again_say_how_far_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def define(trial: Any) -> shoal.Recipe:
+        model = nn.Linear(2, 2)
+        lr = trial.suggest_float("lr", 0.01, 0.1)
+        return shoal.Recipe(model, optim.SGD(model.parameters(), lr=lr), nn.CrossEntropyLoss(), 8)
+
+    x = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "study.db"
+    study = shoal.tune(define, train=(x, (x[:, 0] > 0).long()), n_trials=4, max_epochs=2, storage=path, progress=False)
+    seen: list[Stage] = []
+    monkeypatch.setattr("shoal.stages.PERIOD_S", 0.0)
+    with telling(seen.append):
+        record = load_study(path)
+        render_report(record)
+        study.refit(epochs=3)
+    totals = {stage.name: stage.total for stage in seen}
+    assert totals["reading trials"] == totals["packing trials"] == 4
+    assert totals["packing curves"] and totals["training the winner"] == 3
+    assert all(stage.done == 0 or stage.remaining_s is not None for stage in seen)
 
 
 def test_a_terminal_shows_a_stage_in_the_panels_place_and_takes_it_away() -> None:

@@ -17,6 +17,7 @@ from shoal.preparing import Prepared
 from shoal.records import TrialRecord, TrialSpec
 from shoal.replay import Define, replay
 from shoal.scores import Score, scores_of
+from shoal.stages import counted
 from shoal.weights import WeightStore
 from shoal.winner import look_at
 
@@ -67,7 +68,7 @@ def trained_again(
     train, losses = work.data.train, []
     solo = Solo(spec, replay(define, spec, train.n, train.form), replace(work, parts=None))
     recipe = solo.recipe
-    for epoch in range(epochs):
+    for epoch in counted(range(epochs), "training the winner", epochs):
         losses.append(solo.train_epoch()[0])
         if not math.isfinite(losses[-1]):
             break

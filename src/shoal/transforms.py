@@ -21,6 +21,8 @@ from torch.nn import functional as F
 
 from shoal.errors import UsageError, did_you_mean
 
+__all__ = ["Compose", "Crop", "Cutout", "Flip", "Mixup", "Noise", "On"]
+
 Transform: TypeAlias = Callable[[Any], Any]
 
 

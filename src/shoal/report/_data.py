@@ -23,6 +23,7 @@ from shoal.report._front import front_data
 from shoal.report._lanes import lanes, speedups
 from shoal.report._numbers import metric_name, packed, rounded
 from shoal.report._trajectories import trajectories
+from shoal.stages import counted
 
 STATES: Final = tuple(TrialState)
 # Of all series together: 8 MB as base64. Beyond it epochs are left out, and then metrics that were recorded beside the study's own.
@@ -96,7 +97,7 @@ def _grid(last: int, every: int) -> list[int]:
 def _curves(record: StudyRecord, trials: Sequence[TrialRecord], every: int) -> dict[str, Json]:
     """Series as flat arrays. Epochs are written only for the rare trial that lacks some of the grid's."""
     odd: dict[str, Json] = {}
-    for index, trial in enumerate(trials):
+    for index, trial in enumerate(counted(trials, "packing trials", len(trials))):
         epochs = [row.epoch for row in trial.rows]
         if epochs and epochs != _grid(epochs[-1], every):
             odd[str(index)] = list[Json](epochs)
@@ -111,7 +112,7 @@ def _curves(record: StudyRecord, trials: Sequence[TrialRecord], every: int) -> d
     if any(row.standard_error is not None for row in rows):
         first["errors"] = packed(math.nan if r.standard_error is None else r.standard_error for r in rows)
     series: list[Json] = [first]
-    for name in kept:
+    for name in counted(kept, "packing curves", len(kept)):
         # On a validation split every metric is the validation's; only losses have a twin on the training data.
         label = "validation loss" if name == "loss" else name
         values = packed(_metric(row, name) for row in rows)

@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 
 from shoal.errors import ShoalError, StorageError, did_you_mean
 from shoal.records import Copied, Direction, EpochRow, Event, StudyRecord, TrialRecord, TrialSpec, TrialState
+from shoal.stages import counted
 from shoal.storage import _codec
 from shoal.storage._database import database_of, whole
 from shoal.storage._place import Place
@@ -34,6 +36,7 @@ from shoal.storage._tables import (
     has_tables,
 )
 
+_NOTHING: dict[str, tuple[float, ...]] = {}  # one for all epochs in which nothing moved
 _VALUES = (str, int, float, bool, type(None))
 
 
@@ -143,10 +146,12 @@ def _trials(connection: sa.Connection, place: Place, study_id: int) -> tuple[Tri
         .order_by(EPOCH.c.trial, EPOCH.c.epoch)
     )
     moved = _trajectories(connection, place, study_id)
+    n_trials = connection.scalar(sa.select(sa.func.count()).select_from(TRIAL).where(TRIAL.c.study_id == study_id)) or 0
     with sound(place, "an epoch"):
+        by_trial = itertools.groupby(epochs, key=lambda epoch: int(epoch[0]))
         rows = {
-            trial: tuple(_epoch(trial, *epoch[1:], moved.get((trial, epoch[1]), {})) for epoch in group)
-            for trial, group in itertools.groupby(epochs, key=lambda epoch: int(epoch[0]))
+            trial: tuple(_epoch(trial, *epoch[1:], moved.get((trial, epoch[1]), _NOTHING)) for epoch in group)
+            for trial, group in counted(by_trial, "reading trials", n_trials)
         }
     trials = []
     for row in connection.execute(sa.select(TRIAL).where(TRIAL.c.study_id == study_id).order_by(TRIAL.c.number)):
@@ -217,8 +222,9 @@ def _trial(row: Any, rows: tuple[EpochRow, ...]) -> TrialRecord:
         raise TypeError("its parameters have no distributions")
     if not all(type(value) in _VALUES for value in params.values()):
         raise TypeError("its parameters are no plain values")
-    for text in distributions.values():
+    for name, text in distributions.items():
         _check_distribution(text)
+        distributions[name] = sys.intern(text)  # most trials have the same
     state = TrialState(row.state)
     value, outcome = _codec.unjudged(row.value)
     if type(row.number) is not int or type(row.epoch) is not int or type(row.reason) is not str:
