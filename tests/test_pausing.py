@@ -21,7 +21,7 @@ from shoal.lanes.pool import Candidate
 from shoal.lanes.workers import pools
 from shoal.records import Event, Progress, TrialResult, TrialState
 from shoal.replay import run_define
-from shoal.schedulers import Decision, Observation, Room, TopK, Verdict
+from shoal.schedulers import Asha, Decision, Observation, Room, TopK, Verdict, rungs_of
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(96, 4, generator=GENERATOR, dtype=torch.float64)
@@ -226,6 +226,27 @@ def test_samplers_see_a_paused_trial_as_pruned_where_it_is() -> None:
     assert asker.study.trials[0].state.name == "COMPLETE" and asker.study.best_value == 0.75
     asker.tell(provisional)  # also what had ended may be told of again
     assert asker.study.trials[1].state.name == "RUNNING"
+
+
+def test_samplers_see_a_trial_that_passes_a_rung_as_pruned_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[int, list[TrialResult]] = {}
+    tell = Asker.tell
+
+    def spy(asker: Asker, result: TrialResult, rows: Any = ()) -> None:
+        told.setdefault(result.number, []).append(result)
+        tell(asker, result, rows)
+
+    monkeypatch.setattr(Asker, "tell", spy)
+    study = tune(scheduler="asha", n_trials=40)
+    rungs = Asha(9).rungs
+    through = [t for t in study.record.trials if t.state is TrialState.FINISHED]
+    assert through and rungs_of(Asha(9)) == set(rungs) and not rungs_of(TopK(5))
+    for t in through:
+        *first, last = told[t.spec.number]
+        assert {(r.state, r.epoch, r.value) for r in first} == {
+            (TrialState.STOPPED, epoch, t.rows[epoch - 1].value) for epoch in rungs
+        }
+        assert last.state is TrialState.FINISHED
 
 
 class Halt(Exception):

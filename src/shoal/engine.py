@@ -14,7 +14,7 @@ from shoal.lanes.lane import Measured
 from shoal.lanes.pool import Candidate
 from shoal.lanes.workers import Trainer
 from shoal.records import Copied, EpochRow, Event, Json, Progress, TrialResult, TrialSpec, TrialState
-from shoal.schedulers import Decision, Explorer, Observation, Promoter, Room, Scheduler, Verdict
+from shoal.schedulers import Decision, Explorer, Observation, Promoter, Room, Scheduler, Verdict, rungs_of
 
 
 class Ledger(Protocol):
@@ -44,8 +44,8 @@ class Ledger(Protocol):
         """What a trial trains with now."""
         ...
 
-    def pause(self, provisional: TrialResult) -> None:
-        """Called for every trial that is paused, with the result that it would have if it ended here."""
+    def so_far(self, provisional: TrialResult) -> None:
+        """Called for every trial that is paused, or that a rung lets pass, with the result that it would have if it ended here."""
         ...
 
     def judge(self, result: TrialResult, rows: Sequence[EpochRow], pool: Trainer) -> TrialResult:
@@ -113,6 +113,7 @@ class Engine:
         self._paused = dict(standing.paused)  # trial -> the epoch it was paused at
         self._bare = set(standing.bare)  # paused trials of which the pool has nothing
         self._reached: dict[int, int] = {}  # trial -> its last recorded epoch
+        self._rungs = rungs_of(scheduler)
         self._best: dict[int, tuple[float, int]] = {}  # trial -> (value, epoch) of its best epoch
         self._last_finite: dict[int, tuple[float, int]] = {}
         self._events: list[Event] = []
@@ -293,8 +294,9 @@ class Engine:
             self._running.discard(trial)
             epoch = self._paused[trial] = self._reached[trial]
             self._events.append(Event(0, "paused", trial, data={"epoch": epoch, "reason": verdict.reason}))
-            value, at = self._judged_by(trial)
-            self.ledger.pause(TrialResult(trial, TrialState.STOPPED, value, at, verdict.reason, now))
+        seen = {trial for trial, _ in pauses} | {row.trial for row in rows if row.epoch in self._rungs}
+        for trial in sorted(seen - {r.number for r in results}):
+            self.ledger.so_far(TrialResult(trial, TrialState.STOPPED, *self._judged_by(trial), time_s=now))
         happened, self._events = [*self.pool.drain_events(), *self._events], []
         events = [replace(e, tick=self.tick, time_s=now) for e in happened]
         self.ledger.record(rows, results, events)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,6 +89,7 @@ def restore(
     max_epochs: int,
     pauses: bool,
     best_epoch: bool,
+    rungs: Collection[int] = (),
     weights: WeightStore | None = None,
 ) -> Restored:
     """Take a study up where its file left it: at its last snapshot, or else with what its rows alone allow.
@@ -101,6 +102,7 @@ def restore(
         max_epochs: Epochs of a full trial; more than before means that finished trials run again.
         pauses: Whether the scheduler pauses trials. If not, or if it is another one than before, paused trials run again.
         best_epoch: Whether trials are judged by their best epoch.
+        rungs: Epochs at which the sampler was shown how trials that went on were doing.
         weights: Those kept so far, when they are at hand.
     """
     folder = None if store is None else store.beside(".weights")
@@ -115,7 +117,7 @@ def restore(
         )
         if weights is not None:
             start = replace(start, weights=weights)
-        asker.restore(_as_seen(start, best_epoch))
+        asker.restore(_as_seen(start, best_epoch, rungs))
     history, standing = start.history, start.standing
     if store is None:
         return start
@@ -262,15 +264,16 @@ def _paused(previous: StudyRecord) -> dict[int, int]:
     }
 
 
-def _as_seen(start: Restored, best_epoch: bool) -> list[TrialRecord]:
-    """Trials as samplers saw them: one that was paused counts as stopped there, also when it has been promoted since."""
+def _as_seen(start: Restored, best_epoch: bool, rungs: Collection[int]) -> list[TrialRecord]:
+    """Trials as samplers saw them: one that was paused or passed a rung counts as stopped there, also when it has gone on since."""
     history = start.history
     pending = {spec.number for spec in start.pending}
     paused = {e.trial: cast(int, e.data["epoch"]) for e in history.events if e.kind == "paused"}
     out = []
     for t in history.record.trials:
-        at = paused.get(t.spec.number)
-        rows = [row for row in t.rows if at is not None and row.epoch <= at and row.value == row.value]
+        passed = [row.epoch for row in t.rows if row.epoch in rungs]
+        at = max([paused.get(t.spec.number, 0), *passed])
+        rows = [row for row in t.rows if row.epoch <= at and row.value == row.value]
         if t.state is TrialState.RUNNING and rows and t.spec.number not in pending:
             row = min(rows, key=lambda r: (history.sign * r.value, r.epoch)) if best_epoch else rows[-1]
             t = replace(t, state=TrialState.STOPPED, value=row.value, epoch=row.epoch)

@@ -337,7 +337,7 @@ class Session:
                 store.flush()
                 taking.tidy()
 
-    def pause(self, provisional: TrialResult) -> None:
+    def so_far(self, provisional: TrialResult) -> None:
         self._asker.tell(provisional)
 
     def judge(self, result: TrialResult, rows: Sequence[EpochRow], pool: Trainer) -> TrialResult:

@@ -56,6 +56,7 @@ from shoal.schedulers import (
     Promoter,
     Scheduler,
     Space,
+    rungs_of,
 )
 from shoal.schedulers import resolve as resolve_scheduler
 from shoal.session import Session, candidate, no_outputs
@@ -324,6 +325,7 @@ def tune(
                 max_epochs=max_epochs,
                 pauses=isinstance(scheme, Promoter),
                 best_epoch=value == "best",
+                rungs=rungs_of(scheme),
                 weights=None if earlier is None else earlier.weights,
             )
             history, weights = start.history, start.weights

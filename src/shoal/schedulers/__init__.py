@@ -84,6 +84,15 @@ def _made(name: str, max_epochs: int, n_trials: int, **options: Any) -> Schedule
 SCHEDULERS: Mapping[str, Callable[..., Scheduler]] = MappingProxyType({n: partial(_made, n) for n in _NAMED})
 
 
+def rungs_of(scheduler: Scheduler) -> frozenset[int]:
+    """The epochs at which a scheduler lets trials pass that it does not pause there; samplers are shown those, too.
+
+    >>> sorted(rungs_of(Asha(30))), sorted(rungs_of(Fifo()))
+    ([2, 6], [])
+    """
+    return frozenset(scheduler.rungs if isinstance(scheduler, Asha) else ())
+
+
 def options_of(name: str) -> tuple[str, ...]:
     """The options that a named scheduler takes.
 
