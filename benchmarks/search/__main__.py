@@ -63,12 +63,12 @@ def main() -> None:
     names = [task.name for task in tasks]
     if got.command == "compare":
         for task in tasks:
-            compare.compare(task, got.out, compare.METHODS, range(got.seeds or 10), got.trials or 75, got.epochs)
+            compare.compare(task, got.out, compare.METHODS, range(got.seeds or 10), got.trials or 80, got.epochs)
         results = compare.load(got.out)
         figures.table(results, names)
         figures.figure(results, names, got.figure)
     elif got.command == "wall":
-        plain.main(tasks, got.trials or 75, got.seeds or 3)
+        plain.main(tasks, got.trials or 80, got.seeds or 3)
     else:
         for task in tasks:
             path = FOLDER / f"{task.name}.npz"
