@@ -1,7 +1,7 @@
 """Every scheduler over the same random subsets of recorded curves, in simulated time: seconds instead of hours.
 
-A sampler that learns cannot be replayed; ``simulated.py`` and ``compare.py`` are for those. Freeze-thaw, which fits every curve again
-and again, takes seconds where the others take hundredths, and gets a tenth of the draws.
+A sampler that learns cannot be replayed; ``simulated.py`` and ``compare.py`` are for those. Freeze-thaw, which fits every curve
+again and again, takes seconds where the others take hundredths, and gets a tenth of the draws.
 """
 
 from __future__ import annotations
