@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: demo test lint docs recipes bench bench-peers bench-search fuzz audit bench-storage torture soak clean
+.PHONY: demo test lint docs recipes bench bench-gpu bench-peers bench-search fuzz audit bench-storage torture soak clean
 
 # hatchling comes first and builds without isolation, so that it too is the pinned one.
 $(STAMP): pyproject.toml constraints.txt
@@ -61,6 +61,10 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/whole_process.py --n 200 --repeats 3
 	$(BIN)/python benchmarks/whole_process.py --n 1000 --repeats 1
+
+# On a GPU, if there is one: lanes against plain loops, and lane-steps by width. Under eight minutes.
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py
 
 # Beside the same work by hand in JAX, which gets an environment of its own.
 PEERS := .venv-peers

@@ -104,7 +104,7 @@ class _Found:
         named = (tuple(self.trials), self.signature, o.solo, type(model).__name__, n_parameters)
         if o.solo:
             return Group(*named)
-        width = planner.snug(len(self.trials), planner.WIDTHS[-1])
+        width = planner.snug(len(self.trials), planner.WIDEST)
         return Group(*named, width, o.tier, o.uncompiled, self.first.lifts)
 
 

@@ -6,7 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # Widths a fleet may have: even from 2 on, so that parallel kernels split a stacked tensor between lanes and not inside one.
-WIDTHS: tuple[int, ...] = (1, *range(2, 64, 2), *range(64, 129, 4))
+# Beyond ``WIDEST`` only a GPU gains: a CPU's lanes cost the same each by then.
+WIDTHS: tuple[int, ...] = (
+    *(1, *range(2, 64, 2), *range(64, 128, 4)),
+    *(*range(128, 256, 16), *range(256, 512, 32), *range(512, 1025, 64)),
+)
+WIDEST, WIDEST_ON_GPU = 128, WIDTHS[-1]
+
+
+def widest(device_type: str) -> int:
+    """Lanes that a fleet may have at most, memory apart.
+
+    >>> widest("cpu"), widest("cuda")
+    (128, 1024)
+    """
+    return WIDEST if device_type == "cpu" else WIDEST_ON_GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +30,10 @@ class Demand:
     width: int
     active: int
     waiting: int
-    max_width: int = WIDTHS[-1]
+    max_width: int = WIDEST
 
 
-def total_lanes(n_trials: int, *, learns: bool, cheap: bool = False, limit: int = WIDTHS[-1], parts: int = 1) -> int:
+def total_lanes(n_trials: int, *, learns: bool, cheap: bool = False, limit: int = WIDEST, parts: int = 1) -> int:
     """Trials that run at once, each of which takes ``parts`` lanes of a fleet that has ``limit``.
 
     While a sampler learns from results, few trials run together: very wide waves turn a model-based search into a random one. Where

@@ -38,7 +38,7 @@ from shoal.loggers._base import check as check_loggers
 from shoal.metrics import Metric, further, standard_metrics
 from shoal.moving import space_of
 from shoal.objectives import Objectives
-from shoal.planner import total_lanes
+from shoal.planner import total_lanes, widest
 from shoal.preparing import PrepareArgument, Prepared, described
 from shoal.progress import ProgressMode, stages_shown
 from shoal.recipe import Recipe
@@ -271,7 +271,7 @@ def tune(
     winning = replace(work, data=there.whole, parts=None)  # what becomes of the winner
     # A population is compared among itself, so all of it trains at once.
     learns = asker.learns and space is None
-    lanes = total_lanes(n_trials, learns=learns, cheap=where.type != "cpu", parts=n_parts)
+    lanes = total_lanes(n_trials, learns=learns, cheap=where.type != "cpu", limit=widest(where.type), parts=n_parts)
     if refine is not None:  # with more of them, trials would be drawn that could be moves
         lanes = min(lanes, refine.wave)
     sizes = () if parts is None else [parts.n_train(part, data.train.n) for part in range(n_parts)]

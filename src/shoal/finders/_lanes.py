@@ -20,7 +20,7 @@ from shoal.lanes import native
 from shoal.lanes.fleet import Work
 from shoal.lanes.pool import Candidate, Pool
 from shoal.lanes.workers import n_workers, pools
-from shoal.planner import WIDTHS
+from shoal.planner import WIDEST
 from shoal.progress import stages_shown
 from shoal.records import Direction, ParamValue, TrialSpec
 from shoal.replay import Define, replay
@@ -101,9 +101,9 @@ def side_by_side(
         native.prepare()
     waiting, waves = list(specs.values()), []
     while waiting:
-        waves.append(waiting[: WIDTHS[-1]])
-        waiting = waiting[WIDTHS[-1] :]
-    count = n_workers(min(len(specs), WIDTHS[-1]), device=device, reproducible=False)
+        waves.append(waiting[:WIDEST])
+        waiting = waiting[WIDEST:]
+    count = n_workers(min(len(specs), WIDEST), device=device, reproducible=False)
     with stages_shown(start.progress), pools(make_pool, admission, count) as pool:
         rounds = counted(((w, e) for w in waves for e in range(epochs)), said, len(waves) * epochs)
         for wave, epoch in rounds:

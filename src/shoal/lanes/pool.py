@@ -34,7 +34,7 @@ from shoal.lanes.tryout import confirmed, expected_loss, pays, time_compiled, ti
 from shoal.recipe import Recipe
 from shoal.records import Event, Json, TrialSpec, part_of
 
-# State, gradients and temporaries of a lane, in multiples of its parameters; fleets may take this share of memory.
+# State, gradients and temporaries of a lane, in multiples of its parameters; a fleet may take so much memory, and half of a GPU's.
 _STATE_COPIES = 10
 _MEMORY_BYTES = 2 * 2**30
 # A fleet of an earlier width is kept, for the width may come back; one whose lanes take more than this is not.
@@ -47,6 +47,11 @@ _COMPILE_AHEAD_S = 10.0
 _AGAIN = 4.0
 # Where plain steps are faster than a fleet's as it is, so long is waited for a compiled epoch, which may be faster than both.
 _COMPILE_WAIT_S = 10.0
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """What a fleet may take."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _MEMORY_BYTES
 
 
 @dataclass(slots=True)
@@ -301,7 +306,8 @@ class Pool:
         like = example_of(template, lambda: self._rebuild(c.spec), self.work)
         per_lane = layout.size * torch.empty((), dtype=layout.dtype).element_size() * _STATE_COPIES
         per_lane += c.quantum * sum(t[0].numel() * t.element_size() for t in self.work.data.train.tensors) * 4
-        limit = max(w for w in planner.WIDTHS if w <= max(1, _MEMORY_BYTES // max(1, per_lane)))
+        most = min(planner.widest(self.work.device.type), max(1, _memory_bytes(self.work.device) // max(1, per_lane)))
+        limit = max(w for w in planner.WIDTHS if w <= most)
         return _Group(c.signature, c.spec, Program.prepare(template), layout, like, c.quantum, c.exact, limit)
 
     def _fleet(self, g: _Group, width: int) -> Fleet:

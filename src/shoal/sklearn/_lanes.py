@@ -122,7 +122,7 @@ class _Together:
         epochs: dict[int, int] = {}  # of runs in training, by their key
         while waiting or epochs:
             fresh: list[Candidate] = []
-            while waiting and len(epochs) < planner.WIDTHS[-1]:
+            while waiting and len(epochs) < planner.WIDEST:
                 number, run = waiting.pop(0)
                 if (made := self._start(number, run)) is not None:
                     fresh.append(made)
