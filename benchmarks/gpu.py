@@ -146,8 +146,9 @@ def plain_us(case: Case, seconds: float) -> float:
 def lane_us(case: Case, width: int, seconds: float) -> float:
     """Microseconds of a lane's step where so many train together; NaN where no fleet is as wide on this device."""
     pool = case.pool(specs(width))
-    if pool.n_lanes < width or len(pool.run_epoch()) < width:
+    if any(event.kind == "solo" for event in pool.drain_events()):
         return math.nan
+    pool.run_epoch()
     return 1e6 * seconds_per_call(pool.run_epoch, case.work.device, seconds) / (width * N_TRAIN // BATCH)
 
 
