@@ -141,7 +141,7 @@ def test_between_moves_lanes_are_compiled_and_stay_the_plain_loop(monkeypatch: p
         fleet.admit(ready(define, specs[0], WORK))
         fleet.admit(ready(define, specs[2], WORK))
         assert fleet.compiled is not None and not obstacle(fleet.compiled, fleet)
-        assert all(fleet.compiled.ready(name) for name in ("held_out", "smoothing", "rates"))
+        assert all(fleet.compiled.ready(name) for name in ("held_out", "losses", "rates"))
         assert agrees(fleet.compiled, fleet)
         for name in ("held_out", "by_numbers"):  # a library that gives another gradient is not used
             with monkeypatch.context() as patch:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from shoal.errors import FuseError, blame
+from shoal.extend import LossWeights
+from shoal.extend._weighted import weights_of
 from shoal.keys import Reader, digest
 from shoal.lanes import rehearsal
 from shoal.lanes.criteria import criterion_key, denominators, is_known
@@ -111,6 +113,9 @@ class Signer:
         if len(lifts) < len(places):  # what is not lifted is part of the signature
             parts = _parts(recipe, layout, {name: places[name] for name in lifts})
         object.__setattr__(recipe, "lifts", lifts)
+        moves = any(isinstance(e, LossWeights) for e in recipe.extensions if e.on)
+        if moves and (fixed := sorted(set(weights_of(recipe.loss)) - set(lifts))):
+            raise FuseError(f"shoal.extend.LossWeights moves {fixed[0]!r}, which its loss needs as a plain number")
         parts.append(("numbers", digest((lifts, guards.outcomes))))
         structure = digest(tuple(parts))
         self._check_weights(recipe, structure)

@@ -13,10 +13,11 @@ from __future__ import annotations
 from shoal.extend._activation import Activation
 from shoal.extend._base import Extension
 from shoal.extend._batch_size import BatchSize
-from shoal.extend._by_validation import L1, Dropout, LabelSmoothing, WeightDecay
+from shoal.extend._by_validation import L1, Dropout, LabelSmoothing, LossWeights, WeightDecay
 from shoal.extend._learning_rate import LearningRate
 from shoal.extend._shapes import LearnedShape, Shifted, Swish, settle, shapes_of
 from shoal.extend._trajectory import Replay, Trajectory, trajectories_of
+from shoal.extend._weighted import WeightedSum
 
 __all__ = [
     "L1",
@@ -27,11 +28,13 @@ __all__ = [
     "LabelSmoothing",
     "LearnedShape",
     "LearningRate",
+    "LossWeights",
     "Replay",
     "Shifted",
     "Swish",
     "Trajectory",
     "WeightDecay",
+    "WeightedSum",
     "settle",
     "shapes_of",
     "trajectories_of",

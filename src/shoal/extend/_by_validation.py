@@ -12,6 +12,7 @@ from shoal.errors import RecipeError
 from shoal.extend._activation import Activation
 from shoal.extend._base import Extension
 from shoal.extend._batch_size import BatchSize
+from shoal.extend._weighted import WeightedSum
 
 if TYPE_CHECKING:
     from shoal.recipe import Recipe
@@ -28,8 +29,8 @@ class ByValidation(Extension):
     """A regulariser that moves against the gradient of the loss on a *hyper-validation* split, every few updates.
 
     That split is taken from the training data by ``tune(hyper_valid=...)``; it is never the one that is reported. With ``C`` the
-    plain loss on a batch of it (in evaluation mode, without label smoothing), ``G`` the regularised training gradient of the
-    latest batch and ``r`` the hyperparameter::
+    plain loss on a batch of it (in evaluation mode, without label smoothing, of a `WeightedSum` the task alone), ``G`` the
+    regularised training gradient of the latest batch and ``r`` the hyperparameter::
 
         t1t2:      dC/dr = dC/dp(p') . du/dG . dG/dr                          with p' = p + u(G) the update just made
         implicit:  dC/dr = -scale * sum_{k <= terms} (1 - scale H)^k dC/dp . dG/dr     with H the training loss's Hessian at p'
@@ -37,7 +38,8 @@ class ByValidation(Extension):
     The derivative goes through Adam's moving averages, which gives the next move of ``r`` a size near ``step``.
 
     Args:
-        step: About how far one move goes: in the logarithm of weight decay and L1, in units of a rate for the others.
+        step: About how far one move goes: in the logarithm of weight decay, L1 and weights of losses, in units of a
+            rate for the others.
         bounds: Least and largest value; they must hold the base value.
         warmup: Updates of a trial before the first move.
         on: Whether it does anything.
@@ -289,6 +291,45 @@ class Dropout(ByValidation):
                 "inplace=True and without hooks), and the model has none."
             )
         return found
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossWeights(ByValidation):
+    """Moves the weights of a `WeightedSum`, each in its logarithm and by its own, by the validation gradient of the task alone.
+
+    Losses that are reported are those of the recipe's loss, with the weights of the moment: let a study judge trials by a metric.
+
+    Args:
+        step, bounds, warmup, on, method, every, terms, scale, slopes: As for `ByValidation`.
+
+    Raises:
+        RecipeError: If a field is out of its range.
+
+    Example:
+        >>> LossWeights(bounds=(1e-3, 10)).step
+        0.1
+    """
+
+    HYPERPARAMETER: ClassVar[str] = "loss_weight"
+    LOGARITHMIC: ClassVar[bool] = True
+
+    step: float = 0.1
+    bounds: tuple[float, float] = (1e-6, 1e3)
+
+    def base(self, recipe: Recipe) -> dict[str, float]:
+        """The weight of each term but the task."""
+        if not isinstance(recipe.loss, WeightedSum):
+            raise RecipeError(
+                "shoal.extend.LossWeights moves the weights of a loss of several terms; give "
+                f"Recipe(loss=shoal.extend.WeightedSum(...)), not {type(recipe.loss).__name__}."
+            )
+        if zero := [name for name, weight in recipe.loss.weights.items() if weight == 0]:
+            raise RecipeError(
+                f"shoal.extend.LossWeights moves weights in their logarithm, and that of {zero[0]!r} is 0; give one to start "
+                "from, such as 1e-3, or leave the term out."
+            )
+        return {f"the weight of {name!r}": weight for name, weight in recipe.loss.weights.items()}
 
 
 @final

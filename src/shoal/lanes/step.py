@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 from torch.func import functional_call, grad, grad_and_value, vmap
 
 from shoal.errors import FuseError, line_of
+from shoal.extend._weighted import task_alone
 from shoal.lanes import graph
 from shoal.lanes.criteria import SMOOTHING, criterion_values, denominator, is_known, numerators
 from shoal.lanes.kernels import Kernels
@@ -319,13 +320,13 @@ class Program:
         weights: Tensor,
         keys: Tensor,
     ) -> dict[str, Tensor]:
-        """Gradients of the training loss in label smoothing or in rates of dropout, by name, (lanes,) each.
+        """Gradients of the training loss in numbers of its own or in rates of dropout, by name, (lanes,) each.
 
         Args:
-            names: ``SMOOTHING`` alone, or names of rates, whose masks are then relaxed ones.
+            names: Numbers of the loss, or rates of dropout, whose masks are then relaxed ones.
             state, data, idx, weights, keys: As for `train`.
         """
-        key = (self._step_name("smoothing" if SMOOTHING in names else "rates"), idx.shape[1])
+        key = (self._step_name("losses" if names[0] in self.layout.values else "rates"), idx.shape[1])
         if key not in self._functions:
             inputs = [*state, *data, idx, weights, keys]
             self._functions[key] = self._build(key, self._numbers_step(len(data), names), inputs, len(state))
@@ -505,7 +506,7 @@ class Program:
 
             def objective(params: dict[str, Tensor]) -> Tensor:
                 given = {**params, **fixed, **{name: t.clone() for name, t in buffers.items()}}
-                with KeyedRandom(keys, lanes=True), Sealed():
+                with KeyedRandom(keys, lanes=True), Sealed(), task_alone():
                     inputs = (_copied(batch), weights, values, True, self._uses)
                     loss: Tensor = functional_call(self._objective, given, inputs)[0]
                 return loss
@@ -515,7 +516,7 @@ class Program:
         return _by_rows(lane, n_data)
 
     def _numbers_step(self, n_data: int, names: Sequence[str]) -> Callable[..., list[Tensor]]:
-        relaxed = SMOOTHING not in names
+        relaxed = names[0] not in self.layout.values
 
         def lane(*tensors: Tensor) -> list[Tensor]:
             params, fixed, buffers, values, batch, weights, keys = self._lane(tensors, n_data, evaluate=False)

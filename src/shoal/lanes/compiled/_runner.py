@@ -51,10 +51,11 @@ def obstacle(compilation: Compilation, fleet: Fleet) -> str:
     """What the library lacks of all that the lanes need (one update or activation or another), or "" when it suits them."""
     if not isinstance(fleet.kernels, NativeKernels):
         return "the native kernels are not there"
+    otherwise = any(t.rule or batch_size(t.recipe) for _, t in fleet.active)
     for _, t in fleet.active:
         if t.family not in FAMILIES:
             return f"optimizers of the family {t.family.name} have no native update"
-        if by_validation(t.recipe) and any(u.rule or batch_size(u.recipe) for _, u in fleet.active):
+        if otherwise and by_validation(t.recipe):
             return "regularisation that moves has no compiled form beside learning rates or batch sizes that move"
         for kind in t.kinds:
             if fleet.kernels.code(kind) is None:

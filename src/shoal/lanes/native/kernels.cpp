@@ -95,23 +95,22 @@ void advance(int family, int64_t lanes, int64_t P, int64_t G, int64_t first, int
 
 // ---- regularisers that move (lanes/regularised) ----
 
-// How far 16 partial sums have come, whatever the machine's vectors: how a sum is rounded depends on the parameter's size alone.
-struct Partial {
-  static constexpr int64_t W = 16;
-  double at[W] = {};
-  double all() const {
-    double sum = 0.0;
-    for (int64_t j = 0; j < W; ++j) sum += at[j];
-    return sum;
-  }
-};
+// Sixteen partial sums, whatever the machine's vectors: how a sum is rounded depends on the parameter's size alone.
+constexpr int64_t SUMS = 16;
+
+template <typename T>
+double all(const T* sums) {
+  double total = 0.0;
+  for (int64_t j = 0; j < SUMS; ++j) total += double(sums[j]);
+  return total;
+}
 
 // The derivative of an update in its gradient, element by element, is what SGD and Adam make of these coefficients. From p0 it led to p,
 // with the gradient g; w becomes v times it. Adds up w sign(p0), v (p - p0), w w and p0 p0; w p0 and v p0 are those of this parameter.
 template <int FAMILY, typename T>
 void through(int64_t n, const T* __restrict p0, const T* __restrict p, const T* __restrict m, const T* __restrict s,
              const T* __restrict g, const T* __restrict v, T* __restrict w, const T* c, T by, double* sums) {
-  Partial signs, decays, apart, steps, ww, pp;
+  T signs[SUMS] = {}, decays[SUMS] = {}, apart[SUMS] = {}, steps[SUMS] = {}, ww[SUMS] = {}, pp[SUMS] = {};
   const T plain = by * c[C7] * (c[C5] + c[C6] * c[C4]);
   const auto one = [&](int64_t i, int64_t j) {
     const T from = p0[i], along = v[i];
@@ -123,19 +122,19 @@ void through(int64_t n, const T* __restrict p0, const T* __restrict p, const T* 
     }
     const T there = along * slope;
     w[i] = there;
-    signs.at[j] += double(there * T((T(0) < from) - (from < T(0))));
-    decays.at[j] += double(there * from);
-    apart.at[j] += double(along * from);
-    steps.at[j] += double(along * (p[i] - from));
-    ww.at[j] += double(there * there);
-    pp.at[j] += double(from * from);
+    signs[j] += there * T((T(0) < from) - (from < T(0)));
+    decays[j] += there * from;
+    apart[j] += along * from;
+    steps[j] += along * (p[i] - from);
+    ww[j] += there * there;
+    pp[j] += from * from;
   };
-  const int64_t whole = n - n % Partial::W;
-  for (int64_t i = 0; i < whole; i += Partial::W)
-    for (int64_t j = 0; j < Partial::W; ++j) one(i + j, j);
+  const int64_t whole = n - n % SUMS;
+  for (int64_t i = 0; i < whole; i += SUMS)
+    for (int64_t j = 0; j < SUMS; ++j) one(i + j, j);
   for (int64_t i = whole; i < n; ++i) one(i, i - whole);
-  sums[0] += signs.all(), sums[1] += steps.all(), sums[2] += ww.all(), sums[3] += pp.all();
-  sums[4] = decays.all(), sums[5] = apart.all();
+  sums[0] += all(signs), sums[1] += all(steps), sums[2] += all(ww), sums[3] += all(pp);
+  sums[4] = all(decays), sums[5] = all(apart);
 }
 
 // For each of some lanes of a fleet: w (lanes of the fleet, P), and out (n_lanes, 5): the derivatives in L1, in weight decay and, times

@@ -19,14 +19,12 @@ from torch import Tensor
 
 from shoal.data import Split
 from shoal.lanes import optim
-from shoal.lanes.criteria import SMOOTHING
 from shoal.lanes.hypergradient import LaneRates
 from shoal.lanes.kernels import Made, Spans
-from shoal.lanes.lift import dropouts
 from shoal.lanes.optim import DECAY, L2
 from shoal.lanes.regularised import _rule as rule
 from shoal.lanes.regularised._passes import Passes, Slots
-from shoal.lanes.regularised._rule import DECAY_, L1_, LR_, RATES_, SMOOTHING_, Asked, Slopes
+from shoal.lanes.regularised._rule import DECAY_, L1_, LR_, Asked, Slopes
 
 if TYPE_CHECKING:
     from shoal.lanes.clip import Shaping
@@ -83,22 +81,21 @@ class LaneRegularisers:
         self._trials: dict[int, LaneTrial] = {i: t for i, t in fleet.active if i in self._found}
         example = next(iter(self._trials.values()))
         self._data = rule.held_out_of(example.recipe, fleet.work.data)
-        self._dropouts = [f"{name}.p" for name, _ in dropouts(example.recipe.model)]
-        size = RATES_ + len(self._dropouts)
+        self._numbers = rule.numbers_at(example.recipe)
+        self._log = rule.logarithms(example.recipe).to(device)
+        size = len(self._log)
 
         on = np.zeros((width, size), dtype=bool)
         base, step, low, high = (np.full((width, size), x) for x in (1.0, 0.0, 0.0, 1.0))
         warmup = np.zeros((width, size), dtype=np.int64)
-        log = np.zeros(size, dtype=bool)
-        log[[L1_, DECAY_, LR_]] = True
         for i, a in self._found.items():
             for place, (e, value) in a.at.items():
                 on[i, place], base[i, place], step[i, place] = True, value, e.step
                 warmup[i, place], (low[i, place], high[i, place]) = e.warmup, e.bounds
-        self._on, self._base, self._step, self._low, self._high, self._log = (
-            torch.from_numpy(x).to(device) for x in (on, base, step, low, high, log)
+        self._on, self._base, self._step, self._low, self._high = (
+            torch.from_numpy(x).to(device) for x in (on, base, step, low, high)
         )
-        self._smooths, self._drops = bool(on[:, SMOOTHING_].any()), bool(on[:, RATES_:].any())
+        self._mixing = rule.numbers_of(name for name, place in self._numbers.items() if on[:, place].any())
 
         self._update = np.zeros((len(due), width), dtype=np.int64)  # which update of its trial follows the tick, from 1
         self._moves = np.zeros((len(due), width), dtype=bool)
@@ -118,6 +115,7 @@ class LaneRegularisers:
         for o, n in self._spans.places:
             self._real[o : o + n] = True
         self._fixed = self._decay_of_groups()  # (W, parameters)
+        self._decayed = (self._fixed != 0).numpy(force=True)
 
         kept = fleet.state.own(KEPT, (3, size), torch.float64)
         fresh = self._column([i in self._trials and self._trials[i].updates == 0 for i in range(width)])
@@ -298,8 +296,8 @@ class LaneRegularisers:
         """Of the hyper-validation loss in every number, (W, R); what it says of lanes whose turn it is not means nothing."""
         lanes = [i for i in self._found if self._moves[t, i]]
         v = self._held_out(t, lanes)
-        out = torch.zeros_like(self._value)
-        made = self._made(t, lanes)
+        out, made = torch.zeros_like(self._value), self._made(t, lanes)
+        lanes = list(made.lanes)
         w, sums = self._fleet.kernels.through_update(self._spans, made, v)
         for k, place in enumerate((L1_, DECAY_, LR_)):
             out[lanes, place] = sums[:, k]
@@ -314,7 +312,7 @@ class LaneRegularisers:
             for i in distant:
                 out[i, L1_] = self._dot(w[i : i + 1], point[i : i + 1].sign())
                 out[i, DECAY_] = self._dot(w[i : i + 1] * (self._spread(self._fixed[i : i + 1]) != 0), point[i : i + 1])
-        if self._smooths or self._drops:
+        if self._mixing:
             squares = torch.ones(2, len(v), dtype=torch.float64, device=v.device)
             squares[:, lanes] = sums[:, [4, 3]].T
             for k, x in enumerate((point, w) if distant else ()):
@@ -325,27 +323,31 @@ class LaneRegularisers:
         return out
 
     def _made(self, t: int, lanes: Sequence[int]) -> Made:
-        """The updates of tick t."""
-        places = {i: (s, r) for s in self._stretches for r, i in enumerate(s.decays.lanes)}
-        of = [places[i] for i in lanes]
-        dtype = self._layout.dtype
-        rates = [(s.decays.lr[t] if s.rates is None else s.rates.now)[r].to(dtype) for s, r in of]
-        apart = [s.decays.apart[t, r].any() for s, r in of]
-        n = max(s.decays.table.shape[3] for s, _ in of)
-        rate = torch.stack([x.expand(n) for x in rates])
-        moving = torch.tensor([s.rates is not None for s, _ in of], device=self._device)[:, None]
+        """The updates of tick t, of lanes in the order of their stretches."""
+        wanted, dtype = set(lanes), self._layout.dtype
+        rows = [(s, [r for r, i in enumerate(s.decays.lanes) if i in wanted]) for s in self._stretches]
+        rows = [(s, at) for s, at in rows if at]
+        tables, by, apart = [], [], []
+        for s, at in rows:
+            rate = (s.decays.lr[t] if s.rates is None else s.rates.now)[at].to(dtype)  # (n, 1 or G)
+            n_groups = s.decays.table.shape[3]
+            tables.append(s.decays.table[t][:, at].movedim(1, 0))
+            by.append((torch.ones_like(rate) if s.rates is None else rate).expand(-1, n_groups))
+            decoupled = s.decays.apart[t][at].any(1, keepdim=True)
+            apart.append(torch.where(decoupled, rate, 0.0).expand(-1, n_groups))
+        those = [s.decays.lanes[r] for s, at in rows for r in at]
         return Made(
-            lanes,
-            [s.family for s, _ in of],
+            those,
+            [s.family for s, at in rows for _ in at],
             self._start,
             self._state.params,
             self._state.first,
             self._state.second,
             self._grads,
-            torch.stack([s.decays.table[t, :, r] for s, r in of]),
-            torch.where(moving, rate, 1.0),
-            torch.where(torch.stack(apart)[:, None], rate, 0.0),
-            (self._fixed[list(lanes)] != 0).numpy(force=True),
+            torch.cat(tables),
+            torch.cat(by),
+            torch.cat(apart),
+            self._decayed[those],
         )
 
     def _held_out(self, t: int, lanes: Sequence[int]) -> Tensor:
@@ -391,19 +393,17 @@ class LaneRegularisers:
         return torch.where(far > 0, (sides[0] - sides[1]) / (2 * far), 0.0)
 
     def _mixed(self, t: int, w: Tensor, point: Tensor, far: Tensor, lanes: Sequence[int], out: Tensor) -> None:
-        """Fill in label smoothing and dropout: the derivative along w of the training loss's derivative in each, in (W, R).
+        """Fill in numbers of loss and model: the derivative along w of the training loss's derivative in each, in (W, R).
 
         It is a difference between ``far`` (W, 1) times w one way and the other.
         """
-        smoothing = {SMOOTHING: SMOOTHING_} if self._smooths else {}
-        rates = {name: RATES_ + k for k, name in enumerate(self._dropouts)} if self._drops else {}
         for sign in (1.0, -1.0):
             there = self._inputs(point + sign * far * w)
             share = torch.where(far > 0, sign / (2 * far), 0.0).double()
             for slots in self._batch(t):
-                for places in filter(None, (smoothing, rates)):
-                    found = self._passes.by_numbers(list(places), there, slots, lanes)
-                    out[:, list(places.values())] += share * found.double()
+                for names in self._mixing.values():
+                    found = self._passes.by_numbers(names, there, slots, lanes)
+                    out[:, [self._numbers[name] for name in names]] += share * found.double()
 
     def _batch(self, t: int) -> list[Slots]:
         """The ticks of the batches that are full at tick t; the weights of lanes that a tick does not belong to are 0."""
@@ -427,11 +427,11 @@ class LaneRegularisers:
             l1 = self._shaping.l1
             l1.copy_(torch.where(on[:, L1_ : L1_ + 1], value[:, L1_ : L1_ + 1].to(l1.dtype), l1))
         self._write_penalties()
-        for place, name in ((SMOOTHING_, SMOOTHING), *((RATES_ + k, name) for k, name in enumerate(self._dropouts))):
+        for name, place in self._numbers.items():
             number = self._state.extra.get(name)
             if number is not None:
                 number.copy_(torch.where(on[:, place], value[:, place].to(number.dtype), number))
-        if self._smooths or self._drops:
+        if self._mixing:
             self._program.refresh(self._program.uses)
         self._write_decay(t)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from shoal.data import Split
+from shoal.extend._weighted import task_alone, weights_of
 from shoal.lanes.criteria import SMOOTHING
 from shoal.lanes.hypergradient import PlainRates
 from shoal.lanes.lift import dropouts
@@ -38,15 +43,16 @@ class PlainRegularisers:
         self._decays = [g["weight_decay"] != 0 for g in self._groups]
         self._group_of = {id(p): k for k, g in enumerate(self._groups) for p in g["params"]}
         self._dropouts = dropouts(recipe.model)
-        size = RATES_ + len(self._dropouts)
+        self._terms = weights_of(recipe.loss)
+        self._numbers = rule.numbers_at(recipe)
+        self._log = rule.logarithms(recipe)
+        size = len(self._log)
         self._base, self._step, self._high = (torch.full((size,), x, dtype=torch.float64) for x in (1.0, 0.0, 1.0))
         self._low, self._warmup = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.int64)
         self._on = torch.zeros(size, dtype=torch.bool)
         for place, (e, base) in found.at.items():
             self._base[place], self._step[place], self._on[place] = base, e.step, True
             self._warmup[place], (self._low[place], self._high[place]) = e.warmup, e.bounds
-        self._log = torch.zeros(size, dtype=torch.bool)
-        self._log[[L1_, DECAY_, LR_]] = True
         self._value = self._base.clone()
         self._kept = (torch.zeros(size, dtype=torch.float64),) * 3
         self._objective = Objective(recipe.model, recipe)
@@ -124,8 +130,8 @@ class PlainRegularisers:
             far = rule.nudge(_norm(point), _norm(w), point[0].dtype)
             if far > 0:
                 up, down = (self._by_numbers(_along(point, w, sign * float(far)), batch, keys) for sign in (1.0, -1.0))
-                mixed = (up - down) / (2 * far)
-                out[SMOOTHING_], out[RATES_:] = mixed[SMOOTHING_], mixed[RATES_:]
+                places = list(self._numbers.values())
+                out[places] = (up - down)[places] / (2 * far)
         return out
 
     def _group(self, name: str) -> int:
@@ -223,13 +229,14 @@ class PlainRegularisers:
         values = self._values()
         if evaluate and SMOOTHING in values:
             values[SMOOTHING] = torch.zeros_like(values[SMOOTHING])
-        with torch.enable_grad(), KeyedRandom(keys):
+        alone = task_alone() if evaluate else contextlib.nullcontext()
+        with torch.enable_grad(), KeyedRandom(keys), alone:
             loss = self._loss(leaves, batch, weights, values, evaluate=evaluate)
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for g, p in zip(found, at, strict=True)]
 
     def _by_numbers(self, at: _Vector, batch: Batch, keys: Tensor) -> Tensor:
-        """The training loss's derivative in label smoothing and the rates of relaxed dropout, elsewhere, (R,) in float64."""
+        """The training loss's derivative in its own numbers and the rates of relaxed dropout, elsewhere, (R,) in float64."""
         out = torch.zeros_like(self._value)
         params, weights, values = dict(zip(self._named, at, strict=True)), self._weights(batch), self._values()
         if bool(self._on[SMOOTHING_]):
@@ -237,7 +244,15 @@ class PlainRegularisers:
             with torch.enable_grad(), KeyedRandom(keys):
                 loss = self._loss(params, batch, weights, {**values, SMOOTHING: leaf}, evaluate=False)
                 out[SMOOTHING_] = torch.autograd.grad(loss, leaf)[0].double()
-        if not bool(self._on[RATES_:].any()):
+        moving = [name for name in self._terms if bool(self._on[self._numbers[name]])]
+        if moving:
+            with self._weights_as_leaves(moving, values) as leaves, torch.enable_grad(), KeyedRandom(keys):
+                loss = self._loss(params, batch, weights, values, evaluate=False)
+                found = torch.autograd.grad(loss, leaves, allow_unused=True)
+            for name, slope in zip(moving, found, strict=True):
+                out[self._numbers[name]] = 0.0 if slope is None else slope.double()
+        rates_at = slice(RATES_, RATES_ + len(self._dropouts))
+        if not bool(self._on[rates_at].any()):
             return out
         held = [(module, module.p) for _, module in self._dropouts]
         try:
@@ -250,8 +265,26 @@ class PlainRegularisers:
         finally:
             for module, p in held:
                 object.__setattr__(module, "p", p)
-        out[RATES_:] = torch.stack([torch.zeros_like(at[0].sum()) if s is None else s for s in found]).double()
+        out[rates_at] = torch.stack([torch.zeros_like(at[0].sum()) if s is None else s for s in found]).double()
         return out
+
+    @contextmanager
+    def _weights_as_leaves(self, names: Sequence[str], values: dict[str, Tensor]) -> Iterator[list[Tensor]]:
+        """Weights of the loss's terms as tensors with a gradient, in the loss itself and among the numbers of a lane."""
+        loss, like = self._recipe.loss, next(iter(self._named.values()))
+        held = {name: getattr(loss, name.removeprefix("loss.")) for name in names}
+        leaves = {name: torch.tensor(was, dtype=like.dtype, device=like.device) for name, was in held.items()}
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        try:
+            for name, leaf in leaves.items():
+                setattr(loss, name.removeprefix("loss."), leaf)
+                if name in values:
+                    values[name] = leaf
+            yield list(leaves.values())
+        finally:
+            for name, was in held.items():
+                setattr(loss, name.removeprefix("loss."), was)
 
     def _values(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in values_by_name(self._recipe).items()}
@@ -270,6 +303,9 @@ class PlainRegularisers:
         for k, (_, module) in enumerate(self._dropouts):
             if on[RATES_ + k]:
                 module.p = value[RATES_ + k]
+        for name in self._terms:
+            if on[self._numbers[name]]:
+                setattr(recipe.loss, name.removeprefix("loss."), value[self._numbers[name]])
 
 
 def _dot(a: _Vector, b: _Vector) -> float:

@@ -1,7 +1,7 @@
 """What lanes and the plain loop share: which numbers move, on which samples, and by which rule.
 
 Glossary: ``R`` numbers that may move: L1, weight decay, label smoothing, the learning rate (whose derivative is only
-measured), and the rate of each dropout module; a trial has some.
+measured), the rate of each dropout module and the weight of each term of a loss; a trial has some.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from torch import Tensor
 
 from shoal.data import Datasets, Split
 from shoal.errors import UsageError
-from shoal.extend import L1, Dropout, LabelSmoothing, WeightDecay
+from shoal.extend import L1, Dropout, LabelSmoothing, LossWeights, WeightDecay
 from shoal.extend._by_validation import ByValidation, Rate, by_validation
+from shoal.extend._weighted import PREFIX, weights_of
 from shoal.lanes.criteria import SMOOTHING, denominators, is_known
 from shoal.lanes.lane import EVALUATION_EPOCH
 from shoal.lanes.lift import dropouts
 from shoal.lanes.rng import derive, permutation, sample_keys
 from shoal.recipe import Recipe
 
-L1_, DECAY_, SMOOTHING_, LR_, RATES_ = range(5)  # places among the R numbers; those of dropout follow
+L1_, DECAY_, SMOOTHING_, LR_, RATES_ = range(
+    5
+)  # places among the R numbers; rates of dropout and weights of terms follow
 _HELD_OUT_STREAM = 0x4E1D  # orders of hyper-validation samples, apart from all else that follows from a trial's seed
 _BATCH = 64  # hyper-validation samples per move, at most
 _BETA1, _BETA2 = 0.9, 0.99
@@ -60,6 +63,7 @@ def moves_of(recipes: Iterable[Recipe]) -> frozenset[str]:
         for e in by_validation(recipe):
             out |= {"held_out"}
             out |= {SMOOTHING} if isinstance(e, LabelSmoothing) else set()
+            out |= set(weights_of(recipe.loss)) if isinstance(e, LossWeights) else set()
             out |= {f"{name}.p" for name, _ in dropouts(recipe.model)} if isinstance(e, Dropout) else set()
     return frozenset(out)
 
@@ -67,7 +71,8 @@ def moves_of(recipes: Iterable[Recipe]) -> frozenset[str]:
 def numbers_of(moves: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """The numbers among these, by the pass of the model that gives their derivatives; that of dropout's rates relaxes the masks."""
     names = sorted(set(moves) - {"held_out"})
-    found = {"smoothing": tuple(n for n in names if n == SMOOTHING), "rates": tuple(n for n in names if n != SMOOTHING)}
+    losses = tuple(n for n in names if n.startswith("loss."))
+    found = {"losses": losses, "rates": tuple(n for n in names if n not in losses)}
     return {name: numbers for name, numbers in found.items() if numbers}
 
 
@@ -86,6 +91,20 @@ def held_out_of(recipe: Recipe, data: Datasets) -> Split:
     return data.held_out
 
 
+def numbers_at(recipe: Recipe) -> dict[str, int]:
+    """Where among the R numbers those stand that are tensors of a lane, by the names of these."""
+    rates = [f"{name}.p" for name, _ in dropouts(recipe.model)]
+    return {SMOOTHING: SMOOTHING_} | {name: RATES_ + k for k, name in enumerate([*rates, *weights_of(recipe.loss)])}
+
+
+def logarithms(recipe: Recipe) -> Tensor:
+    """Of which of the R numbers the offset is a logarithm, (R,)."""
+    places = numbers_at(recipe)
+    out = torch.zeros(max(RATES_, *(place + 1 for place in places.values())), dtype=torch.bool)
+    out[[L1_, DECAY_, LR_, *(places[name] for name in weights_of(recipe.loss))]] = True
+    return out
+
+
 def asked(recipe: Recipe) -> Asked | None:
     """What a recipe's extensions ask for; None without any that follow a validation gradient."""
     found = by_validation(recipe)
@@ -99,6 +118,11 @@ def asked(recipe: Recipe) -> Asked | None:
             for k, (_, module) in enumerate(rates):
                 at[RATES_ + k] = (e, float(module.p))  # type: ignore[arg-type]
                 names[RATES_ + k] = "dropout" if len(rates) == 1 else f"dropout/{k}"
+        elif isinstance(e, LossWeights):
+            places = numbers_at(recipe)
+            for name, weight in weights_of(recipe.loss).items():
+                at[places[name]] = (e, weight)
+                names[places[name]] = f"loss_weight/{name.removeprefix(f'loss.{PREFIX}')}"
         else:
             place = {L1: L1_, WeightDecay: DECAY_, LabelSmoothing: SMOOTHING_, Rate: LR_}[type(e)]
             at[place] = (e, next(iter(e.base(recipe).values())))
