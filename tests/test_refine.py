@@ -176,7 +176,7 @@ def test_bad_input(call: Callable[[], Any], said: str) -> None:
         call()
 
 
-def test_trials_without_a_derivative_train_as_they_are() -> None:
+def test_trials_without_a_derivative_fail_and_say_why() -> None:
     def either(trial: Any) -> Recipe:
         model, lr = nn.Linear(6, 3), rate(trial)
         known = trial.suggest_categorical("known", [True, False])
@@ -187,8 +187,17 @@ def test_trials_without_a_derivative_train_as_they_are() -> None:
         either, train=TRAIN, valid=VALID, sampler=GradientRefine(wave=4), n_trials=8, max_epochs=1, progress=False
     )
     for t in study.record.trials:
-        assert t.state.value == "finished"
-        assert bool(slopes_of(t.rows, {"lr": ("slope/lr",)})) is t.spec.params["known"]
+        known = t.spec.params["known"]
+        assert t.state.value == ("finished" if known else "failed")
+        assert bool(slopes_of(t.rows, {"lr": ("slope/lr",)})) is known
+        why = "not of RMSprop. Leave such recipes out of the search space, or use sampler='tpe'"
+        assert known or ("cannot measure a hypergradient of this trial" in t.reason and why in t.reason)
+
+
+def test_a_number_that_a_trial_lacks_is_not_measured() -> None:
+    refine, followed = GradientRefine(), {"lr": ("slope/lr",), "decay": ("slope/weight_decay",)}
+    recipe = refine.measuring(linear(lambda p, t: optim.SGD(p, lr=0.1)), followed, 40)(None)
+    assert [e.HYPERPARAMETER for e in recipe.extensions] == ["lr"]
 
 
 def test_options_can_be_stored() -> None:

@@ -7,7 +7,6 @@ of the validation loss in a followed parameter.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -44,6 +43,8 @@ class GradientRefine:
     Each point is tried with the lengths 1, 2, 1/2, 4 and 1/4, side by side in the lanes; a trial that is better than its origin is
     one of the best itself, and is moved on from by its own slopes. When all of them have been tried, points are drawn again.
     Parameters that are not followed stay as the best points have them.
+
+    A trial whose updates have no known derivative (another optimizer, clipping) fails, and says why.
 
     The slopes are taken on the validation split, or on ``tune(hyper_valid=...)``. They look at one update ("t1t2") or, of all but
     the learning rate, at the optimum ("implicit"), not at the whole training: see `shoal.extend` for what each sees.
@@ -100,7 +101,7 @@ class GradientRefine:
         return {name: value for name, value in asdict(self).items() if value != default[name]}
 
     def measuring(self, define: Callable[[Any], Recipe], followed: Followed, n: int) -> Callable[[Any], Recipe]:
-        """``define``, with recipes that measure the slopes of followed parameters where they can.
+        """``define``, with recipes that measure the slopes of followed parameters, or raise a ``RecipeError``.
 
         Args:
             define: The user's.
@@ -110,25 +111,31 @@ class GradientRefine:
 
         def measured(trial: Any) -> Recipe:
             recipe = define(trial)
-            # Without a known derivative of its updates it trains as it is, and nothing is moved on from it.
-            with contextlib.suppress(RecipeError):
+            try:
                 self._measure(recipe, followed, n)
+            except RecipeError as error:
+                raise RecipeError(
+                    f"sampler={NAME!r} cannot measure a hypergradient of this trial: {error} Leave such recipes out of the search "
+                    "space, or use sampler='tpe'."
+                ) from None
             return recipe
 
         return measured
 
     def _measure(self, recipe: Recipe, followed: Followed, n: float = math.inf) -> None:
-        """Make a recipe measure; all or nothing.
+        """Make a recipe measure what it has of these: a weight decay of 0, say, has no logarithm to move in.
 
         Raises:
-            RecipeError: It cannot.
+            RecipeError: Its updates have no known derivative.
         """
         names = {path.split("/")[1] for paths in followed.values() for path in paths}
         there = {type(e) for e in recipe.extensions if e.on}
         updates = n if math.isinf(n) else math.ceil(n / recipe.batch_size)  # of an epoch
-        added = [e for e in self._extensions(names, updates) if type(e) not in there]
-        for e in added:
-            e.check(recipe)
+        added = []
+        for e in self._extensions(names, updates):
+            if type(e) not in there and _has(recipe, e):
+                e.check(recipe)
+                added.append(e)
         object.__setattr__(recipe, "extensions", (*recipe.extensions, *added))
 
     def _extensions(self, names: Iterable[str], updates: float) -> list[ByValidation]:
@@ -191,6 +198,14 @@ class GradientRefine:
         if not measurable and problem is not None:
             raise UsageError(f"sampler={NAME!r} cannot measure a hypergradient of these recipes: {problem}")
         return followed
+
+
+def _has(recipe: Recipe, extension: ByValidation) -> bool:
+    """Whether a recipe has what an extension would move."""
+    try:
+        return bool(extension.base(recipe))
+    except RecipeError:
+        return False
 
 
 def _numbers(recipe: Recipe) -> dict[str, float]:
