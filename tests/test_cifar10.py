@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from shoal.cli import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -62,13 +63,13 @@ def test_it_reads_the_standard_archive(tmp_path: Path, monkeypatch: pytest.Monke
     assert torch.equal(test[1], torch.arange(8))
 
 
-def test_it_trains_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_trains_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     packed(tmp_path, archive(32))
     monkeypatch.setenv("CIFAR10", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     words = ["tune", str(EXAMPLES / "cifar10_cnn.py"), "--n-trials", "2", "--max-epochs", "1", "--json"]
-    done = subprocess.run([sys.executable, "-m", "shoal", *words], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    assert main([*words, "--reproducible"]) == 0  # nothing is timed and nothing compiled
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["event"] == "result" and result["test"]
 
 
