@@ -20,8 +20,10 @@ from urllib.parse import quote
 import optuna
 import pytest
 import sqlalchemy as sa
+import torch
 from sqlalchemy.exc import OperationalError
 
+import shoal
 from owner_process import OwnerProcess
 from postgres_server import PASSWORD, USER, Server
 from postgres_server import server as shared_server
@@ -414,6 +416,31 @@ def test_a_server_that_cannot_be_used_is_explained_without_the_password(
         assert not any(secret in said for secret in (PASSWORD, SECRET, "secret2"))
 
 
+def test_debug_logs_and_process_arguments_show_no_password(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    def define(trial: optuna.Trial) -> shoal.Recipe:
+        model = torch.nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=trial.suggest_float("lr", 1e-3, 1e-1))
+        return shoal.Recipe(model, optimizer, torch.nn.CrossEntropyLoss(), 16)
+
+    arguments: set[str] = set()
+
+    def look(_: object) -> None:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # gone in the meantime
+                arguments.add(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+
+    caplog.set_level(logging.DEBUG)
+    for name in ("sqlalchemy", "sqlalchemy.engine", "sqlalchemy.pool", "psycopg", "optuna"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    x = torch.randn(48, 4, generator=torch.Generator().manual_seed(0))
+    data = (x, x[:, :3].argmax(dim=1))
+    shoal.tune(define, train=data, n_trials=3, max_epochs=2, storage=url, progress=look, reproducible=True)
+    load_study(url)
+    assert "INSERT INTO" in caplog.text  # the loggers were heard
+    shown = "\n".join([caplog.text, *arguments])
+    assert arguments and PASSWORD not in shown and SECRET not in shown
+
+
 def test_a_place_shows_no_password() -> None:
     url = f"postgresql://ann:{SECRET}@db.example:5433/tuning?sslmode=require&sslpassword=hidden"
     place = place_of(url)
@@ -498,10 +525,8 @@ def test_a_whole_study_from_the_command_line(
 
 
 def test_the_same_study_as_in_a_file(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
     from torch import nn, optim
 
-    import shoal
     from shoal.watching import LivePage
 
     monkeypatch.chdir(tmp_path)
