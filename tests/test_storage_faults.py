@@ -16,11 +16,12 @@ from typing import Any
 
 import optuna
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from owner_process import OwnerProcess
 from shoal.errors import StorageError, StudyLockedError
 from shoal.records import EpochRow, Event, TrialSpec, TrialState
-from shoal.storage import StudyStore, _lock, _tables, load_study
+from shoal.storage import FilePlace, StudyStore, _lock, _sqlite, _tables, load_study
 
 
 def store_at(url: str | Path, direction: Any = "maximize") -> StudyStore:
@@ -192,6 +193,21 @@ def test_a_study_file_that_is_overwritten_in_place(path: Path, by: str) -> None:
             StorageError, match=r"study.db was overwritten while this process wrote to it \(.+\): what is"
         ):
             call()
+
+
+def test_reading_a_study_at_rest_leaves_nothing_beside_it_and_changes_nothing(path: Path) -> None:
+    with store_at(path) as store:
+        add_trials(store, 0, 3)
+    before, there = path.read_bytes(), sorted(path.parent.iterdir())
+    assert len(load_study(path).trials) == 3
+    with _sqlite.SqliteDatabase(FilePlace(path)).reading() as connection, store_at(path) as owner:  # comes meanwhile
+        add_trials(owner, 3, 5)
+        with pytest.raises(OperationalError, match="readonly"):
+            connection.exec_driver_sql("DELETE FROM trials")
+    assert len(load_study(path).trials) == 5
+    path.write_bytes(before)
+    assert len(load_study(path).trials) == 3
+    assert path.read_bytes() == before and sorted(path.parent.iterdir()) == there
 
 
 def add_trials(store: StudyStore, first: int, last: int) -> None:

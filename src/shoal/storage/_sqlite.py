@@ -202,8 +202,13 @@ def transaction(connection: sa.Connection, kind: str = "IMMEDIATE") -> Iterator[
 
 
 def _reader(path: Path) -> sa.Connection:
-    connection = connect(path, "mode=ro")
+    # Read-only connections cannot remove the log and its index, which they make where there are none: a study that is at rest is
+    # opened so that SQLite tidies up, and nothing else is written.
+    at_rest = not any(Path(f"{path.resolve()}{suffix}").exists() for suffix in ("-wal", "-journal"))
+    connection = connect(path, "mode=rw" if at_rest else "mode=ro")
     try:
+        if at_rest:
+            connection.exec_driver_sql("PRAGMA query_only=ON")
         connection.exec_driver_sql("SELECT 1 FROM sqlite_master").fetchall()
     except OperationalError:
         connection.close()
