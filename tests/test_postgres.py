@@ -416,7 +416,11 @@ def test_a_server_that_cannot_be_used_is_explained_without_the_password(
         assert not any(secret in said for secret in (PASSWORD, SECRET, "secret2"))
 
 
-def test_debug_logs_and_process_arguments_show_no_password(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_debug_logs_and_process_arguments_show_no_password(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the weights go
+
     def define(trial: optuna.Trial) -> shoal.Recipe:
         model = torch.nn.Linear(4, 3)
         optimizer = torch.optim.SGD(model.parameters(), lr=trial.suggest_float("lr", 1e-3, 1e-1))
