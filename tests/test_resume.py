@@ -106,9 +106,9 @@ def ended(record: StudyRecord) -> dict[int, object]:
 def test_sigkill_and_resume_again_and_again(folder: Path) -> None:
     path = folder / "killed.db"
     order = random.Random(0)
-    words: tuple[str, ...] = ("--storage", "killed.db", "--n-trials", "48", "--max-epochs", "6", "--sampler", "tpe")
+    words: tuple[str, ...] = ("--storage", "killed.db", "--n-trials", "80", "--max-epochs", "6", "--sampler", "tpe")
     earlier: dict[int, object] = {}
-    for n_rows in (1, 100):
+    for n_rows in (1, 150):
         process = start(folder, *words)  # tune with the same file and options continues it as resume does
         wait_for(path, n_rows, process)
         time.sleep(order.uniform(0, 0.5))
@@ -126,7 +126,7 @@ def test_sigkill_and_resume_again_and_again(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = load_study(str(path))
     assert earlier and all(ended(record)[number] == trial for number, trial in earlier.items())
-    assert [t.spec.number for t in record.trials] == list(range(48))
+    assert [t.spec.number for t in record.trials] == list(range(80))
     assert all(t.state is TrialState.FINISHED and [r.epoch for r in t.rows] == list(range(1, 7)) for t in record.trials)
     best = record.best()
     assert best is not None and (folder / "killed.weights" / f"trial_{best.spec.number:06d}.safetensors").is_file()
