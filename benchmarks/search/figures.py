@@ -55,7 +55,10 @@ def figure(results: Sequence[Result], tasks: Sequence[str], out: Path) -> None:
                 continue
             last = min(r.epochs for r in found)
             at = [n for n in range(30, last + 1, 10) if all(np.isfinite(r.at(n)) for r in found)]
-            if not at:
+            if not at:  # trials run side by side, and the first ones end late: only what the search came to
+                ends_at, came_to = statistics.fmean(r.epochs for r in found), [r.at(r.epochs) for r in found]
+                mean_, half_ = statistics.fmean(came_to), half_width(came_to)
+                axis.errorbar([ends_at], [mean_], [half_], color=f"C{k}", label=method, marker="o", capsize=3)
                 continue
             values = [[r.at(n) for r in found] for n in at]
             mean = np.array([statistics.fmean(v) for v in values])
