@@ -51,7 +51,7 @@ def figure(results: Sequence[Result], tasks: Sequence[str], out: Path) -> None:
     for axis, task in zip(axes[0], tasks, strict=True):
         for k, method in enumerate(METHODS):
             found = _of(results, task, method)
-            if len(found) < 2:
+            if len(found) < 2 or len(found) != len(_of(results, task, DEFAULT)):
                 continue
             last = min(r.epochs for r in found)
             at = [n for n in range(30, last + 1, 10) if all(np.isfinite(r.at(n)) for r in found)]
