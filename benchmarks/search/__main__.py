@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--repeats", type=int, default=50, help="random draws (replay)")
     parser.add_argument("--out", type=Path, default=FOLDER / "compare.jsonl", help="results (compare)")
-    parser.add_argument("--figure", type=Path, default=FOLDER / "search.svg", help="loss against epochs (compare)")
+    parser.add_argument("--figure", type=Path, default=FOLDER / "search.png", help="loss against epochs (compare)")
     got = parser.parse_args()
     if unknown := set(got.tasks) - set(NAMES):
         parser.error(f"unknown task {unknown.pop()!r}: choose from {', '.join(NAMES)}")

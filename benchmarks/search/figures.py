@@ -44,7 +44,6 @@ def figure(results: Sequence[Result], tasks: Sequence[str], out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "shoal"
     from matplotlib import pyplot
 
     picture, axes = pyplot.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.4), squeeze=False)
@@ -76,4 +75,4 @@ def figure(results: Sequence[Result], tasks: Sequence[str], out: Path) -> None:
     axes[0][0].legend(fontsize=6)
     picture.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(out, metadata={"Date": None})
+    picture.savefig(out, dpi=150)
