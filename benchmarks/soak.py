@@ -51,7 +51,9 @@ def sample(ended: int) -> Sample:
     """Take one."""
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     memory = pages * os.sysconf("SC_PAGE_SIZE")
-    return Sample(ended, time.monotonic(), time.process_time(), memory, len(os.listdir("/proc/self/fd")), threading.active_count())
+    return Sample(
+        ended, time.monotonic(), time.process_time(), memory, len(os.listdir("/proc/self/fd")), threading.active_count()
+    )
 
 
 def main() -> int:

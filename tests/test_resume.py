@@ -61,14 +61,16 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def children(pid: int) -> list[int]:
-    found = []
+    """The workers of a process, which are forked: a compiler, say, has a command line of its own."""
+    found, command = [], Path(f"/proc/{pid}/cmdline")
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             text = stat.read_text(encoding="utf-8")
+            same = (stat.parent / "cmdline").read_bytes() == command.read_bytes()
         except OSError:  # gone in the meantime
             continue
         state, parent = text.rpartition(")")[2].split()[:2]
-        if int(parent) == pid and state != "Z":
+        if int(parent) == pid and state != "Z" and same:
             found.append(int(stat.parent.name))
     return found
 
@@ -136,7 +138,7 @@ def test_sigkill_and_resume_again_and_again(folder: Path) -> None:
 def test_a_worker_that_is_killed(folder: Path) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core has no workers")
-    process = start(folder, "--n-trials", "64", "--max-epochs", "30", "--storage", "killed.db")
+    process = start(folder, "--n-trials", "64", "--max-epochs", "150", "--storage", "killed.db")
     wait_for(folder / "killed.db", 1, process)
     workers = children(process.pid)
     assert workers
@@ -145,4 +147,4 @@ def test_a_worker_that_is_killed(folder: Path) -> None:
     assert process.returncode == 0, error
     assert "a worker process died (exit code -9" in error and "It goes on by itself now" in error
     trials = load_study(str(folder / "killed.db")).trials
-    assert [(t.state, len(t.rows)) for t in trials] == [(TrialState.FINISHED, 30)] * 64
+    assert [(t.state, len(t.rows)) for t in trials] == [(TrialState.FINISHED, 150)] * 64
