@@ -8,6 +8,9 @@ one epoch of all lanes, the first three left out. Of each round two things are t
 the process that stores, training and all its threads included, which other work on the machine hardly moves. Their medians are
 of rows alone; the mean computing time has the snapshots in it as well. With several processes the others wait for this one while
 it stores, so that its computing time is what a round takes longer.
+
+Two studies choose by measured time what their lanes run on, so that their rounds may differ by more than storing costs. Therefore
+what storing itself computes is added up as well: in the thread that trains, which hands rows over, and in the one that commits.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,8 @@ from torch import nn, optim
 import shoal
 from shoal.records import Progress
 from shoal.snapshots import Snapshots
-from shoal.storage import load_study
+from shoal.storage import StudyStore, load_study
+from shoal.storage._writer import BatchWriter
 
 
 def define(trial: optuna.Trial) -> shoal.Recipe:
@@ -52,6 +56,29 @@ class Rounds:
     mean_computing_s: float
     snapshots_s: tuple[float, ...]  # what each snapshot made the study wait
     whole_s: float
+    handing_s: float  # of storing, per round, in the thread that trains
+    committing_s: float  # and in the one that commits
+
+
+@contextlib.contextmanager
+def adding_up(spent: dict[str, float]) -> Iterator[None]:
+    """Meanwhile the computing time of handing rows over and of the whole thread that commits is added up."""
+
+    def counted(whole: Callable[..., None], what: str) -> Callable[..., None]:
+        def called(*args: Any, **keywords: Any) -> None:
+            began = time.thread_time()
+            try:
+                whole(*args, **keywords)
+            finally:
+                spent[what] = spent.get(what, 0.0) + time.thread_time() - began
+
+        return called
+
+    with contextlib.ExitStack() as stack:
+        for name in ("happened", "recorded", "ended"):
+            stack.enter_context(mock.patch.object(StudyStore, name, counted(getattr(StudyStore, name), "handing")))
+        stack.enter_context(mock.patch.object(BatchWriter, "_run", counted(BatchWriter._run, "committing")))
+        yield
 
 
 def run(storage: str | None, n_lanes: int, n_epochs: int, name: str) -> Rounds:
@@ -75,7 +102,8 @@ def run(storage: str | None, n_lanes: int, n_epochs: int, name: str) -> Rounds:
     keywords: dict[str, Any] = {"sampler": "random", "scheduler": "none", "progress": note}
     # All at once, where a study of so many would take turns in 128 lanes.
     wide = mock.patch("shoal.tuning.total_lanes", lambda *_, **__: n_lanes)
-    with wide, mock.patch.object(Snapshots, "counted", timed):
+    spent: dict[str, float] = {}
+    with wide, mock.patch.object(Snapshots, "counted", timed), adding_up(spent):
         shoal.tune(
             define,
             train=(x, x[:, :10].argmax(dim=1)),
@@ -90,9 +118,9 @@ def run(storage: str | None, n_lanes: int, n_epochs: int, name: str) -> Rounds:
     pairs = list(itertools.pairwise(seen[3:]))
     wall, computing = [b[0] - a[0] for a, b in pairs], [b[1] - a[1] for a, b in pairs]
     whole_s = seen[-1][0] - seen[0][0]
-    return Rounds(
-        statistics.median(wall), statistics.median(computing), statistics.fmean(computing), tuple(taken), whole_s
-    )
+    storing = [spent.get(what, 0.0) / len(seen) for what in ("handing", "committing")]
+    medians = statistics.median(wall), statistics.median(computing), statistics.fmean(computing)
+    return Rounds(*medians, tuple(taken), whole_s, *storing)
 
 
 def main() -> None:
@@ -104,6 +132,7 @@ def main() -> None:
     parser.add_argument("--storage", default=None)
     arguments = parser.parse_args()
     ratios: list[tuple[float, float, float]] = []
+    shares: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for pair in range(arguments.pairs):
@@ -120,9 +149,14 @@ def main() -> None:
                 f"{ratios[-1][0]:.3f} and {ratios[-1][1]:.3f}, with snapshots {ratios[-1][2]:.3f}",
                 flush=True,
             )
+            shares.append((b.handing_s + b.committing_s) / a.computing_s)
+            print(
+                f"storing {b.handing_s * 1e3:.1f} + {b.committing_s * 1e3:.1f} ms per round, {shares[-1]:.3f} of all computing"
+            )
             print(f"{len(b.snapshots_s)} snapshots took {sum(b.snapshots_s):.2f} s of {b.whole_s:.1f}", flush=True)
     wall, computing, mean = (statistics.median(column) for column in zip(*ratios, strict=True))
     print(f"median: a round takes {wall:.3f} times as long, computing {computing:.3f}, with snapshots {mean:.3f}")
+    print(f"median: storing itself takes {statistics.median(shares):.3f} of a round's computing")
 
 
 if __name__ == "__main__":
