@@ -70,8 +70,8 @@ def main() -> int:
             samples.append(sample(ended))
             s = samples[-1]
             before = samples[-2] if len(samples) > 1 else s
-            n = max(1, s.ended - before.ended)
-            speed, ms = n / max(1e-9, s.at_s - before.at_s), 1e3 * (s.computed_s - before.computed_s) / n
+            n = s.ended - before.ended
+            speed, ms = n / max(1e-9, s.at_s - before.at_s), 1e3 * (s.computed_s - before.computed_s) / max(1, n)
             memory = s.memory_bytes / 2**20
             print(
                 f"{s.ended:6d} trials, {memory:6.0f} MiB, {s.files} files, {s.threads} threads, {speed:.0f}/s, "

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import sqlite3
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +221,20 @@ def shut(path: Path) -> None:
     """Move what is in the log to the file, as any program may that has the file open."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def test_a_power_cut_in_the_first_transaction_leaves_a_path_that_can_be_used(path: Path) -> None:
+    """Pages that were never synced, and the journal that takes them back: nothing had been acknowledged."""
+    path.write_bytes(bytes(4 * 4096))
+    with pytest.raises(StorageError, match="is not an SQLite file"):  # of zeros alone nobody knows whose they are
+        store_at(path)
+    # https://www.sqlite.org/fileformat2.html#the_rollback_journal: no pages to restore, a file of no pages before
+    header = bytes.fromhex("d9d505f920a163d7") + struct.pack(">IIIII", 0, 7, 0, 512, 4096)
+    journal = Path(f"{path}-journal")
+    journal.write_bytes(header.ljust(512, b"\0"))
+    with store_at(path) as store:
+        store.asked([TrialSpec(0, 0, {}, {})])
+    assert len(load_study(str(path)).trials) == 1 and not journal.exists()
 
 
 def test_a_lock_file_that_is_removed_is_made_again(path: Path) -> None:

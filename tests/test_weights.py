@@ -35,6 +35,16 @@ def test_the_best_few_are_kept(tmp_path: Path, sign: float, on_disk: bool) -> No
         assert {p.name for p in (tmp_path / "w").iterdir()} == {f"trial_{n:06d}.safetensors" for n in best[:KEPT]}
 
 
+def test_what_a_killed_process_had_begun_to_write_is_swept_away(tmp_path: Path) -> None:
+    store = WeightStore(tmp_path, 1.0)
+    store.offer(3, 0.5, lambda: state(3))
+    for name in (".tmpBduirb", "trial_000004.part", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    store.sweep()
+    assert {p.name for p in tmp_path.iterdir()} == {weights_file(tmp_path, 3).name, "notes.txt"}
+    WeightStore(tmp_path / "not there", 1.0).sweep()
+
+
 def test_a_loser_is_not_even_copied() -> None:
     store = WeightStore(None, 1.0)
     for number in range(KEPT):

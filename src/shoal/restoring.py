@@ -121,6 +121,7 @@ def restore(
     history, standing = start.history, start.standing
     if store is None:
         return start
+    start.weights.sweep()
     if start.snapshots is None:
         now = Snapshot(
             standing.tick,

@@ -209,8 +209,10 @@ class Snapshots:
         """Remove the files that no snapshot names. The study file must have been told before of those that there are."""
         named = {seal.name for snapshot in self.known for seal in snapshot.seals}
         with contextlib.suppress(OSError):
-            for path in self.folder.iterdir():
-                if path.name not in named and path.name.startswith("tick_"):
+            for (
+                path
+            ) in self.folder.iterdir():  # .tmp is what safetensors had begun to write when its process was killed
+                if path.name not in named and path.name.startswith(("tick_", ".tmp")):
                     path.unlink()
             if not named:
                 self.folder.rmdir()

@@ -106,6 +106,14 @@ class WeightStore:
             return spread({n: p for n, p in points.items() if n in self._front.points}, KEPT_OF_FRONT)
         return sorted(points, key=lambda number: (points[number], number))[:KEPT]
 
+    def sweep(self) -> None:
+        """Remove what a process that was killed had begun to write: files that nobody has given their names yet."""
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                for path in self.folder.iterdir():
+                    if path.suffix == ".part" or path.name.startswith(".tmp"):
+                        path.unlink()
+
     def sync(self) -> None:
         """Return when all that is kept has reached the disk, and outlasts a power cut.
 

@@ -94,12 +94,21 @@ def _grid(last: int, every: int) -> list[int]:
     return sorted({1, last, *range(every, last + 1, every)})
 
 
+def _is_grid(epochs: Sequence[int], every: int) -> bool:
+    """Whether a trial trained without a gap; a damaged file may say that its last epoch is any number.
+
+    >>> _is_grid([1, 4, 8, 9], 4), _is_grid([1, 8, 9], 4), _is_grid([1, 2**62], 1)
+    (True, False, False)
+    """
+    return epochs[-1] // every <= len(epochs) and list(epochs) == _grid(epochs[-1], every)
+
+
 def _curves(record: StudyRecord, trials: Sequence[TrialRecord], every: int) -> dict[str, Json]:
     """Series as flat arrays. Epochs are written only for the rare trial that lacks some of the grid's."""
     odd: dict[str, Json] = {}
     for index, trial in enumerate(counted(trials, "packing trials", len(trials))):
         epochs = [row.epoch for row in trial.rows]
-        if epochs and epochs != _grid(epochs[-1], every):
+        if epochs and not _is_grid(epochs, every):
             odd[str(index)] = list[Json](epochs)
     rows = [row for trial in trials for row in trial.rows]
     judged = metric_name(record)

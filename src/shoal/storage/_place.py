@@ -229,5 +229,7 @@ def check_header(path: Path) -> None:
             magic = stream.read(len(_MAGIC))
     except OSError as error:
         raise StorageError(f"the study file {path} cannot be read: {error.strerror}.") from error
-    if magic not in (b"", _MAGIC):
+    # The power was cut in the first transaction: a file with its length and nothing in it, and a journal that says so.
+    unborn = not any(magic) and Path(f"{path.resolve()}-journal").exists()
+    if magic not in (b"", _MAGIC) and not unborn:
         raise StorageError(f"{path} is not an SQLite file: choose another path, nothing in it was changed.")
