@@ -84,6 +84,7 @@ def main() -> None:
         "random": "random",
         "tpe": "tpe",
         "gradient_refine": shoal.GradientRefine(),
+        "gradient_refine, unrolled": shoal.GradientRefine(method="unrolled", unroll=10),
     }
     found = [losses(args, "random", 1000 + s)[0][: args.target_trials] for s in range(args.seeds)]
     target = statistics.median(min(values) for values in found)

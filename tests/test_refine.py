@@ -144,7 +144,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: GradientRefine(wave=0), r"GradientRefine\(wave=...\) must be a whole number of at least 1, not 0"),
     (lambda: GradientRefine(points=True), r"GradientRefine\(points=...\) must be a whole number"),
     (lambda: GradientRefine(step=0), r"GradientRefine\(step=...\) must be a number above 0 and at most 1, not 0"),
-    (lambda: GradientRefine(method="t2"), r"GradientRefine\(method=...\) must be 't1t2' or 'implicit', not 't2'"),  # type: ignore[arg-type]
+    (
+        lambda: GradientRefine(method="t2"),  # type: ignore[arg-type]
+        r"GradientRefine\(method=...\) must be 't1t2', 'unrolled' or 'implicit', not 't2'",
+    ),
     (lambda: GradientRefine(every=0), r"GradientRefine\(every=...\) must be a whole number of at least 1, not 0"),
     (lambda: resolve({"name": "gradient_refine", "waves": 3}), r"has no option 'waves'.*did you mean 'wave'"),
     (lambda: resolve("gradient_refin"), r"is not known.*did you mean 'gradient_refine'"),

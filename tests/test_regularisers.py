@@ -77,7 +77,9 @@ def define(trial: Any) -> Recipe:
         nn.Linear(10, 12), nn.Tanh(), nn.Dropout(0.25), nn.Linear(12, 8), nn.Dropout(0.5), nn.Linear(8, 4)
     )
     model = model.to(getattr(torch, got.get("dtype", "float64")))
-    shared = {k: got[k] for k in ("method", "every", "terms", "scale", "warmup", "on", "step", "slopes") if k in got}
+    shared = {
+        k: got[k] for k in ("method", "every", "unroll", "terms", "scale", "warmup", "on", "step", "slopes") if k in got
+    }
     moved = got.get("moved", "").split()
     extensions: list[Extension] = [EXTENSIONS[name](**shared) for name in moved if name != "lr"]
     extensions += [LearningRate(step=0.1)] if "lr" in moved else []
@@ -533,7 +535,7 @@ def by_groups(p: Any) -> optim.Optimizer:
 
 
 BAD: list[tuple[Callable[[], object], str]] = [
-    (lambda: WeightDecay(method="both"), "must be 't1t2' or 'implicit', not 'both'"),  # type: ignore[arg-type]
+    (lambda: WeightDecay(method="both"), "must be 't1t2', 'unrolled' or 'implicit', not 'both'"),  # type: ignore[arg-type]
     (lambda: Dropout(every=0), r"Dropout\(every=...\) must be a whole number of at least 1, not 0"),
     (lambda: L1(terms=1.5), r"L1\(terms=...\) must be a whole number of at least 1, not 1.5"),  # type: ignore[arg-type]
     (lambda: L1(scale=0), r"L1\(scale=...\) must be more than 0"),

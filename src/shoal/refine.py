@@ -46,14 +46,15 @@ class GradientRefine:
 
     A trial whose updates have no known derivative (another optimizer, clipping) fails, and says why.
 
-    The slopes are taken on the validation split, or on ``tune(hyper_valid=...)``. They look at one update ("t1t2") or, of all but
-    the learning rate, at the optimum ("implicit"), not at the whole training: see `shoal.extend` for what each sees.
+    The slopes are taken on the validation split, or on ``tune(hyper_valid=...)``. They look at one update ("t1t2"), at the last few
+    ("unrolled") or, of all but the learning rate, at the optimum ("implicit"), not at the whole training: see `shoal.extend` for
+    what each sees.
 
     Args:
         wave: Trials that are drawn at random first. No more than so many run together.
         points: How many of the best trials are moved on from.
         step: Length of a move, as a share of the ranges, above 0 and at most 1.
-        method, every, terms, scale: Of the measurement, as for ``shoal.extend.WeightDecay``; at least once per epoch.
+        method, every, unroll, terms, scale: Of the measurement, as for ``shoal.extend.WeightDecay``; at least once per epoch.
 
     Raises:
         UsageError: If a field is out of its range.
@@ -63,14 +64,16 @@ class GradientRefine:
         4
 
     References:
-        Luketina et al. 2016 and Lorraine et al. 2020, as for the extensions; Bergstra and Bengio 2012 for the wave.
+        Luketina et al. 2016, Shaban et al. 2019 and Lorraine et al. 2020, as for the extensions; Bergstra and Bengio 2012 for the
+        wave.
     """
 
     wave: int = 16
     points: int = 4
     step: float = 0.1
-    method: Literal["t1t2", "implicit"] = "t1t2"
+    method: Literal["t1t2", "unrolled", "implicit"] = "t1t2"
     every: int = 10
+    unroll: int = 5
     terms: int = 10
     scale: float = 0.1
 
@@ -91,8 +94,9 @@ class GradientRefine:
     def _measurement(self, updates: float = math.inf) -> dict[str, Any]:
         """Fields of extensions that measure and move nothing, at least once in so many updates."""
         names = ("method", "terms", "scale")
-        every = self.every if math.isinf(updates) else min(self.every, int(updates))
-        return {"step": 0.0, "slopes": True, "every": every, **{name: getattr(self, name) for name in names}}
+        every, unroll = (n if math.isinf(updates) else min(n, int(updates)) for n in (self.every, self.unroll))
+        asked = {name: getattr(self, name) for name in names}
+        return {"step": 0.0, "slopes": True, "every": every, "unroll": unroll, **asked}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from torch import nn, optim
 
-from shoal.errors import RecipeError
+from shoal.errors import RecipeError, did_you_mean
 from shoal.extend._activation import Activation
 from shoal.extend._base import Extension
 from shoal.extend._batch_size import BatchSize
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 STEPS: tuple[type[optim.Optimizer], ...] = (optim.SGD, optim.Adam, optim.AdamW)
 # What `Dropout` moves; others have rates that mean something else, or that no module of their own holds.
 DROPOUTS: tuple[type[nn.Module], ...] = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_SHARED = ("method", "every", "terms", "scale")
+METHODS = ("t1t2", "unrolled", "implicit")
+_SHARED = ("method", "every", "unroll", "terms", "scale")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,10 @@ class ByValidation(Extension):
     regularised training gradient of the latest batch and ``r`` the hyperparameter::
 
         t1t2:      dC/dr = dC/dp(p') . du/dG . dG/dr                          with p' = p + u(G) the update just made
+        unrolled:  dC/dr = sum_{k <= unroll} dC/dG_k . dG_k/dr                with G_k the gradient of the k-th last update
         implicit:  dC/dr = -scale * sum_{k <= terms} (1 - scale H)^k dC/dp . dG/dr     with H the training loss's Hessian at p'
+
+    where dC/dG_k is taken back through the updates since, the optimizer's moments and the Hessians on the way.
 
     The derivative goes through Adam's moving averages, which gives the next move of ``r`` a size near ``step``.
 
@@ -43,8 +47,10 @@ class ByValidation(Extension):
         bounds: Least and largest value; they must hold the base value.
         warmup: Updates of a trial before the first move.
         on: Whether it does anything.
-        method: "t1t2" looks one update ahead; "implicit" to the end of training at this value, by a Neumann series.
+        method: "t1t2" looks at one update; "unrolled" at the last few; "implicit" at the end of training at this value, by a
+            Neumann series.
         every: Updates from one move to the next.
+        unroll: How many updates "unrolled" goes back through, from 1 to ``every``; never past the start of an epoch.
         terms: Of the Neumann series, from 1; "implicit" only.
         scale: Of the Neumann series; it converges if it is less than 2 over the largest eigenvalue of H. "implicit" only.
         slopes: Whether the derivative is recorded: the trajectory "slope/NAME", a mean over an epoch's moves, in the hyperparameter
@@ -52,28 +58,38 @@ class ByValidation(Extension):
 
     References:
         Luketina et al. 2016, Scalable gradient-based tuning of continuous regularization hyperparameters, equation 3.
+        Shaban et al. 2019, Truncated back-propagation for bilevel optimization, for "unrolled".
         Lorraine et al. 2020, Optimizing millions of hyperparameters by implicit differentiation, algorithms 1 to 3.
-        Differs in that ``t1t2`` differentiates the update of SGD with momentum and of Adam, not that of plain SGD, and in that
-        derivatives along a direction are central differences (as in Liu et al. 2019, DARTS, equation 8).
+        Differs in that ``t1t2`` and ``unrolled`` differentiate the update of SGD with momentum and of Adam, not that of plain SGD,
+        and in that derivatives along a direction are central differences (as in Liu et al. 2019, DARTS, equation 8).
     """
 
     # Whether the offset is the logarithm of a factor rather than a difference.
     LOGARITHMIC: ClassVar[bool] = False
 
-    method: Literal["t1t2", "implicit"] = "t1t2"
+    method: Literal["t1t2", "unrolled", "implicit"] = "t1t2"
     every: int = 10
+    unroll: int = 5
     terms: int = 10
     scale: float = 0.1
     slopes: bool = False
 
     def __post_init__(self) -> None:
         Extension.__post_init__(self)
-        if self.method not in ("t1t2", "implicit"):
-            raise RecipeError(f"{self.said('method')} must be 't1t2' or 'implicit', not {self.method!r}.")
-        for name in ("every", "terms"):
+        if self.method not in METHODS:
+            raise RecipeError(
+                f"{self.said('method')} must be 't1t2', 'unrolled' or 'implicit', not {self.method!r}."
+                f"{did_you_mean(str(self.method), METHODS)}"
+            )
+        for name in ("every", "unroll", "terms"):
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise RecipeError(f"{self.said(name)} must be a whole number of at least 1, not {number!r}.")
+        if self.method == "unrolled" and self.unroll > self.every:
+            raise RecipeError(
+                f"{self.said('unroll')} must be at most every={self.every}, the updates from one move to the next, not "
+                f"{self.unroll!r}."
+            )
         if not isinstance(self.slopes, bool):
             raise RecipeError(f"{self.said('slopes')} must be True or False, not {self.slopes!r}.")
         object.__setattr__(self, "scale", self.number("scale", self.scale))
@@ -142,7 +158,7 @@ class WeightDecay(ByValidation):
     the gradient, and "t1t2" differentiates that; "implicit" takes it for a penalty.
 
     Args:
-        step, bounds, warmup, on, method, every, terms, scale, slopes: As for `ByValidation`.
+        step, bounds, warmup, on, method, every, unroll, terms, scale, slopes: As for `ByValidation`.
 
     Raises:
         RecipeError: If a field is out of its range.
@@ -180,7 +196,7 @@ class L1(ByValidation):
     """Moves ``Recipe(l1=...)``, in the logarithm, by the validation gradient.
 
     Args:
-        step, bounds, warmup, on, method, every, terms, scale, slopes: As for `ByValidation`.
+        step, bounds, warmup, on, method, every, unroll, terms, scale, slopes: As for `ByValidation`.
 
     Raises:
         RecipeError: If a field is out of its range.
@@ -213,7 +229,7 @@ class LabelSmoothing(ByValidation):
     Losses that are reported are those of the recipe's criterion, with the smoothing of the moment.
 
     Args:
-        step, bounds, warmup, on, method, every, terms, scale, slopes: As for `ByValidation`.
+        step, bounds, warmup, on, method, every, unroll, terms, scale, slopes: As for `ByValidation`.
 
     Raises:
         RecipeError: If a field is out of its range.
@@ -254,7 +270,7 @@ class Dropout(ByValidation):
     fixed mask would see ``1 - r`` only, and not that units are dropped.)
 
     Args:
-        step, bounds, warmup, on, method, every, terms, scale, slopes: As for `ByValidation`.
+        step, bounds, warmup, on, method, every, unroll, terms, scale, slopes: As for `ByValidation`.
 
     Raises:
         RecipeError: If a field is out of its range.
@@ -301,7 +317,7 @@ class LossWeights(ByValidation):
     Losses that are reported are those of the recipe's loss, with the weights of the moment: let a study judge trials by a metric.
 
     Args:
-        step, bounds, warmup, on, method, every, terms, scale, slopes: As for `ByValidation`.
+        step, bounds, warmup, on, method, every, unroll, terms, scale, slopes: As for `ByValidation`.
 
     Raises:
         RecipeError: If a field is out of its range.

@@ -41,6 +41,7 @@ from shoal.lanes.regularised import LaneRegularisers
 from shoal.lanes.state import LaneRow, LaneState
 from shoal.lanes.step import Layout, Program, values_by_name
 from shoal.lanes.tables import first_second
+from shoal.lanes.unrolled import lane_regularisers
 from shoal.metrics import Meter, Metric
 from shoal.recipe import Recipe
 
@@ -312,7 +313,7 @@ class Fleet:
             for code, i, j in runs_of(self._codes())
             if code % _RULES
         }
-        regularisers = LaneRegularisers.of(self, due, goes_on, shaping)
+        regularisers = lane_regularisers(self, due, goes_on, shaping)
         advance: Advance | None = None
         tail = self.tail
         share = torch.zeros(ticks, self.width, dtype=torch.float64)  # of the epoch's samples, per tick

@@ -28,6 +28,7 @@ from shoal.lanes.order import micro_batch, quantum
 from shoal.lanes.regularised import PlainRegularisers, held_out_of
 from shoal.lanes.rng import KeyedRandom, derive, sample_keys
 from shoal.lanes.sampling import Sampling
+from shoal.lanes.unrolled import plain_regularisers
 from shoal.metrics import Meter
 from shoal.recipe import Batch, Recipe
 from shoal.records import TrialSpec
@@ -56,7 +57,7 @@ class Solo:
         self._noise = None if moves is None else PlainNoise(recipe, n, quantum(recipe.batch_size))
         self._regularisers: PlainRegularisers | None = None
         if by_validation(recipe):
-            self._regularisers = PlainRegularisers(recipe, held_out_of(recipe, work.data), spec.seed, self._rates)
+            self._regularisers = plain_regularisers(recipe, held_out_of(recipe, work.data), spec.seed, self._rates)
         # LBFGS, and whatever else says in the signature of its ``step`` that it evaluates the loss itself.
         closure = inspect.signature(recipe.optimizer.step).parameters.get("closure")
         self._takes_closure = closure is not None and closure.default is inspect.Parameter.empty
