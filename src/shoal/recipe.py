@@ -199,7 +199,8 @@ class Recipe:
             if type(e) in kinds:
                 raise RecipeError(f"Recipe(extensions=...) holds {type(e).__name__} twice; keep one of them.")
             kinds.add(type(e))
-            e.check(self)
+            if e.on:
+                e.check(self)
 
     @property
     def is_criterion(self) -> bool:

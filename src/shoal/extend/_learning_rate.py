@@ -85,8 +85,16 @@ class LearningRate(Extension):
                 f"shoal.extend.LearningRate needs an optimizer whose step is proportional to its learning rate ({known}), not "
                 f"{type(optimizer).__name__}; leave the extension out, or take another optimizer."
             )
-        if recipe.schedule is not None:
-            return  # it decides where the base value is, and may start at 0
         for k, group in enumerate(optimizer.param_groups):
             where = f" of parameter group {k}" if len(optimizer.param_groups) > 1 else ""
-            self.holds(float(group["lr"]), f"the learning rate{where}")
+            if recipe.schedule is None:
+                self.holds(float(group["lr"]), f"the learning rate{where}")
+                continue
+            # A schedule may begin and end at 0; what it starts from, or rises to, must be within reach.
+            starts = float(group.get("initial_lr", group["lr"]))
+            low, high = self.bounds
+            if not any(low <= rate <= high for rate in (starts, float(group.get("max_lr", starts)))):
+                raise RecipeError(
+                    f"{self.said('bounds')} = ({low:g}, {high:g}) exclude the learning rate{where}, {starts:g}, that the schedule "
+                    "starts from; widen them, or start inside."
+                )
