@@ -36,6 +36,7 @@ from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.step import Layout, Program
 from shoal.records import TrialSpec
 from shoal.replay import replay
+from shoal.scores import wilson
 from shoal.signature import Signer, lane_trial
 
 Parameters = Any
@@ -237,15 +238,21 @@ def starts(args: argparse.Namespace) -> None:
     for t in study.record.trials:
         value = t.value if t.value is not None and t.state == "finished" else math.nan
         found[str(t.spec.params["case"])][float(t.spec.params["lr"] or 0)].append(value)
-    print("| optimizer | learning rate | starts within 0.01 of the best | best | worst |\n|" + " --- |" * 5)
+    print(
+        "| optimizer | learning rate | starts within 0.01 of the best | share, 95 % interval | best | worst |\n|"
+        + " --- |" * 6
+    )
     for case in cases:
         optimizer, _, moves = case.partition(", ")
         peers = [v for c in cases if c.startswith(f"{optimizer},") for vs in found[c].values() for v in vs]
         best = np.nanmax(peers)
         mine = [v for vs in found[case].values() for v in vs]
         good = sum(v >= best - 0.01 for v in mine)
+        low, high = wilson(good, len(mine))
         worst = min(0.0 if math.isnan(v) else v for v in mine)
-        print(f"| {optimizer} | {moves} | {good} of {len(mine)} | {np.nanmax(mine):.3f} | {worst:.3f} |")
+        print(
+            f"| {optimizer} | {moves} | {good} of {len(mine)} | {low:.2f} to {high:.2f} | {np.nanmax(mine):.3f} | {worst:.3f} |"
+        )
 
 
 def curves(args: argparse.Namespace, make: Callable[[nn.Module], shoal.Recipe], seeds: int) -> tuple[Any, float]:
