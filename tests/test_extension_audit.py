@@ -82,7 +82,7 @@ CASES: dict[str, Case] = {
         lambda: recipe(BatchSize(bounds=(32, 64))),
         "BatchSize(bounds=...) = (32, 64) exclude the batch size, 16; widen them, or start inside",
         lambda: recipe(BatchSize(bounds=(2, 64)), model=model(nn.BatchNorm1d(5))),
-        "BatchSize needs batches that can be taken in parts, and here they cannot: BatchNorm1d (layer '1') follows statistics of whole batches.",
+        "BatchSize needs batches that can be taken in parts, and here they cannot: BatchNorm1d (layer '1') follows statistics of",
         "its gradient noise scale was not finite at update 1",
     ),
     "Activation": Case(
