@@ -166,6 +166,13 @@ def test_no_hyper_validation_data(name: str) -> None:
             tune(lambda trial: recipe(extension), hyper_valid=None)
 
 
+def test_hyper_validation_data_that_nothing_uses() -> None:
+    with pytest.warns(
+        RuntimeWarning, match=r"hyper_valid= keeps 80 rows from training, and none of the 2 recipes of this run had"
+    ):
+        tune(lambda trial: recipe(LearningRate()), n_trials=2)
+
+
 def test_hypergradients_that_are_not_finite() -> None:
     """Gradients whose products overflow, and hyper-validation data whose losses do, each trial with another extension."""
 

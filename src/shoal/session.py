@@ -91,6 +91,9 @@ class Session:
         self._tally = Tally.of(limits, objectives, history.rows, history.results, history.events)
         self._started = time.monotonic() - history.elapsed_s
         self._failures: list[str] = []
+        self._followed: list[
+            bool
+        ] = []  # of each recipe that was made anew, whether it follows a hyper-validation gradient
         # Configurations that are in training, if discrete; for a sampler that tries each once, those that were as well.
         self._points: dict[PointKey, set[int]] = {}
         for number, spec in history.specs.items():
@@ -132,9 +135,22 @@ class Session:
                 self.terminated = signal.SIGTERM in sent
                 if self.stop_reason:
                     sink.message(f"stopped: {self.stop_reason}")
+            self._say_if_idle()
         finally:
             sink.close()
             self.history.meta["elapsed_s"] = self.clock()
+
+    def _say_if_idle(self) -> None:
+        """Rows that are kept from training for nothing are worth a word."""
+        held_out = self._data.held_out
+        if held_out is not None and self._followed and not any(self._followed):
+            warnings.warn(
+                f"hyper_valid= keeps {held_out.n} rows from training, and none of the {len(self._followed)} recipes of this run had "
+                "an extension that takes its gradient on them (shoal.extend.WeightDecay, Dropout, ...); leave hyper_valid out, or "
+                "add one.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     @property
     def n_asked(self) -> int:
@@ -207,8 +223,10 @@ class Session:
                     recipe = run_define(self._define, trial, seed, self._n_train, form)
             except Exception as e:  # whatever the user's code raises fails this trial, and no other
                 error = _said(trial.number, e)
-            if recipe is not None and by_validation(recipe):
-                held_out_of(recipe, self._data)  # no trial starts without
+            if recipe is not None:
+                self._followed.append(bool(by_validation(recipe)))
+                if self._followed[-1]:
+                    held_out_of(recipe, self._data)  # no trial starts without
             spec = self._asker.spec(trial)
             key = point_key(spec.params, spec.distributions)
             self._bystander.keep(recipe)
