@@ -146,8 +146,8 @@ class Session:
         if held_out is not None and self._followed and not any(self._followed):
             warnings.warn(
                 f"hyper_valid= keeps {held_out.n} rows from training, and none of the {len(self._followed)} recipes of this run had "
-                "an extension that takes its gradient on them (shoal.extend.WeightDecay, Dropout, ...); leave hyper_valid out, or "
-                "add one.",
+                "an extension that takes its gradient on them (shoal.extend.WeightDecay, Dropout, ...); leave hyper_valid out, "
+                "or add one.",
                 RuntimeWarning,
                 stacklevel=4,
             )
