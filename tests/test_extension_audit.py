@@ -168,7 +168,7 @@ def test_no_hyper_validation_data(name: str) -> None:
 
 def test_hyper_validation_data_that_nothing_uses() -> None:
     with pytest.warns(
-        RuntimeWarning, match=r"hyper_valid= keeps 80 rows from training, and none of the 2 recipes of this run had"
+        RuntimeWarning, match=r"hyper_valid= keeps 80 rows from training, and none of 2 recipes of this run has"
     ):
         tune(lambda trial: recipe(LearningRate()), n_trials=2)
 

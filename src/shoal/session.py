@@ -145,7 +145,7 @@ class Session:
         held_out = self._data.held_out
         if held_out is not None and self._followed and not any(self._followed):
             warnings.warn(
-                f"hyper_valid= keeps {held_out.n} rows from training, and none of the {len(self._followed)} recipes of this run had "
+                f"hyper_valid= keeps {held_out.n} rows from training, and none of {len(self._followed)} recipes of this run has "
                 "an extension that takes its gradient on them (shoal.extend.WeightDecay, Dropout, ...); leave hyper_valid out, "
                 "or add one.",
                 RuntimeWarning,
