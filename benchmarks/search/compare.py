@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from rivals import RIVALS, Search, Trajectory, run
-from tasks import MAX_EPOCHS, Task
+from tasks import MAX_EPOCHS, Split, Task
 
 import shoal
 
@@ -54,11 +54,10 @@ def trajectory_of(study: shoal.Study) -> Trajectory:
     return out
 
 
-def ours(task: Task, method: str, n_trials: int, seed: int) -> Result:
-    """One study of ``shoal.tune``: with nothing chosen, or random trials of one epoch of which the best K go on."""
-    train, valid = task.data()
-    options: Mapping[str, Any] = {} if method == DEFAULT else {"sampler": "random", "scheduler": "top_k"}
-    study = shoal.tune(
+def search(task: Task, splits: tuple[Split, Split], n_trials: int, seed: int, **options: Any) -> shoal.Study:
+    """One study of ``shoal.tune``, of which ``options`` are chosen and nothing else."""
+    train, valid = splits
+    return shoal.tune(
         task.define,
         train=train,
         valid=valid,
@@ -69,6 +68,14 @@ def ours(task: Task, method: str, n_trials: int, seed: int) -> Result:
         progress=False,
         **options,
     )
+
+
+def ours(task: Task, method: str, n_trials: int, seed: int) -> Result:
+    """One study of Shoal's: with nothing chosen, or random trials of one epoch of which the best K go on."""
+    options: Mapping[str, Any] = {} if method == DEFAULT else {"sampler": "random", "scheduler": "top_k"}
+    study = search(task, task.data(), n_trials, seed, **options)
+    if study.interrupted:
+        raise KeyboardInterrupt  # half a search is no result
     trials = study.record.trials
     return Result(task.name, method, seed, trajectory_of(study), sum(len(t.rows) for t in trials), len(trials))
 
@@ -82,14 +89,21 @@ def top_k_trials(budget: int) -> int:
 
 
 def compare(task: Task, out: Path, methods: Sequence[str], seeds: Sequence[int], n_trials: int, budget: int) -> None:
-    """Run what is missing. ``n_trials`` is the default's; the others may spend ``budget`` epochs."""
+    """Run what is missing.
+
+    ``n_trials`` are the default's; top K gets as many as cost the epochs that the default spent under the same seed, since it
+    finishes nothing before; Optuna's searches go on for ``budget`` epochs.
+    """
     done = {(r.task, r.method, r.seed) for r in load(out)}
     todo = [(m, s) for s in seeds for m in methods if (task.name, m, s) not in done]
     start = time.perf_counter()
     for method, seed in todo:
-        if method not in RIVALS:
-            n = n_trials if method == DEFAULT else top_k_trials(budget)
-            write(out, ours(task, method, n, seed))
+        if method == DEFAULT:
+            write(out, ours(task, method, n_trials, seed))
+    spent = {r.seed: r.epochs for r in load(out) if r.task == task.name and r.method == DEFAULT}
+    for method, seed in todo:
+        if method == TOP_K:
+            write(out, ours(task, method, top_k_trials(spent[seed]), seed))
     searches = {(m, s): Search.of(m, s) for m, s in todo if m in RIVALS}
     if searches:
         run(task, list(searches.values()), budget)

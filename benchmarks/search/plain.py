@@ -1,26 +1,48 @@
 """Wall time: Optuna's TPE and SuccessiveHalvingPruner round a careful plain loop, beside ``shoal.tune``, for the same epochs.
 
 The plain loop has its data in tensors, draws batches by index, uses torch's fused optimizers and one thread per process. Two
-processes share a study through Optuna's journal file. Shoal has both cores too, and they take turns.
+processes share a study through Optuna's journal file. Shoal has both cores too, and they take turns: Optuna, Shoal with an empty
+cache of compiled code, Shoal again with the cache that this left. Each search is a process of its own, forked from one that has
+imported everything and trained nothing; imports are in ``whole_process.py``. A search that is not over after ``limit_s`` is cut off
+and counts with the epochs that it had trained by then.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import platform
+import signal
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import optuna
 import torch
-from compare import DEFAULT, ours
+from compare import search, trajectory_of
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from statistic import interval
 from tasks import MAX_EPOCHS, Task, task_named
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from cores import cores_at_work, hold_to_cores
+
 PROCESSES: Final = 2
+# What a search may take beyond its limit, to end the epoch or trial that it is in.
+_GRACE_S: Final = 30.0
+_CONTEXT: Final = multiprocessing.get_context("fork")  # nothing is imported again
+
+
+class Timed(NamedTuple):
+    """One search: wall seconds, epochs of all trials, and its best validation loss."""
+
+    wall_s: float
+    epochs: int
+    best: float
 
 
 def train(task: Task, trial: optuna.Trial, seed: int) -> float:
@@ -52,7 +74,7 @@ def train(task: Task, trial: optuna.Trial, seed: int) -> float:
     return value
 
 
-def _worker(name: str, journal: str, seed: int, process: int, budget: int) -> None:
+def _worker(name: str, journal: str, seed: int, process: int, budget: int, limit_s: float) -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     task = task_named(name)
@@ -76,45 +98,98 @@ def _worker(name: str, journal: str, seed: int, process: int, budget: int) -> No
         if spent >= budget:
             study.stop()
 
-    study.optimize(objective, callbacks=[count])
+    study.optimize(objective, callbacks=[count], timeout=limit_s)
 
 
-def theirs(task: Task, seed: int, budget: int) -> tuple[float, int, float]:
-    """Wall seconds, epochs and the best value of one study of Optuna's, from the start of its processes to their end."""
-    with tempfile.TemporaryDirectory() as folder:
-        journal = str(Path(folder) / "journal.log")
-        optuna.create_study(study_name="s", storage=JournalStorage(JournalFileBackend(journal)))
-        start = time.perf_counter()
-        context = multiprocessing.get_context("fork")  # nothing is imported again
-        workers = [
-            context.Process(target=_worker, args=(task.name, journal, seed, k, budget // PROCESSES))
-            for k in range(PROCESSES)
-        ]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        wall_s = time.perf_counter() - start
-        study = optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(journal)))
-        return wall_s, sum(len(t.intermediate_values) for t in study.trials), study.best_value
+def theirs(name: str, seed: int, budget: int, limit_s: float, folder: Path) -> Timed:
+    """One study of Optuna's, from the start of its processes to their end."""
+    journal = str(folder / f"{name}-{seed}.log")
+    study = optuna.create_study(study_name="s", storage=JournalStorage(JournalFileBackend(journal)))
+    start = time.perf_counter()
+    share = -(-budget // PROCESSES)
+    workers = [
+        _CONTEXT.Process(target=_worker, args=(name, journal, seed, k, share, limit_s)) for k in range(PROCESSES)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    wall_s = time.perf_counter() - start
+    ended = study.get_trials(deepcopy=False)
+    best = min((t.value for t in ended if t.value is not None), default=float("inf"))
+    return Timed(wall_s, sum(len(t.intermediate_values) for t in ended), best)
 
 
-def main(tasks: list[Task], n_trials: int, seeds: int) -> None:
+def mine(name: str, seed: int, n_trials: int, limit_s: float, cache: Path) -> Timed:
+    """One study of Shoal's default."""
+    os.environ["SHOAL_CACHE"] = str(cache)
+    task = task_named(name)
+    assert task is not None
+    splits = task.data()
+    torch.set_num_threads(PROCESSES)
+    start = time.perf_counter()
+    study = search(task, splits, n_trials, seed, timeout_s=limit_s)
+    wall_s = time.perf_counter() - start
+    found = trajectory_of(study)
+    return Timed(wall_s, sum(len(t.rows) for t in study.record.trials), found[-1][1] if found else float("inf"))
+
+
+def _call(pipe: Any, function: Callable[..., Timed], args: Sequence[Any]) -> None:
+    os.setpgrp()  # so that what it forks can be ended with it
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pipe.send(function(*args))
+
+
+def alone(function: Callable[..., Timed], *args: Any, within_s: float) -> Timed | None:
+    """What a search comes to in a process of its own; None if it failed, or hung and was killed."""
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    child = _CONTEXT.Process(target=_call, args=(sender, function, args))
+    child.start()
+    sender.close()
+    try:
+        if not receiver.poll(within_s):
+            return None
+        found: Timed = receiver.recv()
+    except EOFError:
+        return None
+    else:
+        return found
+    finally:
+        child.join(1.0)
+        if child.is_alive():
+            os.killpg(child.pid or 0, signal.SIGKILL)
+        child.join()
+
+
+def main(tasks: list[Task], sizes: Sequence[int], seeds: int, limit_s: float) -> None:
     """Print wall times of both, in turns, for the epochs that Shoal's default spends."""
-    print(
-        f"| task | epochs | Optuna, {PROCESSES} processes, s | Shoal, s | times | best loss, Optuna | best loss, Shoal |"
-    )
-    print("| --- |" + " --- |" * 6)
-    for task in tasks:
-        ours(task, DEFAULT, 8, 0)  # compilers' caches are warm from here on; cold ones are in whole_process.py
-        rows = []
-        for seed in range(seeds):
-            start = time.perf_counter()
-            mine = ours(task, DEFAULT, n_trials, seed)
-            wall_s = time.perf_counter() - start
-            their_s, their_epochs, their_best = theirs(task, seed, mine.epochs)
-            scaled = their_s * mine.epochs / their_epochs  # a trial is not cut off where the budget ends
-            rows.append((mine.epochs, scaled, wall_s, scaled / wall_s, their_best, mine.at(float("inf"))))
-        columns = list(zip(*rows, strict=True))
-        cells = [interval(c, 0 if i == 0 else 1 if i < 4 else 4) for i, c in enumerate(columns)]
-        print(f"| {task.name} | {' | '.join(cells)} |", flush=True)
+    where = f"{hold_to_cores(PROCESSES)}, {platform.machine()}, torch {torch.__version__}"
+    print(f"{where}; {PROCESSES} busy processes did {cores_at_work(PROCESSES):.1f} times the work of one before")
+    times = "Optuna, s | Shoal, empty cache, s | Shoal, s | times, empty cache | times"
+    print(f"| task | trials | epochs | {times} | best loss, Optuna | best loss, Shoal |")
+    print("| --- |" + " --- |" * 9)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for task in tasks:
+            for n_trials in sizes:
+                rows = [row for seed in range(seeds) if (row := turn(task.name, n_trials, seed, limit_s, folder))]
+                columns = list(zip(*rows, strict=True))
+                cells = [interval(c, d) for c, d in zip(columns, (0, 1, 1, 1, 1, 1, 4, 4), strict=bool(rows))]
+                print(f"| {task.name} | {n_trials} | {' | '.join(cells)} |", flush=True)
+    print(f"{PROCESSES} busy processes did {cores_at_work(PROCESSES):.1f} times the work of one after")
+
+
+def turn(name: str, n_trials: int, seed: int, limit_s: float, folder: Path) -> tuple[float, ...] | None:
+    """Shoal with an empty cache, Optuna, Shoal again; None, and said, if one of them did not end."""
+    cache = folder / f"cache-{name}-{n_trials}-{seed}"
+    within_s = limit_s + _GRACE_S
+    cold = alone(mine, name, seed, n_trials, limit_s, cache, within_s=within_s)
+    budget = cold.epochs if cold is not None else 0
+    rival = alone(theirs, name, seed, budget, limit_s, folder, within_s=within_s) if budget else None
+    warm = alone(mine, name, seed, n_trials, limit_s, cache, within_s=within_s) if rival else None
+    if cold is None or rival is None or warm is None:
+        print(f"{name}, {n_trials} trials, seed {seed}: left out, a search failed or hung", flush=True)
+        return None
+    their_s = rival.wall_s * cold.epochs / rival.epochs  # a trial is not cut off where the budget ends
+    again_s = warm.wall_s * cold.epochs / warm.epochs
+    return cold.epochs, their_s, cold.wall_s, again_s, their_s / cold.wall_s, their_s / again_s, rival.best, cold.best

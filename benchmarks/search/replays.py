@@ -22,7 +22,11 @@ VARIANTS: Final[Mapping[str, Callable[[int, int], Scheduler]]] = {
     **{name: make for name, make in SCHEDULERS.items() if name not in ("pbt", "pb2")},
     "asha from 1 up": lambda r, n: Asha(r, min_epochs=1, n_trials=n),
     "asha from 3 up": lambda r, n: Asha(r, min_epochs=3, n_trials=n),
+    "asha from 1 up, eta 2": lambda r, n: Asha(r, min_epochs=1, eta=2, n_trials=n),
+    "asha from 1 up, eta 4": lambda r, n: Asha(r, min_epochs=1, eta=4, n_trials=n),
+    "asha_stop from 1 up": lambda r, n: Asha(r, min_epochs=1, promote=False),
     "halving from 1 up": lambda r, n: SuccessiveHalving(r, min_epochs=1),
+    "top_k, k = 3": lambda r, n: TopK(3),
     "top_k, k = 10": lambda r, n: TopK(10),
 }
 

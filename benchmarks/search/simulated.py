@@ -20,6 +20,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 from shoal.asking import Asker
 from shoal.records import TrialResult, TrialState
+from shoal.samplers import SamplerArgument
 from shoal.schedulers import Decision, Observation, Promoter, Room, Scheduler, rungs_of
 
 # Epochs spent in all and the best value of a finished trial by then.
@@ -93,7 +94,7 @@ def shoal_search(
     lanes: int,
     seed: int,
     max_epochs: int,
-    sampler: str = "tpe",
+    sampler: SamplerArgument = "tpe",
     shows: str = "rungs",
 ) -> Found:
     """One study as ``shoal.engine`` runs it.
