@@ -114,12 +114,20 @@ def test_options_reach_the_sampler() -> None:
         ({"name": "qmc", "qmc_type": "sobbol"}, "sampler='qmc' does not take {'qmc_type': 'sobbol'}"),
         ({"name": "grid", "sace": {}}, "sampler='grid' has no option 'sace'. Did you mean 'space'"),
         (3, "must be a name, a dict with a name, or an optuna.samplers object, not int"),
+        (optuna.samplers.TPESampler, "sampler=TPESampler is a class: pass an object, TPESampler(...)."),
     ],
 )
 def test_what_is_no_sampler(sampler: Any, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         resolve(sampler)
     assert message in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_objects_that_try_everything_once_are_asked_by_name() -> None:
+    grid = resolve(optuna.samplers.GridSampler({"lr": [0.1, 0.2], "width": [4]}))
+    assert (grid.name, grid.learns, grid.options) == ("grid", False, {"space": {"lr": [0.1, 0.2], "width": [4]}})
+    assert resolve(optuna.samplers.BruteForceSampler()).name == "brute_force"
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -451,7 +451,12 @@ def test_names_lead_back_to_themselves(name: str) -> None:
         ),
         (lambda: resolve({"eta": 4}, max_epochs=9, n_trials=9), 'a scheduler given as a dict needs a "name"'),
         (lambda: resolve({"name": "asha", "eta": "3"}, max_epochs=9, n_trials=9), "eta must be a whole number"),
-        (lambda: resolve(Asha, max_epochs=9, n_trials=9), "object with a name and observe"),  # type: ignore[arg-type]
+        (lambda: resolve(Asha, max_epochs=9, n_trials=9), "scheduler=Asha is a class: pass an object, Asha(...)"),  # type: ignore[arg-type]
+        (
+            lambda: resolve(Asha(27), max_epochs=9, n_trials=9),
+            "was made for trials of 27 epochs, and those of this study have max_epochs=9",
+        ),
+        (lambda: resolve("pb2", max_epochs=9, n_trials=1), "scheduler 'pb2' needs a population"),
         (lambda: resolve(3, max_epochs=9, n_trials=9), "object with a name and observe"),  # type: ignore[arg-type]
         (lambda: resolve(None, max_epochs=0, n_trials=9), "max_epochs must be a whole number, 1 or more; got 0"),
         (lambda: resolve(None, max_epochs=9, n_trials=0), "n_trials must be a whole number, 1 or more; got 0"),

@@ -203,7 +203,31 @@ def test_one_objective_with_a_constraint_has_a_best_trial_that_keeps_it() -> Non
     assert [t.number for t in study.optuna_study.best_trials] == [t.number for t in study.best_trials]
     assert study.optuna_study.best_trial.number in [t.number for t in study.best_trials]
     none = shoal.tune(define, **{**TWO, "metric": "accuracy"}, constraints=["n_parameters <= 5"], n_trials=2)
-    with pytest.raises(StudyError, match=r"each of the 2 finished trials .* breaks a constraint \(n_parameters <= 5\)"):
+    with pytest.raises(StudyError, match=r"each of the 2 trials .* breaks a constraint \(n_parameters <= 5\)"):
+        _ = none.best_params
+
+
+def test_models_that_are_too_large_are_stopped_at_once_and_take_no_place_at_a_rung(tmp_path: Path) -> None:
+    wanted: dict[str, Any] = {**TWO, "metric": "loss", "constraints": ["n_parameters <= 50"], "max_epochs": 4}
+    whole = shoal.tune(define, **wanted, n_trials=18)
+    ended = {t.number: (t.params["width"], t.state, t.epoch, t.value) for t in whole.record.trials}
+    assert {(state, epoch) for width, state, epoch, _ in ended.values() if width == 8} == {(TrialState.STOPPED, 1)}
+    small = [(value, epoch) for width, _, epoch, value in ended.values() if width == 2]
+    assert len(small) >= 6 and sum(epoch == 4 for _, epoch in small) >= len(small) // 3
+    reasons = {t.reason for t in whole.record.trials if t.params["width"] == 8}
+    assert reasons == {"67 parameters, and it must be n_parameters <= 50"}
+
+    path = tmp_path / "stopped.db"
+    part = shoal.tune(define, **wanted, n_trials=18, storage=path, max_total_epochs=18)
+    assert part.stop_reason
+    rest = {"train": wanted["train"], "valid": wanted["valid"], "progress": False, "max_total_epochs": 1000}
+    again = shoal.resume(path, define, **rest)
+    assert ended == {t.number: (t.params["width"], t.state, t.epoch, t.value) for t in again.record.trials}
+
+    all_train = shoal.tune(define, **wanted, n_trials=6, scheduler="none")
+    assert {t.epoch for t in all_train.record.trials} == {4}
+    none = shoal.tune(define, **{**wanted, "constraints": ["n_parameters <= 5"]}, n_trials=3)
+    with pytest.raises(StudyError, match=r"each of the 3 trials .* breaks a constraint \(n_parameters <= 5\)"):
         _ = none.best_params
 
 

@@ -24,8 +24,9 @@ from shoal._completion import SHELLS, completion_script
 from shoal._text import format_number, format_param, format_params, format_value, json_ready
 from shoal._user_file import UserFile, load_user_file
 from shoal.errors import ShoalError, StudyError, UsageError, did_you_mean
+from shoal.objectives import broken_in
 from shoal.progress import stages_shown
-from shoal.records import Json, StudyRecord, TrialRecord, TrialState
+from shoal.records import Json, StudyRecord, TrialRecord
 from shoal.stages import enter
 
 EXIT_FAILED: Final = 1
@@ -647,12 +648,14 @@ def _member(record: StudyRecord, trial: TrialRecord) -> Json:
 
 
 def _broken(record: StudyRecord) -> str:
-    """What to say where trials have finished, and all break a constraint; "" elsewhere."""
-    n = sum(t.state is TrialState.FINISHED for t in record.trials)
+    """What to say where all trials that could be best break a constraint; "" elsewhere."""
+    n = broken_in(record.trials)
     bounds = record.meta.get("constraints")
     if not n or not isinstance(bounds, list):
         return ""
-    return f"each of the {n} finished trials breaks a constraint ({', '.join(map(str, bounds))}); run more trials, or allow more."
+    return (
+        f"each of the {n} trials breaks a constraint ({', '.join(map(str, bounds))}); run more trials, or allow more."
+    )
 
 
 def _sureness(record: StudyRecord) -> dict[str, Json]:

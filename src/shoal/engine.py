@@ -85,6 +85,7 @@ class Rules:
     sign: float
     value_of: Callable[[Measured], float]
     best_epoch: bool  # a trial is judged by its best epoch, not by its last
+    hopeless: Callable[[TrialSpec], str] | None = None  # why a trial cannot be best whatever it learns, or ""
 
 
 class Engine:
@@ -233,6 +234,12 @@ class Engine:
             if self._note_value(m.trial, value, m.epoch) and rules.best_epoch:
                 self.pool.remember(m.trial)
             self.pool.epoch_done(m.trial, m.valid_loss, value)
+            why = rules.hopeless(self.ledger.spec(m.trial)) if rules.hopeless is not None and m.epoch == 1 else ""
+            if (
+                why and rules.max_epochs > 1
+            ):  # schedulers do not see it: it would take the place of one that can be best
+                results.append(TrialResult(m.trial, TrialState.STOPPED, value, m.epoch, why, now))
+                continue
             if m.epoch >= rules.max_epochs:
                 results.append(TrialResult(m.trial, TrialState.FINISHED, *self._judged_by(m.trial), time_s=now))
             if new:

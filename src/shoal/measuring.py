@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 from shoal.errors import RecipeError
+from shoal.objectives import Constraint
 from shoal.recipe import Batch, Recipe
+from shoal.records import TrialSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +37,27 @@ def n_parameters(model: nn.Module) -> int:
     8
     """
     return sum(p.numel() for p in model.parameters())
+
+
+def hopeless(
+    constraints: Sequence[Constraint], rebuild: Callable[[TrialSpec], Recipe]
+) -> Callable[[TrialSpec], str] | None:
+    """What finds out why a trial cannot be best whatever it learns: its model has too many parameters, or too few.
+
+    Args:
+        constraints: Of the study.
+        rebuild: Replays a trial's recipe.
+
+    Returns:
+        A function of a trial that gives the reason, or "" where there is none; None where no constraint is about parameters.
+    """
+    bounds = [c for c in constraints if c.name == "n_parameters"]
+
+    def why(spec: TrialSpec) -> str:
+        n = n_parameters(rebuild(spec).model)
+        return next((f"{n:,} parameters, and it must be {c.key}" for c in bounds if c.broken_by(n) > 0), "")
+
+    return why if bounds else None
 
 
 def latency_ms(

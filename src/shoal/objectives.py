@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
 from shoal.errors import UsageError
 from shoal.pareto import Point
-from shoal.records import Direction, Outcome, TrialResult, signed
+from shoal.records import Direction, Outcome, TrialRecord, TrialResult, TrialState, signed
 
 # Name -> what it is, in words. All are minimised unless the user says otherwise.
 PROPERTIES: Final[Mapping[str, str]] = MappingProxyType(
@@ -148,6 +148,16 @@ class Objectives:
         if result.value is None or not result.outcome.feasible:
             return None
         return signed(result.outcome.values or (result.value,), self.directions)
+
+
+def too_large(outcome: Outcome) -> bool:
+    """Whether a trial breaks a bound on the number of its parameters, which is known before it has learnt anything."""
+    return any(by > 0 for key, by in outcome.constraints.items() if key.startswith("n_parameters "))
+
+
+def broken_in(ended: Iterable[TrialResult | TrialRecord]) -> int:
+    """How many trials break a constraint and would otherwise be candidates: those that finished, and those that are too large."""
+    return sum(not t.outcome.feasible for t in ended if t.state is TrialState.FINISHED or too_large(t.outcome))
 
 
 def constraints_of(texts: object) -> tuple[Constraint, ...]:

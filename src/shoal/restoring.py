@@ -13,7 +13,7 @@ from shoal.asking import Asker
 from shoal.engine import Standing
 from shoal.errors import StorageError, UsageError
 from shoal.history import History, ended
-from shoal.objectives import Objectives
+from shoal.objectives import Objectives, too_large
 from shoal.records import Direction, Event, Json, StudyRecord, TrialRecord, TrialResult, TrialSpec, TrialState
 from shoal.schedulers import Explorer, Observation, Scheduler
 from shoal.snapshots import Snapshot, Snapshots, of_meta, whole
@@ -304,6 +304,14 @@ def show(scheduler: Scheduler, history: History) -> None:
     rounds: dict[float, list[Observation]] = {}
     for trial, rows in history.rows.items():
         params = history.specs[trial].params
+        result = history.results.get(trial)
+        if (
+            result is not None
+            and result.state is TrialState.STOPPED
+            and result.epoch == 1
+            and too_large(result.outcome)
+        ):
+            continue  # stopped by the engine
         for row in rows:
             loss = row.metrics.get("loss", 0.0)
             finite = row.value == row.value and math.isfinite(row.train_loss) and math.isfinite(loss)

@@ -117,8 +117,14 @@ def resolve(sampler: SamplerArgument) -> SamplerPlan:
         return _refining(sampler)
     if isinstance(sampler, optuna.samplers.BaseSampler):
         kind = type(sampler).__name__
+        if type(sampler) is optuna.samplers.GridSampler:  # by name, all is asked ahead and nothing twice
+            return _by_name("grid", {"space": {name: list(values) for name, values in sampler._search_space.items()}})
+        if type(sampler) is optuna.samplers.BruteForceSampler:
+            return _by_name("brute_force", {})
         blind = kind in _BLIND_CLASSES
         return SamplerPlan(kind, {}, not blind, not blind, None, sampler)
+    if isinstance(sampler, type) and issubclass(sampler, optuna.samplers.BaseSampler):
+        raise UsageError(f"sampler={sampler.__name__} is a class: pass an object, {sampler.__name__}(...).")
     raise UsageError(
         f"sampler must be a name, a dict with a name, or an optuna.samplers object, not {type(sampler).__qualname__}."
     )

@@ -12,6 +12,7 @@ from shoal.asking import Asker
 from shoal.errors import StudyError, UsageError
 from shoal.history import History
 from shoal.lanes.fleet import Work
+from shoal.objectives import broken_in
 from shoal.optimism import Optimism, optimism
 from shoal.preparing import Prepared
 from shoal.recipe import Recipe
@@ -81,9 +82,9 @@ class Study:
         best = record.best()
         if best is None:
             counts = ", ".join(f"{s}: {sum(r.state is s for r in self._history.results.values())}" for s in TrialState)
-            if n := self._history.finished:
+            if n := broken_in(self._history.results.values()):
                 raise StudyError(
-                    f"each of the {n} finished trials of study {self._history.name!r} breaks a constraint "
+                    f"each of the {n} trials of study {self._history.name!r} breaks a constraint "
                     f"({', '.join(map(str, cast(list[str], record.meta.get('constraints'))))}); run more trials, or allow more."
                 )
             raise StudyError(

@@ -35,6 +35,7 @@ from shoal.lanes.workers import WorkerDied, n_workers, pools
 from shoal.loggers import Logger
 from shoal.loggers._base import Logging
 from shoal.loggers._base import check as check_loggers
+from shoal.measuring import hopeless
 from shoal.metrics import Metric, further, standard_metrics
 from shoal.moving import space_of
 from shoal.objectives import Objectives
@@ -290,6 +291,9 @@ def tune(
     def admission(spec: TrialSpec) -> Candidate:
         return candidate(spec, rebuild(spec), signer, data.train.tensors[-1], parts, trial_timeout_s)
 
+    # "none" trains all to the end, and a population has better to copy.
+    unlikely = None if isinstance(scheme, Fifo | Explorer) else hopeless(objectives.constraints, rebuild)
+
     n_pools = n_workers(lanes * n_parts, device=where, reproducible=reproducible)
 
     def make_pool() -> Pool:
@@ -330,7 +334,7 @@ def tune(
             )
             history, weights = start.history, start.weights
             show(scheme, history)
-            rules = Rules(max_epochs, history.sign, _value_of(chosen), value == "best")
+            rules = Rules(max_epochs, history.sign, _value_of(chosen), value == "best", unlikely)
             trainer = pool if parts is None else Together(pool, parts, rules.value_of, admission)
             if start.snapshot is not None and start.snapshots is not None and start.snapshot.pool is not None:
                 trainer.restore(start.snapshots.folder, start.snapshot.pool, history.current, start.standing.tick)
@@ -646,7 +650,8 @@ def _warm_path(warm_start: str | Path | Study | None) -> Json:
 def _said_first(asker: Asker, scheme: Scheduler, lanes: int, n_trials: int, max_epochs: int, *, several: bool) -> str:
     """What was picked for a user who named neither sampler nor scheduler, and why."""
     if lanes >= n_trials:
-        sampler = f"sampler {asker.name} (all {n_trials} trials start at once, so it draws them at random)"
+        every = f"all {n_trials} trials start at once, so it draws them" if n_trials > 1 else "it draws a single trial"
+        sampler = f"sampler {asker.name} ({every} at random)"
     else:
         sampler = f"sampler {asker.name} (learns from trials as they end, {lanes} at a time)"
     if isinstance(scheme, Asha):
@@ -658,8 +663,12 @@ def _said_first(asker: Asker, scheme: Scheduler, lanes: int, n_trials: int, max_
     elif several:
         judge = f"scheduler {scheme.name} (a trial that trails in one objective may lead in another)"
     else:
-        judge = f"scheduler {scheme.name} (nothing to save with {n_trials} trials of {max_epochs} epochs)"
+        judge = f"scheduler {scheme.name} (nothing to save with {_counted(n_trials, 'trial')} of {_counted(max_epochs, 'epoch')})"
     return f"picked {sampler} and {judge}"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _value_of(chosen: Metric | None) -> Callable[[Measured], float]:

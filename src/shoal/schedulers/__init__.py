@@ -128,10 +128,21 @@ def resolve(scheduler: str | Mapping[str, Any] | Scheduler | None, *, max_epochs
         scheduler = "asha" if max_epochs >= 4 and n_trials > 1 else "none"
     if isinstance(scheduler, str | Mapping):
         return _named({"name": scheduler} if isinstance(scheduler, str) else scheduler, max_epochs, n_trials)
-    if isinstance(scheduler, type) or not isinstance(scheduler, Scheduler):
+    if isinstance(scheduler, type):
+        raise UsageError(
+            f"scheduler={scheduler.__name__} is a class: pass an object, {scheduler.__name__}(...), or a name: "
+            f"{', '.join(sorted(SCHEDULERS))}."
+        )
+    if not isinstance(scheduler, Scheduler):
         raise UsageError(
             f"scheduler must be one of {', '.join(sorted(SCHEDULERS))}, or an object with a name and observe(rows); "
             f"got {scheduler!r}."
+        )
+    made_for = getattr(scheduler, "max_epochs", max_epochs)
+    if type(scheduler).__module__.startswith("shoal.") and made_for != max_epochs:
+        raise UsageError(
+            f"the scheduler {scheduler!r} was made for trials of {made_for} epochs, and those of this study have "
+            f"max_epochs={max_epochs}: give both the same number."
         )
     return scheduler
 
@@ -148,4 +159,8 @@ def _named(given: Mapping[str, Any], max_epochs: int, n_trials: int) -> Schedule
         if option not in known:
             hint = did_you_mean(str(option), known) if known else " It takes none."
             raise UsageError(f"scheduler {name!r} has no option {option!r}.{hint}")
+    if name in ("pbt", "pb2") and n_trials < 2:
+        raise UsageError(
+            f"scheduler {name!r} needs a population: give n_trials of 2 or more, better 16; got {n_trials}."
+        )
     return SCHEDULERS[name](max_epochs, n_trials, **options)
