@@ -135,7 +135,7 @@ class Step:
         self.batch = (x[batches[2]], y[batches[2]])
         held_out = WORK.data.held_out
         assert held_out is not None
-        rows = torch.from_numpy(rows_of(spec.seed, 1, held_out))
+        rows = torch.from_numpy(rows_of(spec.seed, 1, held_out)[0])
         self.held = tuple(t[rows] for t in held_out.tensors)
 
     at = torch.tensor([0.5, 0.1], dtype=torch.float64)

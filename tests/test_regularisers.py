@@ -213,7 +213,7 @@ class Step:
         self.batch, self.keys = (x[order[2]], y[order[2]]), keys[2]
         held_out = WORK.data.held_out
         assert held_out is not None
-        rows = torch.from_numpy(rows_of(spec.seed, 1, held_out))
+        rows = torch.from_numpy(rows_of(spec.seed, 1, held_out)[0])
         self.held = [t[rows] for t in held_out.tensors]
         group = self.optimizer.param_groups[0]
         self.at = torch.tensor([1e-3, group["weight_decay"], 0.1, group["lr"], 0.25, 0.5], dtype=torch.float64)

@@ -25,6 +25,7 @@ from shoal.lanes.activations import runs_of
 from shoal.lanes.by_fold import by_fold
 from shoal.lanes.clip import Shaping
 from shoal.lanes.compiled import Compilation
+from shoal.lanes.compiled._moves import Moves
 from shoal.lanes.compiled._moving import Rates
 from shoal.lanes.compiled._runner import Runner, obstacle, runner
 from shoal.lanes.criteria import SMOOTHING, is_known, scale_of, used, wants_classes
@@ -328,18 +329,14 @@ class Fleet:
         weights_of = {i: t.weights(n, q, orders[i]) for i, t in active}
         run: Runner | None = None
         moving: Rates | None = None
+        moves: Moves | None = None
         if self.compiled is not None and not obstacle(self.compiled, self):
             counts = [shapes[i].n_ticks for i, _ in active]
             last_tick = ticks - 1 if tail != q else -1
-            moving = Rates(rates, [i for i, _ in active], state) if rates else None
-            if regularisers is not None:  # their derivatives follow from the coefficients of the updates
-                program.unused = self.compiled.unused
-                self._advance(active, due, goes_on, shaping, rates, limit, noise, regularisers)
-            run = runner(
-                self.compiled, self, active, counts, due, goes_on, losses, last_tick, moving, noise, regularisers
-            )
-            if regularisers is not None:
-                run = regularisers.around(run)
+            trained = [i for i, _ in active]
+            moving = Rates(rates, trained, state) if rates else None
+            moves = None if regularisers is None else Moves(self.compiled, self, regularisers, trained)
+            run = runner(self.compiled, self, active, counts, due, goes_on, losses, last_tick, moving, noise, moves)
         for first in range(0, ticks, segment):
             last = min(first + segment, ticks)
             idx, weights, key = (
@@ -382,6 +379,8 @@ class Fleet:
                 advance(t, outputs[:n_grads])
         if moving is not None:
             moving.back()
+        if moves is not None:
+            moves.back()
         for i, trial in active:
             trial.updates += shapes[i].n_updates
         moved = {trial: found for r in rates.values() for trial, found in r.finish().items()}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from shoal.lanes.sampling import Sampling
 from shoal.lanes.watch import Watch
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
+
+if TYPE_CHECKING:
+    from shoal.lanes.regularised._rule import Moving
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class LaneTrial:
     rows: Rows | None = None  # of the training split that it trains on; None for all
     valid_rows: Rows | None = None  # of the validation split, likewise
     sampling: Sampling | None = field(default=None, repr=False)  # once an order has been asked for
+    moving: Moving | None = field(default=None, repr=False)  # once its regularisers have moved
     watch: Watch | None = field(init=False, repr=False)  # of a schedule that is the user's own
 
     def __post_init__(self) -> None:

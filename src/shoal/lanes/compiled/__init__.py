@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,28 +94,41 @@ class Compilation:
                 for which, slots in (("whole", quantum), ("last", tail))
                 if slots
             ]
-            return Function(name, *steps)
+            return Function(name, steps[0], steps[1] if len(steps) > 1 else None)
 
         whole = program.lane_graph(train, quantum, uses)
         self.unused = unreached(whole[0], n)
-        self._functions = [
-            lowered("epoch", lambda q: whole if q == quantum else program.lane_graph(train, q, uses), n, renews=True)
-        ]
+        passes: list[
+            Function
+        ] = []  # what has no compiled form is left out, and lanes that need it stay on the fleet's program
+        moves: set[str] = set()
         held = data.held_out
         if variant.moves and held is not None:
-            with contextlib.suppress(Unsupported):  # else the fleet's own program gives what moves need
+            with contextlib.suppress(Unsupported):
                 graph = program.held_out_graph(held.tensors, batch_size(held), uses)
-                self._functions.append(Function("held_out", _step(program, graph, len(held.tensors), n, "held_out_")))
-            for name, names in numbers_of(variant.moves).items():
+                passes.append(Function("held_out", _step(program, graph, len(held.tensors), n, "held_out_")))
+                moves.add("held_out")
+        for name, names in numbers_of(variant.moves).items() if moves else ():
 
-                def numbers_graph(slots: int, names: Sequence[str] = names) -> LaneGraph:
-                    return program.numbers_graph(names, train, slots, uses)
+            def numbers_graph(slots: int, names: Sequence[str] = names) -> LaneGraph:
+                return program.numbers_graph(names, train, slots, uses)
 
-                with contextlib.suppress(Unsupported):
-                    self._functions.append(lowered(name, numbers_graph, len(names)))
+            with contextlib.suppress(Unsupported):
+                passes.append(lowered(name, numbers_graph, len(names)))
+                moves |= set(names)
+        self.moves = frozenset(moves)  # those that have a compiled form
+        epoch = lowered(
+            "epoch", lambda q: whole if q == quantum else program.lane_graph(train, q, uses), n, renews=True
+        )
+        self._functions = [replace(epoch, passes=tuple(passes)), *passes]
         source = text(self._real, self._functions)
         self._build = Build("epoch", source, _HEADERS, _FLAGS, loss="a signature is not compiled")
         self._epochs: dict[str, Epoch] = {}
+
+    def groups(self, fleet: Fleet) -> int:
+        """Parameters of a fleet's lanes whose coefficients are told apart, or 1."""
+        several = bool(self.unused) or any(t.groups > 1 for _, t in fleet.active)
+        return len(fleet.layout.names) if several else 1
 
     def start(self) -> None:
         """Start the compiler, unless the library is there already. Returns at once."""

@@ -58,7 +58,7 @@ def _quotient(to: Lowering, node: fx.Node) -> Value:
 def _logit(to: Lowering, node: fx.Node) -> Value:
     if given(node, 1, "eps") is not None:
         raise Unsupported("a logit with eps")
-    return expression(to, node, "std::log({0} / (T(1) - {0}))", node.args[:1])
+    return expression(to, node, "log_of({0} / (T(1) - {0}))", node.args[:1])
 
 
 @handles(_aten.pow.Tensor_Scalar)
@@ -101,8 +101,9 @@ def _gelu(to: Lowering, node: fx.Node) -> Value:
         raise Unsupported("GELU by tanh")
     back = node.target is _aten.gelu_backward.default
     x = "{1}" if back else "{0}"
-    share = f"(T(0.5) * (T(1) + std::erf({x} * T({1 / math.sqrt(2)!r}))))"
-    slope = f"({share} + {x} * exp_of(T(-0.5) * {x} * {x}) * T({1 / math.sqrt(2 * math.pi)!r}))"
+    density = f"exp_of(T(-0.5) * {x} * {x})"
+    share = f"phi_of({x}, {density})"
+    slope = f"({share} + {x} * {density} * T({1 / math.sqrt(2 * math.pi)!r}))"
     return expression(to, node, f"({{0}} * {slope})" if back else f"({x} * {share})", node.args)
 
 

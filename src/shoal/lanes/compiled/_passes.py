@@ -1,4 +1,4 @@
-"""The gradients that moves of regularisers ask for, by the functions of a compiled library."""
+"""The gradients that moves of regularisers ask for, by the functions of a compiled library: what is compared before it is used."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class CompiledPasses(Passes):
-    """``Passes`` of the lanes that are asked for alone; what the library was not written for is left to the fleet's program.
+    """``Passes`` of the lanes that are asked for alone; what has no compiled form is left to the fleet's program.
 
     Args:
         compilation: With its library there.
@@ -40,18 +40,6 @@ class CompiledPasses(Passes):
         out = torch.zeros_like(self._fleet.state.params)
         places = (self._fleet.offsets, self._fleet.sizes)
         self._run(call, [*inputs, *self._held_out.tensors], len(inputs), slots, lanes, out, *places)
-        return out
-
-    def training(self, inputs: Sequence[Tensor], slots: Slots, lanes: Sequence[int]) -> Tensor:
-        call = self._compilation.ready()
-        assert call is not None
-        out, given = torch.zeros_like(self._fleet.state.params), list(inputs)
-        layout = self._fleet.layout
-        first = len(layout.names) + len(layout.frozen) + len(layout.lifted)
-        for i in range(first, first + len(layout.buffers)):  # which an epoch renews where they are
-            given[i] = given[i].clone()
-        data = self._fleet.work.data.train.tensors
-        self._run(call, [*given, *data], len(given), slots, lanes, out, self._fleet.offsets, self._fleet.sizes)
         return out
 
     def by_numbers(self, names: Sequence[str], inputs: Sequence[Tensor], slots: Slots, lanes: Sequence[int]) -> Tensor:

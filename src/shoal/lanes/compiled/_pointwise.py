@@ -23,7 +23,7 @@ EXPRESSIONS: dict[Any, str] = {
     _aten.square.default: "({0} * {0})",
     _aten.exp.default: "exp_of({0})",
     _aten.expm1.default: "std::expm1({0})",
-    _aten.log.default: "std::log({0})",
+    _aten.log.default: "log_of({0})",
     _aten.log1p.default: "std::log1p({0})",
     _aten.abs.default: "std::abs({0})",
     _aten.sin.default: "std::sin({0})",

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.lanes.compiled._lower import Lowered
+from shoal.lanes.compiled._moves import MovesStruct, room_bytes
 from shoal.lanes.compiled._moving import RatesStruct
 from shoal.lanes.compiled._places import ctype
 from shoal.lanes.native import NativeKernels
 
 _LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
 # What generated programs include, beside this file.
-HEADERS = ("lane", "windows", "attention", "recurrent")
+HEADERS = ("lane", "moves", "epoch", "windows", "attention", "recurrent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +42,48 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One function of a library: its name, its step for whole batches, and, where there is one, that for a smaller last one."""
+    """One function of a library: its name, its step for whole batches, and, where there is one, that for a smaller last one.
+
+    ``passes`` are what numbers need that move meanwhile: the hyper-validation gradient, and derivatives in numbers.
+    """
 
     name: str
     step: Step
     tail: Step | None = None
+    passes: tuple[Function, ...] = ()
+
+    @property
+    def kept_bytes(self) -> int:
+        """What its own steps keep for an epoch."""
+        return self.step.lowered.kept_bytes + (self.tail.lowered.kept_bytes if self.tail else 0)
+
+    @property
+    def all_kept_bytes(self) -> int:
+        """The same with what one pass keeps for itself; of training there may be one as well."""
+        others = [self, *self.passes] if self.passes else []
+        return self.kept_bytes + max((f.kept_bytes for f in others), default=0)
+
+    @property
+    def scratch_bytes(self) -> int:
+        steps = [s for f in (self, *self.passes) for s in (f.step, f.tail) if s is not None]
+        return max(s.lowered.scratch_bytes for s in steps)
+
+    @property
+    def pass_text(self) -> str:
+        """Its steps as a ``shoal::Pass``."""
+        step, last = self.step.prefix, (self.tail or self.step).prefix
+        return f"{{{step}_setup, {last}_setup, {step}_tick, {last}_tick}}"
 
     @property
     def text(self) -> str:
         """Its C++, without what its steps are made of."""
-        step, last = self.step, self.tail or self.step
+        step, moves = self.step, "true" if self.passes else "false"
+        passes = ", ".join(f.pass_text for f in (self, *self.passes))
         return (
             f'extern "C" void shoal_{self.name}(const Job* job, char* kept, char* scratch) {{\n'
-            f"  shoal::epoch<T, {step.n_state}, {step.n_data}, {step.n_parts}>(*job, kept, scratch, {step.prefix}_setup, "
-            f"{step.prefix}_tick, {last.prefix}_setup, {last.prefix}_tick, kept + {step.lowered.kept_bytes});\n}}\n"
+            f"  static const shoal::Pass<T> passes[] = {{{passes}}};\n"
+            f"  shoal::epoch<T, {step.n_state}, {step.n_data}, {step.n_parts}, {moves}>(*job, passes, kept, "
+            f"kept + {step.lowered.kept_bytes}, kept + {self.kept_bytes}, scratch);\n}}\n"
         )
 
 
@@ -95,7 +124,7 @@ def _functions(step: Step) -> str:
 
 
 class _Kernels(ctypes.Structure):
-    _fields_ = [(n, _POINTER) for n in ("forward", "backward", "mask", "loss", "loss_backward", "advance")]
+    _fields_ = [(n, _POINTER) for n in ("forward", "backward", "mask", "loss", "loss_backward", "advance", "through")]
 
 
 class _Job(ctypes.Structure):
@@ -129,6 +158,8 @@ class _Job(ctypes.Structure):
         ("shaping", _POINTER),
         ("lengths", _POINTER),
         ("rates", _POINTER),
+        ("moves", _POINTER),
+        ("room", _POINTER),
         ("measured", _POINTER),
         ("squares", _POINTER),
     ]
@@ -154,6 +185,8 @@ class Ticks:
     lengths: Tensor  # elements in a row of each parameter, 0 for one without rows
     tail: int  # which tick has the smaller last batch, or -1
     rates: RatesStruct | None = None  # learning rates that move
+    moves: MovesStruct | None = None  # other numbers that do
+    past: int = 0  # of these ticks, those that are done: a batch may have begun there
     measured: NDArray[np.uint8] | None = None  # at which ticks norms are taken
     squares: Tensor | None = None  # (T, lanes, 2), written: squared norms of a tick's gradient, and of what is added up
 
@@ -176,10 +209,11 @@ class Epoch:
         self._call.argtypes, self._call.restype = [_POINTER] * 3, None
         self.real, self.has_tail = real, tail is not None
         self.kinds = step.lowered.kinds | (tail.lowered.kinds if tail else frozenset())
-        kept = step.lowered.kept_bytes + (tail.lowered.kept_bytes if tail else 0)
-        scratch = max(step.lowered.scratch_bytes, tail.lowered.scratch_bytes if tail else 0)
-        self._bytes = kept, scratch
-        self._own = threading.local()  # memory of each thread that calls: what setup keeps, and scratch
+        self.moves = bool(made.passes)
+        self._bytes = made.all_kept_bytes, made.scratch_bytes
+        self._own = (
+            threading.local()
+        )  # memory of each thread that calls: what setup keeps, scratch, and what moves need
 
     def run(
         self,
@@ -217,9 +251,9 @@ class Epoch:
             width=ticks.index.shape[1],
             inputs=ctypes.addressof(pointers),
             strides=ctypes.addressof(steps),
-            index=ticks.index.ctypes.data,
-            weights=ticks.weights.data_ptr(),
-            keys=ticks.keys.ctypes.data,
+            index=ticks.index[ticks.past :].ctypes.data,
+            weights=ticks.weights[ticks.past :].data_ptr(),
+            keys=ticks.keys[ticks.past :].ctypes.data,
             losses=ticks.losses.data_ptr(),
             row_size=rows[0].shape[1],
             rows=(_POINTER * 5)(*(t.data_ptr() for t in rows)),
@@ -245,6 +279,10 @@ class Epoch:
         own = self._own.__dict__
         if not own:
             own["kept"], own["scratch"] = map(_aligned, self._bytes)
+        if ticks.moves is not None:
+            if "room" not in own:
+                own["room"] = torch.zeros(room_bytes(ticks.moves, rows[0], strides), dtype=torch.uint8)
+            job.moves, job.room = ctypes.addressof(ticks.moves), own["room"].data_ptr()
         self._call(ctypes.addressof(job), own["kept"].data_ptr(), own["scratch"].data_ptr())
 
 

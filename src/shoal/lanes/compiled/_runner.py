@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,21 +20,22 @@ from torch import Tensor
 from shoal.extend._by_validation import by_validation
 from shoal.lanes import optim
 from shoal.lanes.activations import TABLE
+from shoal.lanes.compiled._moves import Moves
 from shoal.lanes.compiled._moving import Rates
 from shoal.lanes.compiled._passes import CompiledPasses
 from shoal.lanes.compiled._program import Ticks
 from shoal.lanes.native import FAMILIES, NativeKernels
 from shoal.lanes.noise_scale import batch_size
+from shoal.lanes.regularised._lanes import longest_batch
 from shoal.lanes.regularised._passes import Passes
 from shoal.lanes.regularised._rule import batch_size as batch_size_of
-from shoal.lanes.regularised._rule import numbers_of
+from shoal.lanes.regularised._rule import moving_of, numbers_of
 
 if TYPE_CHECKING:
     from shoal.lanes.compiled import Compilation
     from shoal.lanes.fleet import Fleet
     from shoal.lanes.lane import LaneTrial
     from shoal.lanes.noise_scale import LaneNoise
-    from shoal.lanes.regularised import LaneRegularisers
 
 # A call into the library is not interrupted: no more than this many ticks of lanes are done at once.
 _LANE_TICKS = 20_000
@@ -57,6 +58,9 @@ def obstacle(compilation: Compilation, fleet: Fleet) -> str:
             return f"optimizers of the family {t.family.name} have no native update"
         if otherwise and by_validation(t.recipe):
             return "regularisation that moves has no compiled form beside learning rates or batch sizes that move"
+        moving = moving_of(t, fleet.work.data)
+        if moving is not None and not moving.asked.moves <= compilation.moves:
+            return "what a number needs that moves has no compiled form"
         for kind in t.kinds:
             if fleet.kernels.code(kind) is None:
                 return f"the activation {TABLE[kind].name} has no native form"
@@ -76,7 +80,7 @@ def runner(
     tail: int,
     rates: Rates | None = None,
     noise: LaneNoise | None = None,
-    regularisers: LaneRegularisers | None = None,
+    moves: Moves | None = None,
 ) -> Runner:
     """What trains lanes of a fleet for one epoch, some ticks at a time.
 
@@ -90,7 +94,7 @@ def runner(
         tail: Which tick has the smaller last batch, or -1.
         rates: Learning rates that move; brought up to date.
         noise: What is measured of gradients; written.
-        regularisers: What moves by a hyper-validation gradient. Where it does, a tick leaves the gradient that its update saw.
+        moves: Numbers that move by a hyper-validation gradient; brought up to date.
     """
     epoch = compilation.ready()
     kernels, state = fleet.kernels, fleet.state
@@ -104,23 +108,29 @@ def runner(
     lanes, families = [i for i, _ in active], [FAMILIES[t.family] for _, t in active]
     due_, on_ = due.view(np.uint8), goes_on.view(np.uint8)
     measured, squares = (None, None) if noise is None else (noise.measured, noise.squares)
-    if regularisers is not None:
-        passes = functools.partial(CompiledPasses, compilation, fleet)
-        regularisers.follow_compiled(passes, lanes, table, None if shaping is None else shaping[:, 0])
-        measured, squares = regularisers.moves, torch.zeros(*due.shape, 2, dtype=torch.float64)
+    if moves is not None and shaping is not None:
+        moves.begin(shaping[:, 0])
+    longest = 1 if moves is None else longest_batch(goes_on)
+    past: tuple[NDArray[Any], ...] = ()  # slots of the ticks before, which a batch may have begun with
 
     def run(first: int, index: NDArray[np.int64], weights: NDArray[np.float64], keys: NDArray[np.int32]) -> None:
+        nonlocal past
         n = len(index)
         here = [min(max(c - first, 0), n) for c in counts]
-        real_weights = torch.from_numpy(weights).to(fleet.layout.dtype)
+        slots: tuple[NDArray[Any], ...] = (index, weights, keys)
+        if longest > 1:
+            slots = tuple(np.concatenate(both) for both in zip(past, slots, strict=True)) if past else slots
+            past = tuple(x[1 - longest :].copy() for x in slots)
+        n_past = len(slots[0]) - n
+        real_weights = torch.from_numpy(slots[1]).to(fleet.layout.dtype)
 
         def train(some: slice) -> None:
             ticks = Ticks(
                 lanes=lanes[some],
                 counts=here[some],
-                index=index,
+                index=slots[0],
                 weights=real_weights,
-                keys=keys,
+                keys=slots[2],
                 losses=losses[first : first + n],
                 table=table[some, first:],
                 due=due_[first : first + n],
@@ -130,6 +140,8 @@ def runner(
                 lengths=lengths,
                 tail=tail - first if first <= tail < first + n else -1,
                 rates=None if rates is None else rates.struct(some, first),
+                moves=None if moves is None else moves.struct(some, first),
+                past=n_past,
                 measured=None if measured is None else measured[first : first + n].view(np.uint8),
                 squares=None if squares is None else squares[first : first + n],
             )
@@ -163,7 +175,7 @@ def _table(
 ) -> Tensor:
     """Coefficients of every lane's updates, (n_lanes, T, K, G)."""
     unused = list(compilation.unused)
-    n_groups = len(fleet.layout.names) if unused or any(t.groups > 1 for _, t in active) else 1
+    n_groups = compilation.groups(fleet)
     out = np.empty((len(active), len(due), optim.K, n_groups))
     for row, (i, t) in zip(out, active, strict=True):
         row[:] = optim.idle(t.family)[:, None]

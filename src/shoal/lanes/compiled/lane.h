@@ -406,6 +406,8 @@ struct Kernels {
   void (*loss_backward)(int64_t, int64_t, int64_t, const T*, const T*, const int64_t*, const T*, const T*, int64_t, T*);
   void (*advance)(int, int64_t, int64_t, int64_t, int64_t, int64_t, const int64_t*, const int64_t*, T*, T*, T*, T*, T*, const T*,
                   const uint8_t*, const T* const*, const uint8_t*);
+  void (*through)(int64_t, const int64_t*, const int32_t*, int64_t, int64_t, int64_t, const int64_t*, const int64_t*, const T*, const T*,
+                  const T*, const T*, const T*, const T*, T*, const T*, const T*, const T*, const uint8_t*, double*);
 };
 
 // Learning rates that move by their hypergradient (lanes/hypergradient.py); T and n_lanes as in Job.
@@ -423,6 +425,9 @@ struct Rates {
   double* record;        // (n_lanes, T, R)
   T* update;             // (width, P)
 };
+
+template <typename T>
+struct Moves;  // moves.h
 
 // Some ticks of an epoch, for some lanes of a fleet.
 template <typename T>
@@ -442,7 +447,7 @@ struct Job {
   T* rows[5];                  // parameters, two moments, mean gradient, gradients: (width, P) each
   const int64_t* offsets;      // (parameters)
   const int64_t* sizes;        // (parameters)
-  const T* table;              // (n_lanes, T, K, G)
+  T* table;                    // (n_lanes, T, K, G)
   int64_t n_coefficients;      // K G
   int64_t n_groups;            // G
   int64_t n_ticks;             // T, of the table
@@ -454,9 +459,11 @@ struct Job {
   const int32_t* codes;        // the library's number of each kind of activation
   const T* slopes;             // and its slope
   // (n_lanes, 5): L1, L2, the largest value and norm of a batch's gradient and the largest norm of a row, infinite where off; or null
-  const T* shaping;
+  T* shaping;
   const int64_t* lengths;      // (parameters), elements in a row, 0 for one without rows
   const Rates<T>* rates;       // or null
+  const Moves<T>* moves;       // or null
+  char* room;                  // what moves need, of this thread
   const uint8_t* measured;     // (T, width), at which ticks norms are taken; or null
   double* squares;             // (T, width, 2), of a tick's gradient, and of what has been added up
 };
@@ -466,6 +473,13 @@ using Setup = void (*)(const Job<T>&, char* const* in, char* kept);
 // Gradients go to scratch memory, where ``parts`` point; new buffers to where the old ones are.
 template <typename T>
 using Tick = void (*)(const Job<T>&, char* const* in, char* kept, char* scratch, T* loss, const T** parts);
+
+// What a library makes of a batch: for a whole one, and for the smaller last one of an epoch, which may be the same.
+template <typename T>
+struct Pass {
+  Setup<T> setup, tail_setup;
+  Tick<T> tick, tail_tick;
+};
 
 // What happens to a whole batch's gradient before the optimizer sees it (lanes/clip.py): L1 and L2, clipping by value, by norm.
 template <typename T>
@@ -591,57 +605,6 @@ void take_share(const Job<T>& job, int64_t l, int64_t t, int64_t n_parts, T* p, 
     for (int64_t i = 0; i < job.sizes[k]; ++i) {
       by[i] -= to[i];
       to[i] += share * by[i];
-    }
-  }
-}
-
-// N_STATE tensors of a lane and N_DATA of the data, then a tick's slots: samples, weights, keys.
-template <typename T, int N_STATE, int N_DATA, int N_PARTS>
-void epoch(const Job<T>& job, char* kept, char* scratch, Setup<T> setup, Tick<T> tick, Setup<T> tail_setup, Tick<T> tail_tick,
-           char* tail_kept) {
-  char* in[N_STATE + N_DATA + 3];
-  const T* parts[N_PARTS + 1];
-  for (int64_t l = 0; l < job.n_lanes; ++l) {
-    const int64_t lane = job.lanes[l];
-    for (int i = 0; i < N_STATE + N_DATA; ++i) in[i] = job.inputs[i] + lane * job.strides[i];
-    setup(job, in, kept);
-    if (job.tail >= 0) tail_setup(job, in, tail_kept);
-    const int64_t P = job.row_size;
-    T* row[5];
-    for (int i = 0; i < 5; ++i) row[i] = job.rows[i] + lane * P;
-    for (int64_t t = 0; t < job.ticks[l]; ++t) {
-      const int64_t at = t * job.width + lane;
-      in[N_STATE + N_DATA] = (char*)(job.index + at * job.slots);
-      in[N_STATE + N_DATA + 1] = (char*)(job.weights + at * job.slots);
-      in[N_STATE + N_DATA + 2] = (char*)(job.keys + at * job.slots);
-      if (t == job.tail)
-        tail_tick(job, in, tail_kept, scratch, job.losses + at, parts);
-      else
-        tick(job, in, kept, scratch, job.losses + at, parts);
-      const T* const* given = parts;
-      const uint8_t* goes_on = job.goes_on + at;
-      const bool moves = job.rates != nullptr && job.rates->rule[l] != 0, measured = job.measured != nullptr && job.measured[at];
-      T* const u = moves ? job.rates->update + lane * P : nullptr;
-      const auto of_tick = [&](int64_t k) { return parts[k]; };
-      const auto of_batch = [&](int64_t k) { return row[4] + job.offsets[k]; };
-      if (measured) job.squares[2 * at] = squared_norm<T>(N_PARTS, job.sizes, of_tick);
-      if (moves && job.due[at] && job.shaping == nullptr && !*goes_on)
-        move_rates<N_PARTS>(job, l, t, row[0], u, of_tick);
-      else if (job.shaping != nullptr || measured || (moves && job.due[at])) {
-        // The parts are added up first; a batch that is whole is then looked at and shaped where it lies.
-        job.kernels->advance(-1, 1, P, 1, 0, N_PARTS, job.offsets, job.sizes, nullptr, nullptr, nullptr, nullptr, row[4], nullptr,
-                             nullptr, parts, goes_on);
-        if (measured) job.squares[2 * at + 1] = squared_norm<T>(N_PARTS, job.sizes, of_batch);
-        if (moves && job.due[at]) move_rates<N_PARTS>(job, l, t, row[0], u, of_batch);
-        if (job.due[at] && job.shaping != nullptr) shape(N_PARTS, job.offsets, job.sizes, row[0], row[4], job.shaping + l * 5);
-        given = nullptr;
-        goes_on = nullptr;
-      }
-      job.kernels->advance(job.family[l], 1, P, job.n_groups, 0, N_PARTS, job.offsets, job.sizes, moves ? u : row[0], row[1],
-                           row[2], row[3], row[4], job.table + (l * job.n_ticks + t) * job.n_coefficients, job.due + at, given, goes_on);
-      if (moves && job.due[at]) take_share(job, l, t, N_PARTS, row[0], u);
-      if (job.shaping != nullptr && job.due[at] && !std::isinf(job.shaping[l * 5 + 4]))
-        shorten(N_PARTS, job.offsets, job.sizes, job.lengths, row[0], job.shaping[l * 5 + 4]);
     }
   }
 }

@@ -95,8 +95,9 @@ class NativeKernels:
         return self._codes[kind]
 
     def addresses(self, dtype: torch.dtype) -> list[int]:
-        """Where forward, backward, mask, loss, loss_backward and advance lie, for compiled epochs to call."""
-        tables = (self._forward, self._backward, self._masks, self._losses, self._loss_slopes, self._advance)
+        """Where forward, backward, mask, loss, loss_backward, advance and through lie, for compiled epochs to call."""
+        losses = (self._losses, self._loss_slopes)
+        tables = (self._forward, self._backward, self._masks, *losses, self._advance, self._through)
         return [ctypes.cast(t[dtype], _POINTER).value or 0 for t in tables]
 
     def activations(self, dtype: torch.dtype) -> tuple[NDArray[np.int32], Tensor]:

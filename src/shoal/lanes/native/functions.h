@@ -27,5 +27,54 @@ inline float tanh_of(float x) {
   return std::copysign(a < 0.6f ? a + a * z * q : (1.0f - e) / (1.0f + e), x);
 }
 
+// The natural logarithm to 1 unit in the last place: of m 2^k, with m between the roots of 1/2 and 2 (Cephes, logf).
+inline float log_of(float x) {
+  const bool small = x < 1.17549435e-38f;
+  const float scaled = small ? x * 8388608.0f : x;
+  int32_t bits;
+  std::memcpy(&bits, &scaled, sizeof bits);
+  const int32_t k = (bits - 0x3f3504f3) >> 23;
+  bits -= k << 23;
+  float m;
+  std::memcpy(&m, &bits, sizeof m);
+  const float f = m - 1.0f, z = f * f, e = static_cast<float>(k) - (small ? 23.0f : 0.0f);
+  float p = 7.0376836292e-2f;
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  const float y = f + (f * z * p - 2.12194440e-4f * e - 0.5f * z) + 0.693359375f * e;
+  return x > 0.0f ? (x > 3.40282347e38f ? x : y) : (x == 0.0f ? -INFINITY : NAN);
+}
+
+// erfc(a) / e^(-a^2) for a >= 0: t R(t), t = 1 / (1 + 0.3275911 a), as in Abramowitz and Stegun 7.1.26; R fitted to 8e-9.
+inline float erfcx_(float a) {
+  const float t = 1.0f / (1.0f + 0.3275911f * a);
+  float r = 0.029345682f;
+  r = r * t - 0.116739005f;
+  r = r * t + 0.132955983f;
+  r = r * t - 0.047288354f;
+  r = r * t + 0.0858009085f;
+  r = r * t + 0.0892678052f;
+  r = r * t + 0.126934752f;
+  r = r * t + 0.155184522f;
+  r = r * t + 0.174889922f;
+  r = r * t + 0.184824318f;
+  r = r * t + 0.184823468f;
+  return r * t;
+}
+
+// Phi(x), the standard normal distribution function, given e^(-x^2 / 2).
+inline float phi_of(float x, float e) {
+  const float tail = 0.5f * erfcx_(std::fabs(x) * 0.70710678f) * e;
+  return x < 0.0f ? tail : 1.0f - tail;
+}
+inline double phi_of(double x, double) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
+
 inline double exp_of(double x) { return std::exp(x); }
 inline double tanh_of(double x) { return std::tanh(x); }
+inline double log_of(double x) { return std::log(x); }

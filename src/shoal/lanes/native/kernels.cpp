@@ -240,30 +240,6 @@ void mask(int64_t lanes, int64_t q, int64_t n, const int32_t* keys, const int32_
 
 // ---- activations ----
 
-// erfc(a) / e^(-a^2) for a >= 0: t R(t), t = 1 / (1 + 0.3275911 a), as in Abramowitz and Stegun 7.1.26; R fitted to 8e-9.
-inline float erfcx_(float a) {
-  const float t = 1.0f / (1.0f + 0.3275911f * a);
-  float r = 0.029345682f;
-  r = r * t - 0.116739005f;
-  r = r * t + 0.132955983f;
-  r = r * t - 0.047288354f;
-  r = r * t + 0.0858009085f;
-  r = r * t + 0.0892678052f;
-  r = r * t + 0.126934752f;
-  r = r * t + 0.155184522f;
-  r = r * t + 0.174889922f;
-  r = r * t + 0.184824318f;
-  r = r * t + 0.184823468f;
-  return r * t;
-}
-
-// Phi(x), the standard normal distribution function, given e^(-x^2 / 2).
-inline float phi_of(float x, float e) {
-  const float tail = 0.5f * erfcx_(std::fabs(x) * 0.70710678f) * e;
-  return x < 0.0f ? tail : 1.0f - tail;
-}
-inline double phi_of(double x, double) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
-
 enum Kind { IDENTITY, RELU, TANH, SIGMOID, SILU, GELU, GELU_TANH, LEAKY_RELU };
 constexpr double ROOT_2_PI = 0.79788456080286535588, CUBIC = 0.044715, DENSITY = 0.39894228040143267794;  // of GELU
 

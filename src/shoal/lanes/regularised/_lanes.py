@@ -8,8 +8,9 @@ hyper-validation gradient, ``w`` the direction along which the training gradient
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,18 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal.data import Split
 from shoal.lanes import optim
 from shoal.lanes.hypergradient import LaneRates
 from shoal.lanes.kernels import Made, Spans
 from shoal.lanes.optim import DECAY, L2
 from shoal.lanes.regularised import _rule as rule
 from shoal.lanes.regularised._passes import Passes, Slots
-from shoal.lanes.regularised._rule import DECAY_, L1_, LR_, Asked, Slopes
+from shoal.lanes.regularised._plan import Moved, Plan
+from shoal.lanes.regularised._rule import DECAY_, L1_, LR_, Moving, Slopes
 
 if TYPE_CHECKING:
     from shoal.lanes.clip import Shaping
-    from shoal.lanes.compiled._runner import Runner
     from shoal.lanes.fleet import Fleet
     from shoal.lanes.lane import LaneTrial
 
@@ -69,12 +69,14 @@ class LaneRegularisers:
     def __init__(
         self,
         fleet: Fleet,
-        found: Mapping[int, Asked],
+        found: Mapping[int, Moving],
         due: NDArray[np.bool_],
         goes_on: NDArray[np.bool_],
         shaping: Shaping | None,
     ) -> None:
-        self._fleet, self._found, self._shaping = fleet, dict(found), shaping
+        self._fleet, self._shaping = fleet, shaping
+        self._found = {i: m.asked for i, m in found.items()}
+        self._held = dict(found)
         self._state, self._program, self._layout = fleet.state, fleet.program, fleet.layout
         device = self._device = fleet.state.flat.device
         width = fleet.width
@@ -103,6 +105,7 @@ class LaneRegularisers:
             self._update[:, i] = self._trials[i].updates + np.cumsum(due[:, i])
             self._moves[:, i] = due[:, i] & (self._update[:, i] % a.shared.every == 0)
         self._any = [bool(row.any()) for row in self._moves]
+        self._nth = np.cumsum(self._moves, 0)  # how many moves of the epoch there have been after a tick
         self._due, self._goes_on, self._warmup = due, goes_on, warmup
 
         shared = {i: a.shared for i, a in self._found.items()}
@@ -110,7 +113,7 @@ class LaneRegularisers:
         self._scale = self._column([shared[i].scale if i in shared else 0.0 for i in range(width)])
         self._terms = {i: e.terms for i, e in shared.items() if e.method == "implicit"}
         self._spans = Spans(fleet.offsets, fleet.sizes, fleet._owner)
-        self._passes: Passes = Passes(fleet, self._data)
+        self._passes = Passes(fleet, self._data)
         self._real = torch.zeros(self._layout.size, dtype=torch.bool, device=device)
         for o, n in self._spans.places:
             self._real[o : o + n] = True
@@ -122,16 +125,11 @@ class LaneRegularisers:
         self._kept = kept.clone()
         self._value = torch.where(fresh, self._base, fleet.state.own(VALUE, (size,), torch.float64))
         self._bad = torch.zeros_like(self._value, dtype=torch.int64)  # the update whose hypergradient was not finite
-        self._changes: list[tuple[int, Tensor]] = [(-1, self._value)]
-        self._slopes = Slopes(self._value)
+        # The numbers after so many moves of the epoch, (W, moves + 1, R).
+        self._record = self._value[:, None].repeat(1, int(self._nth.max(initial=0)) + 1, 1)
+        self._slopes = Slopes.none(self._value)
         self._stretches: list[_Stretch] = []
-        self._written: list[_Decays] = []  # all tables that weight decay is written to as it moves
-        self._penalties: list[tuple[Sequence[int], Tensor]] = []  # likewise L1: lanes, and a column of (rows,)
-        self._seen: deque[Slots] = deque(maxlen=_longest(goes_on))
-        self._start = torch.zeros_like(fleet.state.params)
-        self._grads = torch.zeros_like(fleet.state.params)
-        self._shares = {i: rule.shares(t.recipe, self._data.tensors[-1]) for i, t in self._trials.items()}
-        self._keys = {i: rule.keys_of(t.spec.seed, self._data) for i, t in self._trials.items()}
+        self._seen: deque[Slots] = deque(maxlen=longest_batch(goes_on))
         self._write(0)
 
     @classmethod
@@ -139,7 +137,7 @@ class LaneRegularisers:
         cls, fleet: Fleet, due: NDArray[np.bool_], goes_on: NDArray[np.bool_], shaping: Shaping | None
     ) -> LaneRegularisers | None:
         """For the trials in a fleet's lanes; None where none of them asks for anything."""
-        found = {i: a for i, t in fleet.active if (a := rule.asked(t.recipe)) is not None}
+        found = {i: m for i, t in fleet.active if (m := rule.moving_of(t, fleet.work.data)) is not None}
         return cls(fleet, found, due, goes_on, shaping) if found else None
 
     # -- what the fleet's epoch tells -----------------------------------------------------------------------------------
@@ -160,59 +158,74 @@ class LaneRegularisers:
         self._stretches.append(_Stretch(family, decays, rates))
         return frozenset({L2, DECAY} if decays.coupled.any() or decays.apart.any() else ())
 
-    def follow_compiled(
-        self, passes: Callable[[Split], Passes], lanes: Sequence[int], table: Tensor, penalties: Tensor | None
-    ) -> None:
-        """Learn of what compiled ticks are given, which is written to as numbers move.
+    @cached_property
+    def _start(self) -> Tensor:
+        """Where the latest updates began, (W, P)."""
+        return torch.zeros_like(self._state.params)
+
+    @cached_property
+    def _grads(self) -> Tensor:
+        """The gradients that they saw, (W, P)."""
+        return torch.zeros_like(self._state.params)
+
+    def plan(self, groups: int, unused: Sequence[int]) -> Plan:
+        """What compiled ticks need to know in order to move the numbers themselves.
 
         Args:
-            passes: What gives gradients, of hyper-validation data.
-            lanes: Which train.
-            table: (rows, T, K, G).
-            penalties: L1 of each of them, (rows,), if there is any.
+            groups: Parameters whose coefficients are told apart, or 1.
+            unused: Those that the loss does not reach.
         """
-        self._passes = passes(self._data)
-        self._decays_in(lanes, table.permute(1, 2, 0, 3))
-        if penalties is not None:
-            self._penalties.append((lanes, penalties))
-            self._write_penalties()
+        ticks, width = self._due.shape
+        n_moves, size = self._record.shape[1] - 1, rule.batch_size(self._data)
+        update = np.ones((width, n_moves), dtype=np.int64)
+        index = np.zeros((width, n_moves, size), dtype=np.int64)
+        weights, keys = np.ones(index.shape), np.zeros(index.shape, dtype=np.int32)
+        aimed, rate = np.zeros((width, groups), dtype=bool), np.ones((width, ticks, groups))
+        apart = np.zeros(width, dtype=bool)
+        for i, trial in self._trials.items():
+            when = self._update[self._moves[:, i], i]
+            k = len(when)
+            update[i, :k] = when
+            if k:
+                index[i, :k], weights[i, :k], keys[i, :k] = self._hyper_validation(i, int(when[0]), k)
+            rate[i, self._due[:, i]] = trial.base_rate[:, _groups(trial, groups)]
+            if DECAY_ in self._found[i].at:
+                aimed[i], apart[i] = self._decaying_groups(trial, groups, unused), not _is_coupled(trial)
+        every = [self._found[i].shared.every if i in self._found else 1 for i in range(width)]
+        terms = [self._terms.get(i, 0) for i in range(width)]
+        return Plan(
+            np.where(self._moves, self._nth - 1, -1).T,
+            update,
+            np.array(every),
+            np.array(terms),
+            self._scale[:, 0].double().numpy(),
+            self._data.tensors,
+            index,
+            weights,
+            keys,
+            self._on.numpy(),
+            self._base.numpy(),
+            self._step.numpy(),
+            self._low.numpy(),
+            self._high.numpy(),
+            self._warmup,
+            self._log.numpy(),
+            aimed,
+            apart,
+            rate,
+            self._decayed,
+            self._fixed.double().numpy(),
+            self._kept.numpy(),
+            self._value.numpy(),
+            dict(self._numbers),
+        )
 
-    def around(self, run: Runner) -> Runner:
-        """Compiled ticks that make room for moves: after a tick at which something moves, the next ones wait for it.
-
-        Lanes in which nothing moves do at each tick what they would do without the others' moves, bit for bit.
-        """
-
-        def run_and_move(
-            first: int, index: NDArray[np.int64], weights: NDArray[np.float64], keys: NDArray[np.int32]
-        ) -> None:
-            def train(start: int, stop: int) -> None:
-                if stop > start:
-                    run(first + start, index[start:stop], weights[start:stop], keys[start:stop])
-                for k in range(max(start, stop - (self._seen.maxlen or 1)), stop):
-                    q = self._fleet.tail if first + k == len(self._due) - 1 else self._fleet.quantum
-                    idx, weight, key = (
-                        torch.from_numpy(np.ascontiguousarray(x[k, :, :q])).to(self._device)
-                        for x in (index, weights, keys)
-                    )
-                    self.saw((idx, weight.to(self._layout.dtype), key))
-
-            done = 0
-            for k in (k for k in range(len(index)) if self._any[first + k]):
-                train(done, k)
-                self._start.copy_(self._state.params)
-                train(k, k + 1)
-                self._grads = self._state.grads  # there, since the tick is one of those that are measured
-                self.after(first + k)
-                done = k + 1
-            train(done, len(index))
-
-        return run_and_move
-
-    @property
-    def moves(self) -> NDArray[np.bool_]:
-        """At which ticks a lane's numbers move, (T, W)."""
-        return self._moves
+    def take_back(self, moved: Moved) -> None:
+        """Compiled ticks have moved the numbers."""
+        self._kept, self._value, self._record = map(torch.from_numpy, (moved.kept, moved.value, moved.record))
+        self._slopes = Slopes(torch.from_numpy(moved.sums), torch.from_numpy(moved.counts))
+        self._bad = torch.from_numpy(moved.bad)
+        self._write_numbers()
 
     def _decays_in(self, lanes: Sequence[int], table: Tensor) -> _Decays:
         """What weight decay that moves is in a table, (T, K, rows, G), from now on."""
@@ -227,13 +240,12 @@ class LaneRegularisers:
             if trial.rule == 0:  # else the table has the learning rate 1
                 lr[when, r] = trial.base_rate[:, _groups(trial, groups)]
             if DECAY_ in self._found[lane].at:
-                where = self._decaying_groups(trial, groups)
+                where = self._decaying_groups(trial, groups, self._program.unused)
                 aimed = coupled if _is_coupled(trial) else apart
                 aimed[when[:, None], r, np.flatnonzero(where)] = True
         tensors = (torch.from_numpy(x).to(table.device) for x in (coupled, apart, lr))
         found = _Decays(lanes, table, *tensors)
-        self._written.append(found)
-        self._write_decay(0)
+        self._write_decay(found, 0)
         return found
 
     def saw(self, slots: Slots) -> None:
@@ -271,21 +283,20 @@ class LaneRegularisers:
         )
         self._kept = torch.where(on[:, None], torch.stack(kept, 1), self._kept)
         self._value = torch.where(on, value, self._value)
-        self._changes.append((t, self._value))
+        those = np.flatnonzero(self._moves[t])
+        self._record[those, self._nth[t, those]] = self._value[those]
         self._write(t + 1)
 
     def finish(self) -> dict[int, tuple[dict[str, tuple[float, ...]], str]]:
         """The epoch is over: by trial, its numbers at each update by name, and what went wrong with them or ""."""
         self._state.own(KEPT, tuple(self._kept.shape[1:]), torch.float64).copy_(self._kept)
         self._state.own(VALUE, tuple(self._value.shape[1:]), torch.float64).copy_(self._value)
-        history = torch.stack([value for _, value in self._changes]).cpu().numpy()  # (changes, W, R)
-        ticks = np.array([t for t, _ in self._changes])
+        record, before = self._record.cpu().numpy(), self._nth - self._moves
         bad = self._bad.cpu().numpy()
         out = {}
         for i, a in self._found.items():
-            when = np.flatnonzero(self._due[:, i])
-            at = np.searchsorted(ticks, when, side="left") - 1  # a move at tick t shows from the next update on
-            paths = {name: tuple(history[at, i, place].tolist()) for place, name in a.names.items()}
+            at = before[self._due[:, i], i]  # a move shows from the next update on
+            paths = {name: tuple(record[i, at, place].tolist()) for place, name in a.names.items()}
             paths |= self._slopes.of(a, (i,))
             out[self._trials[i].spec.key] = (paths, rule.why(a, bad[i].tolist()))
         return out
@@ -356,19 +367,22 @@ class LaneRegularisers:
         idx, keys = np.zeros((width, size), dtype=np.int64), np.zeros((width, size), dtype=np.int32)
         weights = np.ones((width, size))
         for i in lanes:
-            move = int(self._update[t, i]) // self._found[i].shared.every
-            idx[i] = rule.rows_of(self._trials[i].spec.seed, move, self._data)
-            keys[i] = self._keys[i][idx[i]]
-            of = self._shares[i]
-            if of is not None:
-                share = of[idx[i]].sum()
-                weights[i] = 1.0 / share if share else np.inf
+            idx[i : i + 1], weights[i : i + 1], keys[i : i + 1] = self._hyper_validation(i, int(self._update[t, i]))
         slots = (
             torch.from_numpy(idx).to(self._device),
             torch.from_numpy(weights).to(self._device, self._layout.dtype),
             torch.from_numpy(keys).to(self._device),
         )
         return self._passes.held_out(self._state.inputs, slots, lanes)
+
+    def _hyper_validation(
+        self, lane: int, update: int, count: int = 1
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]]:
+        """The samples of a lane's move after an update and of those that follow it, (count, q), what they count for, and keys."""
+        held = self._held[lane]
+        rows = rule.rows_of(self._trials[lane].spec.seed, update // held.asked.shared.every, self._data, count)
+        whole = np.ones((len(rows), 1)) if held.shares is None else held.shares[rows].sum(1, keepdims=True)
+        return rows, np.where(whole > 0, 1.0 / np.where(whole > 0, whole, 1.0), np.inf), held.keys[rows]
 
     def _neumann(self, t: int, v: Tensor, lanes: Sequence[int]) -> Tensor:
         """-scale * sum over k of (1 - scale H)^k v, (W, P), with H the training loss's Hessian, L2 included."""
@@ -426,34 +440,33 @@ class LaneRegularisers:
         if self._shaping is not None and self._shaping.l1 is not None:
             l1 = self._shaping.l1
             l1.copy_(torch.where(on[:, L1_ : L1_ + 1], value[:, L1_ : L1_ + 1].to(l1.dtype), l1))
-        self._write_penalties()
+        self._write_numbers()
+        for s in self._stretches:
+            self._write_decay(s.decays, t)
+
+    def _write_numbers(self) -> None:
+        """The tensors of lanes that hold numbers."""
+        value, on = self._value, self._on
         for name, place in self._numbers.items():
             number = self._state.extra.get(name)
             if number is not None:
                 number.copy_(torch.where(on[:, place], value[:, place].to(number.dtype), number))
         if self._mixing:
             self._program.refresh(self._program.uses)
-        self._write_decay(t)
 
-    def _write_penalties(self) -> None:
-        for lanes, held in self._penalties:
-            at = list(lanes)
-            held.copy_(torch.where(self._on[at, L1_], self._value[at, L1_].to(held.dtype), held))
+    def _write_decay(self, d: _Decays, t: int) -> None:
+        if not (d.coupled.any() or d.apart.any()):
+            return
+        decay = self._value[list(d.lanes), DECAY_ : DECAY_ + 1]  # (rows, 1)
+        for column, where, number in ((L2, d.coupled, decay), (DECAY, d.apart, 1.0 - d.lr[t:] * decay)):
+            held = d.table[t:, column]
+            held.copy_(torch.where(where[t:], number.to(held.dtype), held))
 
-    def _write_decay(self, t: int) -> None:
-        for d in self._written:
-            if not (d.coupled.any() or d.apart.any()):
-                continue
-            decay = self._value[list(d.lanes), DECAY_ : DECAY_ + 1]  # (rows, 1)
-            for column, where, number in ((L2, d.coupled, decay), (DECAY, d.apart, 1.0 - d.lr[t:] * decay)):
-                held = d.table[t:, column]
-                held.copy_(torch.where(where[t:], number.to(held.dtype), held))
-
-    def _decaying_groups(self, trial: LaneTrial, groups: int) -> NDArray[np.bool_]:
+    def _decaying_groups(self, trial: LaneTrial, groups: int, unused: Sequence[int]) -> NDArray[np.bool_]:
         """Which parameters of a trial are decayed, (G,)."""
         decays = np.array([g["weight_decay"] != 0 for g in trial.recipe.optimizer.param_groups])[_groups(trial, groups)]
-        if groups > 1 and self._program.unused and not trial.recipe.l1:
-            decays[list(self._program.unused)] = False
+        if groups > 1 and unused and not trial.recipe.l1:
+            decays[list(unused)] = False
         return decays
 
     def _decay_of_groups(self) -> Tensor:
@@ -494,7 +507,7 @@ def _is_coupled(trial: LaneTrial) -> bool:
     return not any(g.get("decoupled_weight_decay", False) for g in trial.recipe.optimizer.param_groups)
 
 
-def _longest(goes_on: NDArray[np.bool_]) -> int:
+def longest_batch(goes_on: NDArray[np.bool_]) -> int:
     """Ticks of the longest batch."""
     longest = run = np.zeros(goes_on.shape[1], dtype=np.int64)
     for row in goes_on:

@@ -60,7 +60,7 @@ class PlainRegularisers:
         self._shares = rule.shares(recipe, held_out.tensors[-1])
         self._updates = 0
         self._bad = [0] * size
-        self._slopes = Slopes(self._value)
+        self._slopes = Slopes.none(self._value)
         self._record: list[list[float]] = []
         self._before: list[tuple[Tensor, Tensor | None]] = []
 
@@ -101,7 +101,7 @@ class PlainRegularisers:
         columns = list(zip(*self._record, strict=True))
         self._record = []
         paths = {name: columns[place] for place, name in self._asked.names.items()} | self._slopes.of(self._asked)
-        self._slopes = Slopes(self._value)
+        self._slopes = Slopes.none(self._value)
         return paths, rule.why(self._asked, self._bad)
 
     # -- the derivative -------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ class PlainRegularisers:
     def _held_out(self) -> _Vector:
         """The gradient of a hyper-validation batch, in evaluation mode and without label smoothing."""
         move = self._updates // self._asked.shared.every
-        rows = torch.from_numpy(rule.rows_of(self._seed, move, self._data))
+        rows = torch.from_numpy(rule.rows_of(self._seed, move, self._data)[0])
         share = 1.0 if self._shares is None else float(self._shares[rows.numpy()].sum())
         device = self._data.tensors[0].device
         batch = tuple(t[rows.to(device)] for t in self._data.tensors)

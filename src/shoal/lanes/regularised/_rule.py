@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from shoal.lanes.lane import EVALUATION_EPOCH
 from shoal.lanes.lift import dropouts
 from shoal.lanes.rng import derive, permutation, sample_keys
 from shoal.recipe import Recipe
+
+if TYPE_CHECKING:
+    from shoal.lanes.lane import LaneTrial
 
 L1_, DECAY_, SMOOTHING_, LR_, RATES_ = range(
     5
@@ -43,12 +47,14 @@ class Asked:
         at: Place among the R numbers -> the extension that moves it, and its base value.
         names: What a trajectory is called, by place.
         slopes: Likewise that of the derivative, where it is asked for.
+        moves: As ``moves_of``.
     """
 
     shared: ByValidation
     at: dict[int, tuple[ByValidation, float]]
     names: dict[int, str]
     slopes: dict[int, str]
+    moves: frozenset[str]
 
     def moves_after(self, update: int) -> bool:
         """Whether the numbers move once so many updates of the trial are made; a step of 0 is what keeps them in a warm-up."""
@@ -128,7 +134,32 @@ def asked(recipe: Recipe) -> Asked | None:
             at[place] = (e, next(iter(e.base(recipe).values())))
             names[place] = e.HYPERPARAMETER
     slopes = {place: f"slope/{name}" for place, name in names.items() if at[place][0].slopes}
-    return Asked(found[0], at, {place: name for place, name in names.items() if place != LR_}, slopes)
+    named = {place: name for place, name in names.items() if place != LR_}
+    return Asked(found[0], at, named, slopes, moves_of([recipe]))
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """What the moves of a trial need to know of it, in a lane.
+
+    Attributes:
+        asked: What it asks for.
+        shares: Of each hyper-validation sample, as ``shares``.
+        keys: Their random keys, (n,).
+    """
+
+    asked: Asked
+    shares: NDArray[np.float64] | None
+    keys: NDArray[np.int32]
+
+
+def moving_of(trial: LaneTrial, data: Datasets) -> Moving | None:
+    """Of a trial in a lane, kept with it; None where nothing moves."""
+    if trial.moving is None and (found := asked(trial.recipe)) is not None:
+        held_out = held_out_of(trial.recipe, data)
+        of = shares(trial.recipe, held_out.tensors[-1])
+        trial.moving = Moving(found, of, keys_of(trial.spec.seed, held_out))
+    return trial.moving
 
 
 def moved(
@@ -174,11 +205,16 @@ class Slopes:
     """Means of the derivatives of some lanes over the moves of an epoch.
 
     Args:
-        like: The derivatives of one move, (..., R), float64.
+        total, count: Their sums so far, and how many there were, (..., R), float64.
     """
 
-    def __init__(self, like: Tensor) -> None:
-        self._sum, self._count = torch.zeros_like(like), torch.zeros_like(like)
+    def __init__(self, total: Tensor, count: Tensor) -> None:
+        self._sum, self._count = total, count
+
+    @classmethod
+    def none(cls, like: Tensor) -> Slopes:
+        """Of no move yet."""
+        return cls(torch.zeros_like(like), torch.zeros_like(like))
 
     def add(self, slope: Tensor, on: Tensor) -> None:
         """One move's, and whose turn it was."""
@@ -204,19 +240,22 @@ def batch_size(held_out: Split) -> int:
     return min(held_out.n, _BATCH)
 
 
-def rows_of(seed: int, move: int, held_out: Split) -> NDArray[np.int64]:
-    """The hyper-validation samples of a trial's move, counted from 1: shuffled, and shuffled again when all have been seen."""
-    size = batch_size(held_out)
-    per_round = held_out.n // size
+def rows_of(seed: int, move: int, held_out: Split, count: int = 1) -> NDArray[np.int64]:
+    """The hyper-validation samples of so many moves of a trial, (count, samples), from one on that is counted from 1.
+
+    They are shuffled, and shuffled again when all have been seen.
+    """
+    n, size = held_out.n, batch_size(held_out)
+    per_round = n // size
     turn, place = divmod(move - 1, per_round)
-    return _shuffled(seed, turn, held_out.n)[place * size : (place + 1) * size].copy()
+    turns = range(turn, turn + 1 + (place + count - 1) // per_round)
+    return np.concatenate([_shuffled(seed, k, n, size) for k in turns])[place : place + count]
 
 
 @functools.lru_cache(maxsize=256)  # every lane asks for its own again and again
-def _shuffled(seed: int, turn: int, n: int) -> NDArray[np.int64]:
-    out = permutation(_stream(seed), turn, n)
-    out.flags.writeable = False
-    return out
+def _shuffled(seed: int, turn: int, n: int, size: int) -> NDArray[np.int64]:
+    """(moves, samples)"""
+    return permutation(_stream(seed), turn, n)[: n // size * size].reshape(-1, size)
 
 
 @functools.lru_cache(maxsize=256)
@@ -226,12 +265,7 @@ def _stream(seed: int) -> int:
 
 def keys_of(seed: int, held_out: Split) -> NDArray[np.int32]:
     """The random key of each hyper-validation sample, (n,), for models that draw in evaluation."""
-    return _keys(seed, held_out.n)
-
-
-@functools.lru_cache(maxsize=256)  # asked for in every epoch
-def _keys(seed: int, n: int) -> NDArray[np.int32]:
-    return sample_keys(seed, EVALUATION_EPOCH, n)
+    return sample_keys(seed, EVALUATION_EPOCH, held_out.n)
 
 
 def shares(recipe: Recipe, target: Tensor) -> NDArray[np.float64] | None:
