@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,12 @@ from shoal.errors import RecipeError, UsageError
 from shoal.extend import L1, BatchSize, Dropout, LabelSmoothing, LearningRate, WeightDecay
 from shoal.extend._base import Extension
 from shoal.extend._by_validation import Rate
+from shoal.lanes import fleet as fleets
 from shoal.lanes import native
 from shoal.lanes.compiled._passes import CompiledPasses
 from shoal.lanes.compiled._runner import agrees, obstacle
 from shoal.lanes.fleet import Work
+from shoal.lanes.regularised import LaneRegularisers
 from shoal.lanes.regularised._rule import rows_of
 from shoal.lanes.rng import KeyedRandom, permutation, sample_keys
 from shoal.lanes.solo import Solo
@@ -129,19 +132,29 @@ def test_lanes_are_the_plain_loop() -> None:
             )
 
 
-def test_between_moves_lanes_are_compiled_and_stay_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def compiled_lanes() -> Iterator[None]:
+    """Fleets that are opened meanwhile have compiled epochs."""
     native.prepare()
     native.wait()
     if (found := native.kernels()) is None:
         pytest.skip("no compiler")
-    cases = [{"opt": "adam", "batch": 11}, {"opt": "sgd", "batch": 40}, *(CASES[k] for k in (3, 6, 8, 10, 15))]
-    specs = specs_of(cases)
     KERNELS.append(found)
     COMPILED.append(True)
     try:
-        fleet = open_fleet(define, specs[0], 2, WORK, [rebuild(define, s, WORK) for s in specs])
-        fleet.admit(ready(define, specs[0], WORK))
-        fleet.admit(ready(define, specs[2], WORK))
+        yield
+    finally:
+        COMPILED.pop()
+        KERNELS.pop()
+
+
+def test_compiled_lanes_are_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [c for c in CASES if "lr" not in c.get("moved", "").split()]
+    specs = specs_of(cases)
+    with compiled_lanes():
+        fleet = open_fleet(define, specs[0], len(cases), WORK, [rebuild(define, s, WORK) for s in specs])
+        for spec in specs:
+            fleet.admit(ready(define, spec, WORK))
         assert fleet.compiled is not None and not obstacle(fleet.compiled, fleet)
         assert all(fleet.compiled.ready(name) for name in ("held_out", "losses", "rates"))
         assert agrees(fleet.compiled, fleet)
@@ -150,23 +163,44 @@ def test_between_moves_lanes_are_compiled_and_stay_the_plain_loop(monkeypatch: p
                 right = getattr(CompiledPasses, name)
                 patch.setattr(CompiledPasses, name, lambda *args, right=right: 1.1 * right(*args))
                 assert not agrees(fleet.compiled, fleet)
+        with monkeypatch.context() as patch:
+            patch.setattr(fleet.compiled, "moves", frozenset({"held_out"}))
+            assert "what a number needs that moves has no compiled form" in obstacle(fleet.compiled, fleet)
         fleet.leave(0)
         fleet.admit(ready(define, specs_of([{"opt": "sgd", "batch": 11, "moved": "lr"}])[0], WORK))
         assert "no compiled form beside learning rates" in obstacle(fleet.compiled, fleet)
-        fused = train_fused(define, specs, WORK, 2, width=len(cases))
-        quiet = [s for s in specs if not s.params.get("moved")]
-        apart = train_fused(define, quiet, WORK, 2, width=len(cases))
-    finally:
-        COMPILED.pop()
-        KERNELS.pop()
+
+        with monkeypatch.context() as patch:  # what Python would do instead
+            for name in ("before", "after"):
+                patch.setattr(LaneRegularisers, name, lambda *args: pytest.fail("lanes have left their epoch"))
+            fused = train_fused(define, specs, WORK, 2)
+            patch.setattr(fleets, "_SEGMENT_SLOTS", 1)  # batches begin in one call and end in another
+            apart = train_fused(define, specs, WORK, 2)
     for spec in specs:
         solo = train_solo(define, spec, WORK, 2)
         assert_same_paths(fused[spec.number], solo, 1e-7, spec.params)
         assert_same_trail(fused[spec.number], solo, 1e-7)
-    for spec in quiet:  # others' moves change no bit
-        assert [row.train_loss for row in fused[spec.number].rows] == [
-            row.train_loss for row in apart[spec.number].rows
-        ]
+        assert apart[spec.number].rows == fused[spec.number].rows
+
+
+def define_whole(trial: Any) -> Recipe:
+    """Batches must be whole here, and the last one of an epoch is smaller; training renews buffers."""
+    model = nn.Sequential(
+        nn.Linear(10, 6, bias=False), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 4)
+    ).double()
+    moves = [make(every=2, **trial.params) for make in (WeightDecay, LabelSmoothing, Dropout)]
+    optimizer = optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    return Recipe(model, optimizer, nn.CrossEntropyLoss(label_smoothing=0.1), 12, extensions=moves)
+
+
+def test_compiled_lanes_with_buffers_and_a_smaller_last_batch_are_the_plain_loop() -> None:
+    specs = specs_of([{"method": "t1t2"}, {"method": "implicit", "terms": 2}])
+    with compiled_lanes():
+        fused = train_fused(define_whole, specs, WORK, 2)
+    for spec in specs:
+        solo = train_solo(define_whole, spec, WORK, 2)
+        assert_same_paths(fused[spec.number], solo, 1e-7, spec.params)
+        assert_same_trail(fused[spec.number], solo, 1e-7)
 
 
 # -- the derivative ---------------------------------------------------------------------------------------------------------
@@ -353,10 +387,16 @@ def test_the_implicit_gradient_is_that_of_the_optimum() -> None:
 # -- lanes ------------------------------------------------------------------------------------------------------------------
 
 
-def test_neighbours_change_no_bit() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_neighbours_change_no_bit(compiled: bool) -> None:
+    with compiled_lanes() if compiled else nullcontext():
+        _neighbours_change_no_bit()
+
+
+def _neighbours_change_no_bit() -> None:
     work = Work(splits(dtype=torch.float32), (), torch.device("cpu"))
     specs = specs_of([{**c, "dtype": "float32"} for c in CASES if c["batch"] == 11])
-    fleet = open_fleet(define, specs[0], len(specs), work)
+    fleet = open_fleet(define, specs[0], len(specs), work, [rebuild(define, s, work) for s in specs])
 
     def train(present: Sequence[TrialSpec]) -> dict[int, tuple[dict[str, Tensor], list[Any]]]:
         fleet.lanes = [None] * fleet.width

@@ -116,9 +116,11 @@ def _functions(step: Step) -> str:
                 n *= size
             ends.append(f"  std::memcpy({name}, {o.address}, {n} * sizeof({kind}));")
     ends.append(f"  *loss = {f'({after[-1].address})[0]' if after else 'T(0)'};")
+    # How a tick is called must not change how it is compiled, and so how it rounds.
     return (
         f"void {p}_setup(const Job& job, char* const* in, char* kept) {{\n{inputs}\n{kept}\n  {setup}\n}}\n\n"
-        f"void {p}_tick(const Job& job, char* const* in, char* kept, char* scratch, T* loss, const T** parts) {{\n"
+        f"__attribute__((noinline)) void {p}_tick(const Job& job, char* const* in, char* kept, char* scratch, T* loss, "
+        f"const T** parts) {{\n"
         f"{inputs}\n{kept}\n{scratch}\n  {tick}\n" + "\n".join(ends) + "\n}\n"
     )
 
