@@ -169,6 +169,10 @@ def test_compiled_lanes_are_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> N
         fleet.leave(0)
         fleet.admit(ready(define, specs_of([{"opt": "sgd", "batch": 11, "moved": "lr"}])[0], WORK))
         assert "no compiled form beside learning rates" in obstacle(fleet.compiled, fleet)
+        fleet.leave(0)
+        unrolled: dict[str, Any] = {"opt": "sgd", "batch": 11, "moved": "decay", "method": "unrolled", "every": 5}
+        fleet.admit(ready(define, specs_of([unrolled])[0], WORK))
+        assert "through several updates" in obstacle(fleet.compiled, fleet)
 
         with monkeypatch.context() as patch:  # what Python would do instead
             for name in ("before", "after"):

@@ -43,7 +43,7 @@ class Window(Step):
         self.window = batches[3 - unroll :]
         held_out = WORK.data.held_out
         assert held_out is not None
-        self.held = [t[torch.from_numpy(rows_of(spec.seed, 1, held_out))] for t in held_out.tensors]
+        self.held = [t[torch.from_numpy(rows_of(spec.seed, 1, held_out)[0])] for t in held_out.tensors]
         group = self.optimizer.param_groups[0]
         self.at = torch.tensor([1e-3, group["weight_decay"], 0.1, group["lr"], 0.25, 0.5], dtype=torch.float64)
 

@@ -59,6 +59,8 @@ def obstacle(compilation: Compilation, fleet: Fleet) -> str:
         if otherwise and by_validation(t.recipe):
             return "regularisation that moves has no compiled form beside learning rates or batch sizes that move"
         moving = moving_of(t, fleet.work.data)
+        if moving is not None and moving.asked.shared.method == "unrolled":
+            return "a derivative through several updates has no compiled form"
         if moving is not None and not moving.asked.moves <= compilation.moves:
             return "what a number needs that moves has no compiled form"
         for kind in t.kinds:

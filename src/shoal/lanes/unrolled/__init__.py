@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from shoal.data import Split
 from shoal.lanes.hypergradient import PlainRates
 from shoal.lanes.regularised import LaneRegularisers, PlainRegularisers
-from shoal.lanes.regularised._rule import asked
+from shoal.lanes.regularised._rule import asked, moving_of
 from shoal.lanes.unrolled._lanes import UnrolledLanes
 from shoal.lanes.unrolled._plain import UnrolledPlain
 from shoal.recipe import Recipe
@@ -37,7 +37,8 @@ def lane_regularisers(
     fleet: Fleet, due: NDArray[np.bool_], goes_on: NDArray[np.bool_], shaping: Shaping | None
 ) -> LaneRegularisers | None:
     """What moves by a hyper-validation gradient in a fleet's lanes, None where nothing does; as for ``LaneRegularisers.of``."""
-    methods = {found.shared.method for _, t in fleet.active if (found := asked(t.recipe)) is not None}
+    found = [moving_of(t, fleet.work.data) for _, t in fleet.active]
+    methods = {m.asked.shared.method for m in found if m is not None}
     return (UnrolledLanes if "unrolled" in methods else LaneRegularisers).of(fleet, due, goes_on, shaping)
 
 

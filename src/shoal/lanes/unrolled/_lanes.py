@@ -20,7 +20,7 @@ from shoal.lanes import optim
 from shoal.lanes.optim import C3, C4, C5, C6, C7, DECAY, L2, SIGN
 from shoal.lanes.regularised._lanes import LaneRegularisers
 from shoal.lanes.regularised._passes import Slots
-from shoal.lanes.regularised._rule import DECAY_, L1_, LR_, Asked
+from shoal.lanes.regularised._rule import DECAY_, L1_, LR_, Moving
 
 if TYPE_CHECKING:
     from shoal.lanes.clip import Shaping
@@ -59,25 +59,20 @@ class UnrolledLanes(LaneRegularisers):
     def __init__(
         self,
         fleet: Fleet,
-        found: Mapping[int, Asked],
+        found: Mapping[int, Moving],
         due: NDArray[np.bool_],
         goes_on: NDArray[np.bool_],
         shaping: Shaping | None,
     ) -> None:
         super().__init__(fleet, found, due, goes_on, shaping)
-        self._unroll = {i: a.shared.unroll for i, a in found.items() if a.shared.method == "unrolled"}
+        self._unroll = {i: a.shared.unroll for i, a in self._found.items() if a.shared.method == "unrolled"}
         self._window = np.zeros_like(due)  # the updates that some move looks back through
         for i, unroll in self._unroll.items():
-            every = found[i].shared.every
+            every = self._found[i].shared.every
             self._window[:, i] = due[:, i] & ((self._update[:, i] - 1) % every >= every - unroll)
         self._any = [bool(row.any()) for row in self._moves | self._window]
         self._seen = deque(maxlen=(self._seen.maxlen or 1) * max(self._unroll.values()))
         self._made_at: dict[int, dict[int, _Update]] = {}  # tick -> lane -> its update
-
-    @property
-    def moves(self) -> NDArray[np.bool_]:
-        """At which ticks a lane's numbers move, or its update is kept, (T, W)."""
-        return self._moves | self._window
 
     def after(self, t: int) -> None:
         """After the updates of a tick: keep those that are looked back through, and move the numbers of lanes whose turn it is."""
