@@ -142,7 +142,7 @@ def test_the_table_has_every_extension() -> None:
 
 
 def tune(define: Callable[[Any], shoal.Recipe], **options: Any) -> shoal.Study:
-    given: dict[str, Any] = {"train": (X, Y), "valid": (X, Y), "hyper_valid": (X, Y), "n_trials": 5, "max_epochs": 1}
+    given: dict[str, Any] = {"train": (X, Y), "valid": (X, Y), "hyper_valid": (X, Y), "n_trials": 5, "max_epochs": 2}
     return shoal.tune(define, **{**given, "reproducible": True, "scheduler": "none", "progress": False, **options})
 
 
@@ -173,6 +173,27 @@ def test_hyper_validation_data_that_nothing_uses() -> None:
         tune(lambda trial: recipe(LearningRate()), n_trials=2)
 
 
+NEVER: list[tuple[Callable[[], Extension], str]] = [
+    (lambda: LearningRate(warmup=15), "after 15 updates, and a trial has 15 (3 epochs of 5)"),
+    (lambda: BatchSize(bounds=(2, 64), warmup=11), "after 15 updates, and a trial has 15 (3 epochs of 5)"),
+    (lambda: WeightDecay(every=20), "after 20 updates, and a trial has 15 (3 epochs of 5)"),
+    (lambda: Dropout(every=5, warmup=10), "after 15 updates, and a trial has 15 (3 epochs of 5)"),
+]
+
+
+@pytest.mark.parametrize(("make", "said"), NEVER)
+def test_what_never_moves_says_so_once(make: Callable[[], Extension], said: str) -> None:
+    with pytest.warns(RuntimeWarning, match=re.escape(said)) as warned:
+        tune(lambda trial: recipe(make()), n_trials=2, max_epochs=3, hyper_valid=(X[:20], Y[:20]))
+    assert len([w for w in warned if "never moves" in str(w.message)]) == 1
+
+
+def test_first_moves() -> None:
+    """Of 5 updates per epoch: the last warm-up that leaves one move in 15."""
+    moving = [LearningRate(warmup=14), BatchSize(warmup=10), Dropout(every=5, warmup=9), Activation()]
+    assert [e.moves_after(5) for e in moving] == [14, 10, 10, 0]
+
+
 def test_hypergradients_that_are_not_finite() -> None:
     """Gradients whose products overflow, and hyper-validation data whose losses do, each trial with another extension."""
 
@@ -188,6 +209,7 @@ def test_hypergradients_that_are_not_finite() -> None:
         train=(X * 1e25, Y),
         hyper_valid=(torch.full_like(X, 3e38), Y),
         n_trials=len(NAMES) + 1,
+        max_epochs=2,
         sampler={"name": "grid", "space": {"name": [*NAMES, ""]}},
     )
     for t in study.record.trials:

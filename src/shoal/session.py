@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -64,6 +65,7 @@ class Session:
         store: StudyStore | None,
         signer: Signer,
         n_trials: int,
+        max_epochs: int,
         start: Restored,
         best_epoch: bool,
         limits: Limits,
@@ -91,9 +93,10 @@ class Session:
         self._tally = Tally.of(limits, objectives, history.rows, history.results, history.events)
         self._started = time.monotonic() - history.elapsed_s
         self._failures: list[str] = []
-        self._followed: list[
-            bool
-        ] = []  # of each recipe that was made anew, whether it follows a hyper-validation gradient
+        # Of each recipe that was made anew, whether it follows a hyper-validation gradient.
+        self._followed: list[bool] = []
+        self._max_epochs = max_epochs
+        self._resting: set[str] = set()  # kinds of extensions of which it was said that they never move
         # Configurations that are in training, if discrete; for a sampler that tries each once, those that were as well.
         self._points: dict[PointKey, set[int]] = {}
         for number, spec in history.specs.items():
@@ -139,6 +142,21 @@ class Session:
         finally:
             sink.close()
             self.history.meta["elapsed_s"] = self.clock()
+
+    def _say_if_resting(self, number: int, recipe: Recipe) -> None:
+        """Once of each kind of extension that has no update left to move for."""
+        per_epoch = math.ceil(self._n_train / recipe.batch_size)
+        for e in recipe.extensions:
+            kind, after = type(e).__name__, e.moves_after(per_epoch)
+            if e.on and e.step > 0 and after >= per_epoch * self._max_epochs and kind not in self._resting:
+                self._resting.add(kind)
+                warnings.warn(
+                    f"trial {number}: shoal.extend.{kind} never moves: it would after {after} updates, and a trial has "
+                    f"{per_epoch * self._max_epochs} ({self._max_epochs} epochs of {per_epoch}). Train longer, in smaller batches, "
+                    "or with a smaller warmup or every.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
 
     def _say_if_idle(self) -> None:
         """Rows that are kept from training for nothing are worth a word."""
@@ -224,6 +242,7 @@ class Session:
             except Exception as e:  # whatever the user's code raises fails this trial, and no other
                 error = _said(trial.number, e)
             if recipe is not None:
+                self._say_if_resting(trial.number, recipe)
                 self._followed.append(bool(by_validation(recipe)))
                 if self._followed[-1]:
                     held_out_of(recipe, self._data)  # no trial starts without

@@ -349,6 +349,7 @@ def tune(
                 store=store,
                 signer=signer,
                 n_trials=n_trials,
+                max_epochs=max_epochs,
                 start=start,
                 best_epoch=value == "best",
                 limits=limits,

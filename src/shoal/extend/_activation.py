@@ -117,6 +117,10 @@ class Activation(Extension):
             )
         object.__setattr__(self, "choices", names)
 
+    def moves_after(self, per_epoch: int) -> int:
+        """With every update."""
+        return 0
+
     def check(self, recipe: Recipe) -> None:
         """The model must have activations; they are replaced, and the optimizer is told of their parameters."""
         if not self.on:

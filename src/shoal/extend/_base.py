@@ -79,6 +79,10 @@ class Extension:
                 f"{self.said('bounds')} = ({low:g}, {high:g}) exclude {what}, {value:g}; widen them, or start inside."
             )
 
+    def moves_after(self, per_epoch: int) -> int:
+        """After how many updates of a trial it first moves, given how many an epoch has."""
+        return max(1, self.warmup)
+
     def check(self, recipe: Recipe) -> None:
         """Check that a recipe has what is to be moved.
 

@@ -84,6 +84,10 @@ class BatchSize(Extension):
                 f"{self.said('every')} must be a whole number of updates of at least 1, not {self.every!r}."
             )
 
+    def moves_after(self, per_epoch: int) -> int:
+        """Between epochs."""
+        return -(-max(1, self.warmup) // per_epoch) * per_epoch
+
     def check(self, recipe: Recipe) -> None:
         """The batch size must lie within the bounds."""
         self.holds(recipe.batch_size, "the batch size")

@@ -102,6 +102,10 @@ class ByValidation(Extension):
                 f"{self.said('bounds')} must begin above 0, since the offset is a logarithm; got {self.bounds!r}."
             )
 
+    def moves_after(self, per_epoch: int) -> int:
+        """At every so many updates."""
+        return (self.warmup // self.every + 1) * self.every
+
     def check(self, recipe: Recipe) -> None:
         """The recipe must be one whose updates can be differentiated, and must have what is to be moved, within the bounds.
 
