@@ -183,9 +183,10 @@ NEVER: list[tuple[Callable[[], Extension], str]] = [
 
 @pytest.mark.parametrize(("make", "said"), NEVER)
 def test_what_never_moves_says_so_once(make: Callable[[], Extension], said: str) -> None:
+    held_out = (X, Y) if isinstance(make(), ByValidation) else None
     with pytest.warns(RuntimeWarning, match=re.escape(said)) as warned:
-        tune(lambda trial: recipe(make()), n_trials=2, max_epochs=3, hyper_valid=(X[:20], Y[:20]))
-    assert len([w for w in warned if "never moves" in str(w.message)]) == 1
+        tune(lambda trial: recipe(make()), n_trials=2, max_epochs=3, hyper_valid=held_out)
+    assert len(warned) == 1
 
 
 def test_first_moves() -> None:
