@@ -364,7 +364,7 @@ def test_batches_that_cannot_be_taken_in_parts_are_refused() -> None:
         return Recipe(model, optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), 16, extensions=[BatchSize()])
 
     x = made(80, 10, dtype=torch.float32)
-    study = shoal.tune(mixing, train=(x, x[:, :4].argmax(1)), n_trials=2, max_epochs=1, progress=False)
+    study = shoal.tune(mixing, train=(x, x[:, :4].argmax(1)), n_trials=2, max_epochs=2, progress=False)
     for t in study.record.trials:
         assert t.state == "failed"
         assert "BatchSize needs batches that can be taken in parts, and here they cannot" in t.reason
