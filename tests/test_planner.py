@@ -80,3 +80,27 @@ def test_compiled_lanes_of_two_signatures_make_pools_equally_slow(wide: int) -> 
         pools[planner.lightest(pools, trial, compiled=True)].append(trial)
     slow, fast = sorted((planner.load(p, compiled=True) for p in pools), reverse=True)
     assert slow - fast <= planner.load([("wide", 287e3)], compiled=True)
+
+
+def placed(trials: list[tuple[str, float]], opening: float) -> list[list[str]]:
+    """The signatures in each of two pools that knew none."""
+    pools: list[list[tuple[str, float]]] = [[], []]
+    for trial in trials:
+        pools[planner.lightest(pools, trial, compiled=True, known=[(), ()], opening=opening)].append(trial)
+    return [[signature for signature, _ in p] for p in pools]
+
+
+def test_in_a_short_study_a_signature_is_opened_in_one_pool() -> None:
+    short = planner.opening(80, 27, 1200, 32, stops=True)
+    both = [("a", 285e3), ("b", 285e3)] * 16
+    assert [set(p) for p in placed(both, short)] == [{"a"}, {"b"}]
+    assert [len(p) for p in placed([("a", 285e3)] * 32, short)] == [
+        16,
+        16,
+    ]  # of one alone, both pools open a fleet at once
+    crowded, idle = [("a", 285e3)] * 20, [("b", 285e3)] * 4
+    assert planner.lightest([crowded, idle], ("a", 285e3), compiled=True, known=[{"a"}, {"b"}], opening=short) == 0
+
+    long = planner.opening(2000, 30, 50_000, 62, stops=False)
+    assert long < short / 100
+    assert planner.lightest([crowded, idle], ("a", 285e3), compiled=True, known=[{"a"}, {"b"}], opening=long) == 1

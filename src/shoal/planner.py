@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 # Widths a fleet may have: even from 2 on, so that parallel kernels split a stacked tensor between lanes and not inside one.
@@ -75,28 +75,63 @@ def widths(demands: Mapping[str, Demand]) -> dict[str, int]:
 # where lanes are compiled; for a solo trial; and per lane a part that does not shrink with the model. Measured on small networks
 # (docs/benchmarks.md); only ratios matter.
 _PER_FLEET, _PER_COMPILED, _PER_SOLO, _PER_LANE = 4_000_000.0, 700_000.0, 4_000_000.0, 130_000.0
+# What a pool's first fleet of a signature takes before it trains, in the same units: tracing and timing it, a second or more.
+_OPENING = 2e10
+# Early stopping trains about this share of all epochs.
+_STOPPED_SHARE = 0.2
 
 
-def load(running: Sequence[tuple[str, float]], *, compiled: bool = False) -> float:
-    """How long one tick of a pool takes, given (signature, cost) of its trials; an empty signature trains solo."""
+def opening(n_trials: int, max_epochs: int, n_samples: int, lanes: int, *, stops: bool) -> float:
+    """What a pool's first fleet of a signature adds to each tick of a study: the longer the study, the less.
+
+    Args:
+        n_trials, max_epochs, n_samples: Of the study.
+        lanes: Trials at a time.
+        stops: Whether most trials are stopped early.
+    """
+    rounds = max(max_epochs, n_trials * max_epochs * (_STOPPED_SHARE if stops else 1.0) / lanes)
+    return _OPENING / (rounds * max(1.0, n_samples / 32))
+
+
+def load(
+    running: Sequence[tuple[str, float]],
+    *,
+    compiled: bool = False,
+    known: Collection[str] = (),
+    opening: float = 0.0,
+) -> float:
+    """How long one tick of a pool takes, given (signature, cost) of its trials; an empty signature trains solo.
+
+    Each signature that is not ``known`` to the pool adds ``opening``.
+    """
     fleets = {signature for signature, _ in running if signature}
     solos = sum(1 for signature, _ in running if not signature)
     per_fleet = _PER_COMPILED if compiled else _PER_FLEET
-    return per_fleet * len(fleets) + _PER_SOLO * solos + sum(_PER_LANE + cost for _, cost in running)
+    n_new = sum(1 for signature in fleets if signature not in known)
+    return per_fleet * len(fleets) + opening * n_new + _PER_SOLO * solos + sum(_PER_LANE + cost for _, cost in running)
 
 
-def lightest(pools: Sequence[Sequence[tuple[str, float]]], trial: tuple[str, float], *, compiled: bool = False) -> int:
+def lightest(
+    pools: Sequence[Sequence[tuple[str, float]]],
+    trial: tuple[str, float],
+    *,
+    compiled: bool = False,
+    known: Sequence[Collection[str]] = (),
+    opening: float = 0.0,
+) -> int:
     """The pool that a trial should join so that the slowest pool is as fast as can be; the first of equals.
 
-    Where fleets are ``compiled``, or soon will be, lanes cost the same beside others as alone, and only their number counts.
+    Where fleets are ``compiled``, or soon will be, lanes cost the same beside others as alone, and only their number counts; but
+    in a short study, what it costs to open a fleet of a signature that is not ``known`` to a pool counts as well.
 
     >>> lightest([[("a", 1e5)], []], ("a", 1e5)), lightest([[("a", 1e5)], [("b", 1e5)]], ("a", 1e5))
     (1, 0)
     """
-    loads = [load(p, compiled=compiled) for p in pools]
+    there = known or [()] * len(pools)
+    loads = [load(p, compiled=compiled, known=there[k], opening=opening) for k, p in enumerate(pools)]
 
     def after(k: int) -> tuple[float, float, int]:
-        mine = load([*pools[k], trial], compiled=compiled)
+        mine = load([*pools[k], trial], compiled=compiled, known=there[k], opening=opening)
         return max([mine, *(x for i, x in enumerate(loads) if i != k)]), mine - loads[k], k
 
     return min(range(len(pools)), key=after)

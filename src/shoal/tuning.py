@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 import torch
 
+from shoal import planner
 from shoal.asking import Asker
 from shoal.data import Datasets, load, load_whole
 from shoal.devices import device_named
@@ -39,7 +40,6 @@ from shoal.measuring import hopeless
 from shoal.metrics import Metric, further, standard_metrics
 from shoal.moving import space_of
 from shoal.objectives import Objectives
-from shoal.planner import total_lanes, widest
 from shoal.preparing import PrepareArgument, Prepared, described
 from shoal.progress import ProgressMode, stages_shown
 from shoal.recipe import Recipe
@@ -272,7 +272,9 @@ def tune(
     winning = replace(work, data=there.whole, parts=None)  # what becomes of the winner
     # A population is compared among itself, so all of it trains at once.
     learns = asker.learns and space is None
-    lanes = total_lanes(n_trials, learns=learns, cheap=where.type != "cpu", limit=widest(where.type), parts=n_parts)
+    lanes = planner.total_lanes(
+        n_trials, learns=learns, cheap=where.type != "cpu", limit=planner.widest(where.type), parts=n_parts
+    )
     if refine is not None:  # with more of them, trials would be drawn that could be moves
         lanes = min(lanes, refine.wave)
     sizes = () if parts is None else [parts.n_train(part, data.train.n) for part in range(n_parts)]
@@ -294,6 +296,8 @@ def tune(
     # "none" trains all to the end, and a population has better to copy.
     unlikely = None if isinstance(scheme, Fifo | Explorer) else hopeless(objectives.constraints, rebuild)
 
+    stops = not isinstance(scheme, Fifo | Patience | Explorer)
+    opening = planner.opening(n_trials, max_epochs, data.train.n, lanes, stops=stops)
     n_pools = n_workers(lanes * n_parts, device=where, reproducible=reproducible)
 
     def make_pool() -> Pool:
@@ -312,7 +316,7 @@ def tune(
         count = recorded_pools(storage, study_name) or n_pools
         # Workers are forked before the study file is opened: its writer is a thread, and a fork is simplest without.
         with (
-            pools(make_pool, admission, count) as pool,
+            pools(make_pool, admission, count, opening) as pool,
             opened(storage, objectives.directions, study_name) as (store, previous),
             Logging(loggers, metric_name) as logging,
         ):

@@ -110,10 +110,11 @@ class PoolSet:
         local: The pool of this process.
         remotes: The others.
         admission: Replays and signs a trial.
+        opening: What a pool's first fleet of a signature costs (`shoal.planner.opening`).
     """
 
-    def __init__(self, local: Pool, remotes: Sequence[_Remote], admission: Admission) -> None:
-        self._local, self._remotes, self._admission = local, list(remotes), admission
+    def __init__(self, local: Pool, remotes: Sequence[_Remote], admission: Admission, opening: float = 0.0) -> None:
+        self._local, self._remotes, self._admission, self._opening = local, list(remotes), admission, opening
         self._where: dict[int, int] = {}  # running trial -> pool; 0 is the local one
         self._paused: dict[int, int] = {}  # paused trial -> the pool that keeps it
         self._signature: dict[int, tuple[str, float]] = {}
@@ -150,10 +151,14 @@ class PoolSet:
         running = [[] for _ in parts]  # type: list[list[tuple[str, float]]]
         for trial, k in self._where.items():
             running[k].append(self._signature[trial])
+        known = [{signature for signature, _ in those} for those in running]
+        for trial, k in self._paused.items():
+            known[k].add(self._signature[trial][0])
         for c in candidates:
             cost = sum(p.numel() for p in c.recipe.model.parameters()) * max(1, min(c.recipe.batch_size, 32))
             mine = (c.signature if c.lane is not None else "", float(cost))
-            k = planner.lightest(running, mine, compiled=self._local.tier != "traced")
+            compiled = self._local.tier != "traced"
+            k = planner.lightest(running, mine, compiled=compiled, known=known, opening=self._opening)
             running[k].append(mine)
             parts[k].append(c)
             self._where[c.spec.key], self._signature[c.spec.key] = k, mine
@@ -436,13 +441,14 @@ def n_workers(lanes: int, *, device: torch.device, reproducible: bool) -> int:
 
 
 @contextmanager
-def pools(make_pool: Callable[[], Pool], admission: Admission, count: int) -> Iterator[PoolSet]:
+def pools(make_pool: Callable[[], Pool], admission: Admission, count: int, opening: float = 0.0) -> Iterator[PoolSet]:
     """Open ``count`` pools: one here, the others in forked workers that end with this context or with this process.
 
     Args:
         make_pool: Makes the pool, in the process where it will live.
         admission: Replays and signs a trial.
         count: Pools in all. Kernels use one thread each when there is more than one.
+        opening: As for `PoolSet`.
     """
     threads = torch.get_num_threads()
     remotes: list[_Remote] = []
@@ -464,7 +470,7 @@ def pools(make_pool: Callable[[], Pool], admission: Admission, count: int) -> It
                 process.start()
             theirs.close()
             remotes.append(_Remote(ours, process))
-        yield PoolSet(make_pool(), remotes, admission)
+        yield PoolSet(make_pool(), remotes, admission, opening)
     finally:
         for remote in remotes:
             with contextlib.suppress(OSError):
