@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import shoal
 from shoal.asking import Asker
 from shoal.errors import UsageError
 from shoal.records import TrialRecord, TrialResult, TrialSpec, TrialState
-from shoal.samplers import NAMES, resolve
+from shoal.samplers import NAMES, quiet, resolve
 from shoal.spaces import Grid, check_points, point_key, probe
 
 X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
@@ -351,3 +352,21 @@ def test_what_was_picked_is_said_in_one_line() -> None:
     said.clear()
     tune(wide, n_trials=3, sampler="random", progress=lambda p: said.append(p.message))
     assert not any(said)
+
+
+def test_quiet_mutes_optuna_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    theirs, mine = logging.getLogger("optuna.study"), logging.getLogger("mine")
+    optuna.logging.enable_propagation()
+    level = optuna.logging.get_verbosity()
+    try:
+        optuna.logging.set_verbosity(optuna.logging.INFO)
+        with quiet(), quiet():
+            theirs.warning("a line of Optuna's")
+            theirs.error("an error")
+            mine.warning("a line of the user's")
+        theirs.info("heard again")
+    finally:
+        optuna.logging.set_verbosity(level)
+        optuna.logging.disable_propagation()
+    heard = list(dict.fromkeys(r.getMessage() for r in caplog.records))
+    assert heard == ["an error", "a line of the user's", "heard again"]

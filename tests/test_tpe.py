@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 import pytest
 
-from shoal._tpe import Memory, Tpe
+from shoal._tpe import Memory, Tpe, log_density
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -75,6 +76,48 @@ def test_suggests_what_optuna_suggests(
 ) -> None:
     ours = history(define, direction, remembering=True, wave=wave, ends=ends)
     assert ours == history(define, direction, remembering=False, wave=wave, ends=ends)
+
+
+def wide(trial: optuna.Trial) -> float:
+    x, y = trial.suggest_float("x", -5.0, 5.0), trial.suggest_float("y", 0.0, 1.0)
+    lr = trial.suggest_float("lr", 1e-5, 1.0, log=True)
+    kind = trial.suggest_categorical("kind", ["a", "b", "c"])
+    return (x - 1.0) ** 2 + y + abs(math.log10(lr) + 2.0) + (kind == "b")
+
+
+def test_suggests_the_same_from_hundreds_of_trials() -> None:
+    # Above 2,000 numbers at once, Optuna takes another way through the error function.
+    def run(sampler: Any) -> list[dict[str, Any]]:
+        study, out = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1)), []
+        for _ in range(900):
+            trial = study.ask()
+            study.tell(trial, wide(trial))
+        for number in range(6):
+            study.sampler = sampler(number)
+            trial = study.ask()
+            value = wide(trial)
+            out.append(dict(trial.params))
+            if number % 2:
+                study.tell(trial, value)
+        return out
+
+    memory = Memory()
+    assert run(lambda n: Tpe(memory, n)) == run(lambda n: optuna.samplers.TPESampler(seed=n))
+
+
+@pytest.mark.parametrize("n", [1, 5, 60, 700])
+@pytest.mark.parametrize("define", [wide, plain, single])
+def test_densities_are_optunas_to_the_last_bit(define: Any, n: int) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=n))
+    for _ in range(n):
+        trial = study.ask()
+        study.tell(trial, define(trial))
+    space = {k: d for k, d in study.trials[0].distributions.items() if not d.single()}
+    observed = {k: np.array([d.to_internal_repr(t.params[k]) for t in study.trials]) for k, d in space.items()}
+    sampler = optuna.samplers.TPESampler(seed=0)
+    estimator = sampler._parzen_estimator_cls(observed, space, sampler._parzen_estimator_parameters)
+    samples = estimator.sample(np.random.RandomState(3), 24)
+    assert np.array_equal(log_density(estimator, samples), estimator.log_pdf(samples))
 
 
 def test_leaves_constraints_to_optuna() -> None:

@@ -11,6 +11,7 @@ Reference: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurI
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from optuna.samplers import TPESampler
+from optuna.samplers._tpe import _truncnorm
+from optuna.samplers._tpe.sampler import default_gamma
 from optuna.search_space import IntersectionSearchSpace
+from optuna.search_space.intersection import _calculate
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
-
-_STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 
 
 class _Table:
@@ -37,52 +39,61 @@ class _Table:
         self.rows = np.full((256, len(space)), np.nan)
         self._read = np.zeros(256, dtype=bool)
 
-    def update(self, trials: Sequence[FrozenTrial], numbers: NDArray[np.int64], params_of: Any) -> None:
+    def update(self, trials: Sequence[FrozenTrial], numbers: NDArray[np.intp], params_of: Any) -> None:
         """Read what is new. A trial that has been given all parameters never changes them."""
-        while len(numbers) and numbers.max() >= len(self.rows):
+        while len(trials) > len(self.rows):
             self.rows = np.concatenate([self.rows, np.full_like(self.rows, np.nan)])
             self._read = np.concatenate([self._read, np.zeros_like(self._read)])
-        for i in np.flatnonzero(~self._read[numbers]).tolist():
+        for i in numbers[~self._read[numbers]].tolist():
             t = trials[i]
             own = self._space.keys() <= t.params.keys()
             params = t.params if own or t.state.is_finished() else params_of(t)
             if own or self._space.keys() <= params.keys():
-                self.rows[t.number] = [d.to_internal_repr(params[name]) for name, d in self._space.items()]
-            self._read[t.number] = own or t.state.is_finished()
+                self.rows[i] = [d.to_internal_repr(params[name]) for name, d in self._space.items()]
+            self._read[i] = own or t.state.is_finished()
 
 
-_RUNNING, _COMPLETE, _PRUNED = range(3)
+_ABSENT, _RUNNING, _COMPLETE, _PRUNED, _FAILED = range(5)
+_CODES = {
+    TrialState.RUNNING: _RUNNING,
+    TrialState.COMPLETE: _COMPLETE,
+    TrialState.PRUNED: _PRUNED,
+    TrialState.FAIL: _FAILED,
+    TrialState.WAITING: _ABSENT,
+}
 
 
 class _Ranks:
-    """How ended trials sort, by number: ``state`` (n,) and ``keys`` (n, 2), the best of each state first."""
+    """How trials sort, by number: ``state`` (n,) and, of ended ones, ``keys`` (n, 2), the best of each state first."""
 
     def __init__(self) -> None:
-        self.state = np.full(256, _RUNNING, dtype=np.int8)
+        self.state = np.full(256, _ABSENT, dtype=np.int8)
         self.keys = np.zeros((256, 2))
         self._size: dict[int, tuple[int, int]] = {}  # of pruned trials: how many reports and system attributes they had
         self.plain = True  # no trial has had constraints so far
 
-    def update(self, trials: Sequence[FrozenTrial], numbers: NDArray[np.int64], sign: float) -> None:
+    def update(self, trials: Sequence[FrozenTrial], sign: float) -> None:
         """Read what is new. A complete trial never changes; one that was paused, and so pruned, may get further."""
-        while len(numbers) and numbers.max() >= len(self.state):
-            self.state = np.concatenate([self.state, np.full_like(self.state, _RUNNING)])
+        while len(trials) > len(self.state):
+            self.state = np.concatenate([self.state, np.full_like(self.state, _ABSENT)])
             self.keys = np.concatenate([self.keys, np.zeros_like(self.keys)])
-        for i in np.flatnonzero(self.state[numbers] != _COMPLETE).tolist():
+        state = self.state[: len(trials)]
+        for i in np.flatnonzero((state != _COMPLETE) & (state != _FAILED)).tolist():
             t = trials[i]
-            if t.state is TrialState.COMPLETE:
-                self.state[t.number], self.keys[t.number] = _COMPLETE, (0.0, sign * float(t.value or 0.0))
-            elif t.state is TrialState.PRUNED:
+            code = _CODES[t.state]
+            if code == _COMPLETE:
+                self.keys[i] = 0.0, sign * float(t.value or 0.0)
+            elif code == _PRUNED:
                 size = len(t.intermediate_values), len(t.system_attrs)
-                if self._size.get(t.number) == size:
+                if self._size.get(i) == size:
                     continue
-                self._size[t.number] = size
-                self.state[t.number], self.keys[t.number] = _PRUNED, _furthest(t, sign)
+                self._size[i] = size
+                self.keys[i] = _furthest(t, sign)
             else:
-                self.state[t.number] = _RUNNING
-                self._size.pop(t.number, None)
-                continue
-            self.plain &= not any(v > 0 for v in t.constraints.values())
+                self._size.pop(i, None)
+            state[i] = code
+            if code in (_COMPLETE, _PRUNED):
+                self.plain &= not any(v > 0 for v in t.constraints.values())
 
 
 def _furthest(t: FrozenTrial, sign: float) -> tuple[float, float]:
@@ -93,18 +104,28 @@ def _furthest(t: FrozenTrial, sign: float) -> tuple[float, float]:
     return float(-step), math.inf if math.isnan(value) else sign * value
 
 
+class _Intersection(IntersectionSearchSpace):
+    """Optuna's, without a copy of all distributions for every ask: nobody here changes them."""
+
+    def calculate(self, study: Study, use_cache: bool = False) -> dict[str, BaseDistribution]:
+        """The parameters that all trials have had so far, by name."""
+        self._search_space, self._cached_trial_number = _calculate(
+            study._get_trials(deepcopy=False, use_cache=use_cache),
+            self._include_pruned,
+            self._search_space,
+            self._cached_trial_number,
+        )
+        return dict(sorted((self._search_space or {}).items()))
+
+
 class Memory:
     """What samplers of one study have read so far, shared by the fresh sampler of every ask."""
 
     def __init__(self) -> None:
-        self.search_space = IntersectionSearchSpace(include_pruned=True)
+        self.search_space = _Intersection(include_pruned=True)
+        self.ranks = _Ranks()
         self._tables: dict[tuple[tuple[str, Any], ...], _Table] = {}
-        self._ranks = _Ranks()
-
-    @property
-    def plain(self) -> bool:
-        """Whether no trial has had constraints so far."""
-        return self._ranks.plain
+        self._below: dict[int, tuple[bytes, Any]] = {}  # by table: rows, and their estimator
 
     def table(self, space: dict[str, BaseDistribution]) -> _Table:
         """The table of a search space."""
@@ -113,21 +134,26 @@ class Memory:
             self._tables[key] = _Table(space)
         return self._tables[key]
 
-    def split(
-        self, trials: Sequence[FrozenTrial], numbers: NDArray[np.int64], sign: float, gamma: Callable[[int], int]
-    ) -> NDArray[np.bool_]:
-        """Which trials are below, (n,): the best complete ones, then the pruned ones that got furthest."""
-        ranks = self._ranks
-        ranks.update(trials, numbers, sign)
-        state, keys = ranks.state[numbers], ranks.keys[numbers]
-        below = np.zeros(len(trials), dtype=bool)
-        left = gamma(int((state != _RUNNING).sum()))
+    def split(self, numbers: NDArray[np.intp], n_below: Callable[[int], int]) -> NDArray[np.bool_]:
+        """Which of these trials are below, (n,): the best complete ones, then the pruned ones that got furthest."""
+        state, keys = self.ranks.state[numbers], self.ranks.keys[numbers]
+        below = np.zeros(len(numbers), dtype=bool)
+        left = n_below(int((state != _RUNNING).sum()))
         for one in (_COMPLETE, _PRUNED):
             at = np.flatnonzero(state == one)
             order = np.lexsort((keys[at, 1], keys[at, 0]))[: max(0, left)]
             below[at[order]] = True
             left -= len(order)
         return below
+
+    def estimator_below(
+        self, table: _Table, rows: NDArray[np.float64], make: Callable[[NDArray[np.float64]], Any]
+    ) -> Any:
+        """The estimator of the better trials, which stays what it is from one told trial to the next."""
+        known, key = self._below.get(id(table)), rows.tobytes()
+        if known is None or known[0] != key:
+            known = self._below[id(table)] = key, make(rows)
+        return known[1]
 
 
 class Tpe(TPESampler):
@@ -148,23 +174,70 @@ class Tpe(TPESampler):
             return super()._sample(study, trial, search_space)
         sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
         if self._gamma is None:
-            from optuna.samplers._tpe.sampler import default_gamma
-
             self._gamma = default_gamma
-        trials = [t for t in study._get_trials(deepcopy=False, states=_STATES) if t.number != trial.number]
-        numbers = np.array([t.number for t in trials], dtype=np.int64)
-        below = self._memory.split(trials, numbers, sign, self._gamma)
-        if not self._memory.plain:  # infeasible trials rank by other rules
+        trials = study._get_trials(deepcopy=False)
+        ranks = self._memory.ranks
+        ranks.update(trials, sign)
+        if not ranks.plain:  # infeasible trials rank by other rules
             return super()._sample(study, trial, search_space)
+        state = ranks.state[: len(trials)]
+        seen = (state == _RUNNING) | (state == _COMPLETE) | (state == _PRUNED)
+        seen[trial.number] = False
+        numbers = np.flatnonzero(seen)
+        below = self._memory.split(numbers, self._gamma)
         table = self._memory.table(search_space)
         table.update(trials, numbers, lambda t: self._get_params(t, study))
         rows = table.rows[numbers]  # (n, d)
         whole = ~np.isnan(rows[:, 0])
-        estimators = [self._estimator(rows[whole & part], search_space) for part in (below, ~below)]
-        samples = estimators[0].sample(self._rng.rng, self._n_ei_candidates)
-        best = self._compare(samples, self._compute_acquisition_func(samples, *estimators))
+
+        def estimator(of: NDArray[np.float64]) -> Any:
+            observed = {name: of[:, j] for j, name in enumerate(search_space)}
+            return self._parzen_estimator_cls(observed, search_space, self._parzen_estimator_parameters)
+
+        better = self._memory.estimator_below(table, rows[whole & below], estimator)
+        others = estimator(rows[whole & ~below])
+        samples = better.sample(self._rng.rng, self._n_ei_candidates)
+        best = self._compare(samples, log_density(better, samples) - log_density(others, samples))
         return {name: d.to_external_repr(best[name]) for name, d in search_space.items()}
 
-    def _estimator(self, rows: NDArray[np.float64], space: dict[str, BaseDistribution]) -> Any:
-        observed = {name: rows[:, j] for j, name in enumerate(space)}
-        return self._parzen_estimator_cls(observed, space, self._parzen_estimator_parameters)
+
+def log_density(estimator: Any, samples: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """``estimator.log_pdf(samples)`` to the last bit, (m,), with a logarithm per kernel instead of one per kernel and sample.
+
+    Glossary: ``m`` samples, ``n`` kernels, ``d`` parameters.
+    """
+    mixture = estimator._mixture_distribution
+    x = np.array([samples[name] for name in estimator._search_space])  # (d, m)
+    ranged = [(d, v) for d, v in zip(mixture.distributions, x, strict=True) if hasattr(d, "mu")]
+    inside = all(((v >= d.low) & (v <= d.high)).all() for d, v in ranged)
+    if any(d.step for d, _ in ranged) or not inside:
+        return np.asarray(estimator.log_pdf(samples))
+    total = np.zeros((x.shape[1], len(mixture.weights)))  # (m, n)
+    for d, v in zip(mixture.distributions, x, strict=True):
+        if not hasattr(d, "mu"):
+            total += np.ascontiguousarray(np.log(d.weights).T)[v.astype(np.int64)]
+    if ranged:
+        mu, sigma = (np.asarray([getattr(d, name) for d, _ in ranged]).T for name in ("mu", "sigma"))  # (n, d)
+        low, high = (np.asarray([getattr(d, name) for d, _ in ranged]) for name in ("adapted_low", "adapted_high"))
+        scale = _truncnorm._log_gauss_mass((low - mu) / sigma, (high - mu) / sigma), np.log(sigma)
+        each = [_log_normal(d, v, *(part[:, k] for part in scale)) for k, (d, v) in enumerate(ranged)]
+        total += functools.reduce(np.add, each)
+    total += np.log(mixture.weights[np.newaxis])
+    peak = total.max(axis=1)
+    peak[np.isneginf(peak)] = 0.0
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(np.exp(total - peak[:, None]).sum(axis=1)) + peak)
+
+
+def _log_normal(
+    d: Any, x: NDArray[np.float64], log_mass: NDArray[np.float64], log_sigma: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Logarithm of a normal density, cut off at a range that has a mass of ``exp(log_mass)``: (m, n)."""
+    z = (np.log(x) if d.is_log else x)[:, np.newaxis] - d.mu
+    z /= d.sigma
+    z *= z
+    z *= -0.5
+    z -= _truncnorm._norm_pdf_logC
+    z -= np.ascontiguousarray(log_mass)
+    z -= np.ascontiguousarray(log_sigma)
+    return z

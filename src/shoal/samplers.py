@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -232,19 +233,30 @@ def _qmc(study_seed: int, seed: int, options: Mapping[str, Any]) -> optuna.sampl
     return Qmc(seed=study_seed & 0xFFFFFFFF, **keywords)
 
 
+class _OnlyErrors(logging.Filter):
+    """Lets Optuna's errors through, and whatever others say."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR or not record.name.startswith("optuna")
+
+
+_ONLY_ERRORS = _OnlyErrors()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Optuna's log lines and experimental warnings are about calls the user did not make."""
     import optuna
 
-    level = optuna.logging.get_verbosity()
-    heard = level < optuna.logging.ERROR  # setting a level empties every logger's cache, which takes a while
-    if heard:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Not by the level: setting one empties the cache of every logger there is.
+    heard = [*logging.getLogger("optuna").handlers, *logging.getLogger().handlers]
+    heard = [handler for handler in heard if _ONLY_ERRORS not in handler.filters]
+    for handler in heard:
+        handler.addFilter(_ONLY_ERRORS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=optuna.exceptions.ExperimentalWarning)
             yield
     finally:
-        if heard:
-            optuna.logging.set_verbosity(level)
+        for handler in heard:
+            handler.removeFilter(_ONLY_ERRORS)
