@@ -180,7 +180,7 @@ def test_a_trial_whose_replay_raises_in_a_worker_fails_alone() -> None:
 def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert [n_workers(lanes, device=CPU, reproducible=False) for lanes in (1, 8, 16, 32, 128)] == [1, 1, 2, 4, 4]
+    assert [n_workers(lanes, device=CPU, reproducible=False) for lanes in (1, 4, 8, 16, 128)] == [1, 1, 2, 4, 4]
     assert n_workers(128, device=CPU, reproducible=True) == 1
     assert n_workers(128, device=torch.device("cuda"), reproducible=False) == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)

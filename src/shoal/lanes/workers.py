@@ -429,7 +429,7 @@ def _restore(pool: Pool, path: Path, specs: Mapping[int, TrialSpec], admission: 
 
 
 def n_workers(lanes: int, *, device: torch.device, reproducible: bool) -> int:
-    """Processes worth having: one per core on a CPU, as long as each has eight lanes to fill."""
+    """Processes worth having: one per core on a CPU, as long as each has four lanes to fill."""
     if reproducible or device.type != "cpu" or "fork" not in multiprocessing.get_all_start_methods():
         return 1
     if (
@@ -437,7 +437,7 @@ def n_workers(lanes: int, *, device: torch.device, reproducible: bool) -> int:
     ):  # Python lets a daemonic process (a worker of a Pool, say) have no children
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(cores, torch.get_num_threads(), lanes // 8, 16))
+    return max(1, min(cores, torch.get_num_threads(), lanes // 4, 16))
 
 
 @contextmanager
