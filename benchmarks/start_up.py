@@ -2,9 +2,9 @@
 
     python benchmarks/start_up.py --repeats 3
 
-*First tick* is a whole study of eight trials, one tick each, after all imports: asking, tracing, checking, training, scoring. *torch's
-compiler* is the import that the first optimizer of a process triggers, in any PyTorch program. *Compiled* is what building the epoch
-of the digits example's two signatures takes, with an empty cache and with a full one.
+*First tick* is a whole study of eight trials, one tick each, after all imports: asking, tracing, checking, training, scoring. The
+import of torch's compiler is triggered by the first optimizer of a process, in any PyTorch program. *Compiled* is what building the
+epoch of the digits example's two signatures takes, with an empty cache and with a full one.
 """
 
 from __future__ import annotations

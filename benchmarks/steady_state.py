@@ -155,7 +155,8 @@ def shoal_us(define: Define, n_trials: int, seconds: tuple[float, float], splits
         return shoal_wall_s(define, n_trials, max_epochs, splits)
 
     guess_s = (wall_s(12) - wall_s(2)) / 10  # an epoch, before it is compiled
-    few, many = (max(2, math.ceil(s / max(guess_s, 1e-3))) for s in seconds)
+    few, many = (math.ceil(s / max(guess_s, 1e-3)) for s in seconds)
+    few, many = max(3, few), max(few + 3, 6, many)  # apart by more than one epoch, which noise could hide
     wall_s(few)  # whatever a machine caches is cached for all runs that count
     pairs = [(wall_s(few), wall_s(many)) for _ in range(3)]
     few_s, many_s = min(short for short, _ in pairs), min(long for _, long in pairs)
