@@ -56,6 +56,9 @@ bench-storage: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/bookkeeping.py
+	$(BIN)/python benchmarks/bookkeeping.py --n-trials 2000 --sampler tpe --scheduler asha --rows 1437
 	$(BIN)/python benchmarks/steady_state.py
 	$(BIN)/python benchmarks/generality.py
 	$(BIN)/python benchmarks/networks.py

@@ -101,9 +101,9 @@ def run(n_trials: int, max_epochs: int, sampler: str, scheduler: str, rows: int)
     y = x[:, :CLASSES].argmax(dim=1)
 
     def asked(trial: optuna.Trial) -> shoal.Recipe:  # the sampler is asked when the first parameter is
-        before = spent.counted(lambda: getattr(trial, "relative_params", None), "asking")
-        before()
-        return spent.counted(define, "preparing")(trial)
+        spent.counted(lambda: getattr(trial, "relative_params", None), "asking")()
+        recipe: shoal.Recipe = spent.counted(define, "preparing")(trial)
+        return recipe
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for owner, name, part in parts:

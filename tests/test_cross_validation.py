@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -401,7 +401,7 @@ class Forgetful:
     def n_running(self) -> int:
         return len(self.epochs)
 
-    def admit(self, candidates: Sequence[Candidate], promoted: Sequence[int] = ()) -> None:
+    def admit(self, candidates: Iterable[Candidate], promoted: Sequence[int] = ()) -> None:
         self.epochs |= {c.spec.key: 0 for c in candidates}
         for key in promoted:
             epoch = self.paused.pop(key)

@@ -170,7 +170,9 @@ def test_a_trial_whose_replay_raises_in_a_worker_fails_alone() -> None:
 
     with pools(bench.pool, admission, 2) as pool:
         remote = pool._remotes[0]
-        remote.later("admit", specs[1:3], [])
+        for spec in specs[1:3]:
+            remote.later("prepare", spec)
+        remote.later("admit", [])
         remote.send("run_epoch")
         measured, _ = remote.receive()
     assert [m.trial for m in measured] == [1, 2]

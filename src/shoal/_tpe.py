@@ -233,7 +233,7 @@ def _log_normal(
     d: Any, x: NDArray[np.float64], log_mass: NDArray[np.float64], log_sigma: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Logarithm of a normal density, cut off at a range that has a mass of ``exp(log_mass)``: (m, n)."""
-    z = (np.log(x) if d.is_log else x)[:, np.newaxis] - d.mu
+    z: NDArray[np.float64] = (np.log(x) if d.is_log else x)[:, np.newaxis] - d.mu
     z /= d.sigma
     z *= z
     z *= -0.5

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
@@ -30,8 +31,9 @@ class Ledger(Protocol):
         """Whether ``ask`` may still give new trials."""
         ...
 
-    def ask(self, n: int) -> list[Candidate]:
-        """At most ``n`` trials that are ready to start; none when the study has no more."""
+    def ask(self, n: int) -> Iterable[Candidate]:
+        """At most ``n`` trials that are ready to start, one after the other; none when the study has no more. Once the last one has
+        been taken, they are recorded."""
         ...
 
     def again(self, number: int) -> list[Candidate]:
@@ -177,9 +179,14 @@ class Engine:
                 self._bare.discard(trial)
                 candidates += self.ledger.again(trial)
         self._running |= {*back, *(c.spec.number for c in candidates)}
-        fresh = self.ledger.ask(self.lanes - len(self._running))
-        self._running |= {c.spec.number for c in fresh}
-        self.pool.admit([*candidates, *fresh], back)
+        fresh = self._noted(self.ledger.ask(self.lanes - len(self._running)))
+        # One is asked for while pools make those before it ready.
+        self.pool.admit(itertools.chain(candidates, fresh), back)
+
+    def _noted(self, fresh: Iterable[Candidate]) -> Iterator[Candidate]:
+        for c in fresh:
+            self._running.add(c.spec.number)
+            yield c
 
     def _promotions(self) -> Mapping[int, Verdict]:
         if not self._paused or not isinstance(self.scheduler, Promoter):

@@ -193,15 +193,16 @@ class Session:
             self.record([], [failed], [])
             return []
 
-    def ask(self, n: int) -> list[Candidate]:
-        out: list[Candidate] = []
+    def ask(self, n: int) -> Iterator[Candidate]:
         asked: list[TrialSpec] = []
         failed: list[TrialResult] = []
         history = self.history
-        n *= len(self._parts)
-        while len(out) < n and self.pending:
-            out += self.again(self.pending.pop(0).number)
-        while len(out) < n and not self.pending and self.more:
+        left = n * len(self._parts)
+        while left > 0 and self.pending:
+            again = self.again(self.pending.pop(0).number)
+            left -= len(again)
+            yield from again
+        while left > 0 and not self.pending and self.more:
             got = self._next_again() if self._asked_before else self._next()
             if got is None:
                 break
@@ -211,10 +212,13 @@ class Session:
             asked.append(spec)
             if recipe is not None:
                 try:
-                    out += self._candidates(spec, recipe)
-                    continue
+                    ready = self._candidates(spec, recipe)
                 except Exception as e:  # as below, of a fold after the first
                     error = _said(spec.number, e)
+                else:
+                    left -= len(ready)
+                    yield from ready
+                    continue
             failed.append(TrialResult(spec.number, TrialState.FAILED, None, 0, error, self.clock()))
             self._failures.append(error)
             if len(self._failures) >= _HOPELESS and all(s.number < _HOPELESS for s in asked):
@@ -224,7 +228,6 @@ class Session:
             self._store.asked([spec for spec in asked if spec.number >= first])
         if failed:
             self.record([], failed, [])
-        return out
 
     def _next(self) -> tuple[TrialSpec, Recipe | None, str] | None:
         """A new trial, its recipe or what ``define`` raised instead; None when the space has been tried out.

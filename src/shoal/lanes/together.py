@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -58,8 +58,9 @@ class Together:
     def _keys(self, trial: int) -> list[int]:
         return [part_key(trial, part) for part in range(len(self._parts))]
 
-    def admit(self, candidates: Sequence[Candidate], promoted: Sequence[int] = ()) -> None:
+    def admit(self, candidates: Iterable[Candidate], promoted: Sequence[int] = ()) -> None:
         """Start trials, all of whose parts are among the candidates, and let paused ones go on."""
+        candidates = list(candidates)
         for c in candidates:
             if c.spec.part == 0:
                 self._specs[c.spec.number] = c.spec

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,7 +50,7 @@ class Trainer(Protocol):
     def n_lanes(self) -> int: ...
     @property
     def n_fleets(self) -> int: ...
-    def admit(self, candidates: Sequence[Candidate], promoted: Sequence[int] = ()) -> None: ...
+    def admit(self, candidates: Iterable[Candidate], promoted: Sequence[int] = ()) -> None: ...
     def pause(self, trial: int) -> None: ...
     def run_epoch(self) -> list[Measured]: ...
     def epoch_done(self, trial: int, loss: float, value: float) -> None: ...
@@ -140,15 +140,18 @@ class PoolSet:
     def n_fleets(self) -> int:
         return self._local.n_fleets + sum(r.n_fleets for r in self._remotes)
 
-    def admit(self, candidates: Sequence[Candidate], promoted: Sequence[int] = ()) -> None:
-        """Start trials, each in the pool where it delays the epoch least; promoted ones go on in the pool that keeps them."""
+    def admit(self, candidates: Iterable[Candidate], promoted: Sequence[int] = ()) -> None:
+        """Start trials, each in the pool where it delays the epoch least; promoted ones go on in the pool that keeps them.
+
+        A worker makes its trials ready while the next candidates are still being made.
+        """
         self._upgrade()
-        parts: list[list[Candidate]] = [[] for _ in range(1 + len(self._remotes))]
-        back: list[list[int]] = [[] for _ in parts]
+        back: list[list[int]] = [[] for _ in range(self.n_pools)]
         for trial in promoted:
             k = self._where[trial] = self._paused.pop(trial)
             back[k].append(trial)
-        running = [[] for _ in parts]  # type: list[list[tuple[str, float]]]
+        running: list[list[tuple[str, float]]] = [[] for _ in back]
+        mine: list[Candidate] = []
         for trial, k in self._where.items():
             running[k].append(self._signature[trial])
         known = [{signature for signature, _ in those} for those in running]
@@ -156,16 +159,19 @@ class PoolSet:
             known[k].add(self._signature[trial][0])
         for c in candidates:
             cost = sum(p.numel() for p in c.recipe.model.parameters()) * max(1, min(c.recipe.batch_size, 32))
-            mine = (c.signature if c.lane is not None else "", float(cost))
+            one = (c.signature if c.lane is not None else "", float(cost))
             compiled = self._local.tier != "traced"
-            k = planner.lightest(running, mine, compiled=compiled, known=known, opening=self._opening)
-            running[k].append(mine)
-            parts[k].append(c)
-            self._where[c.spec.key], self._signature[c.spec.key] = k, mine
-        for remote, part, those in zip(self._remotes, parts[1:], back[1:], strict=True):
+            k = planner.lightest(running, one, compiled=compiled, known=known, opening=self._opening)
+            running[k].append(one)
+            self._where[c.spec.key], self._signature[c.spec.key] = k, one
+            if k:
+                self._remotes[k - 1].send("prepare", c.spec, answer=False)
+            else:
+                mine.append(c)
+        for remote, those in zip(self._remotes, back[1:], strict=True):
             # Also when there are none: a fleet whose queue has dried up narrows. At once: tracing takes a second in every pool.
-            remote.send("admit", [c.spec for c in part], those, answer=False)
-        self._local.admit(parts[0], back[0])
+            remote.send("admit", those, answer=False)
+        self._local.admit(mine, back[0])
 
     def pause(self, trial: int) -> None:
         """Copy a trial out of its lane; it counts in no lane until it is promoted."""
@@ -522,16 +528,20 @@ def _serve(
     def state_arrays(trial: int, remembered: bool) -> dict[str, Any]:
         return portable(pool.state_dict(trial, remembered=remembered))
 
-    def admit(specs: Sequence[TrialSpec], promoted: Sequence[int]) -> None:
-        candidates = []
-        for spec in specs:
-            try:
-                candidates.append(admission(spec))
-            except Exception as error:
-                pool.fail(spec.key, f"trial {spec.number}: define raised {blame(error)}")
+    ready: list[Candidate] = []  # to be admitted
+
+    def prepare(spec: TrialSpec) -> None:
+        try:
+            ready.append(admission(spec))
+        except Exception as error:
+            pool.fail(spec.key, f"trial {spec.number}: define raised {blame(error)}")
+
+    def admit(promoted: Sequence[int]) -> None:
+        candidates, ready[:] = list(ready), []
         pool.admit(candidates, promoted)
 
     commands: dict[str, Callable[..., Any]] = {
+        "prepare": prepare,
         "admit": admit,
         "upgrade": pool.upgrade,
         "recall": pool.recall,
