@@ -108,8 +108,8 @@ def accuracy(args: argparse.Namespace) -> None:
         "| data | examples | best of the grid | learned | not moved | grid, CPU s | learned, CPU s | times |\n|"
         + " --- |" * 8
     )
-    for name, load in (("digits", digits), ("MNIST", mnist)):
-        x, y = load()
+    for name in args.data:
+        x, y = {"digits": digits, "MNIST": mnist}[name]()
         for n in args.examples:
             found: dict[str, list[float]] = {k: [] for k in ("grid", "learned", "fixed")}
             spent: dict[str, list[float]] = {k: [] for k in found}
@@ -230,6 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["accuracy", "cost"])
     parser.add_argument("--examples", type=int, nargs="+", default=[200, 500, 1000], help="accuracy: training examples")
+    parser.add_argument("--data", nargs="+", choices=["digits", "MNIST"], default=["digits", "MNIST"], help="accuracy")
     parser.add_argument("--seeds", type=int, default=3, help="accuracy: draws of the examples")
     parser.add_argument("--max-epochs", type=int, default=40, help="accuracy: epochs of a trial")
     parser.add_argument("--every", type=int, default=5, help="accuracy: updates from one move to the next")
