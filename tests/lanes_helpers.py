@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from shoal.data import Datasets, Split, load
+from shoal.lanes import native
 from shoal.lanes.compiled import Compilation, Variant
 from shoal.lanes.fleet import Fleet, Work, example_of
 from shoal.lanes.kernels import Kernels, TorchKernels
@@ -91,6 +94,22 @@ def sign(define: Define, spec: TrialSpec, work: Work) -> Signature:
 KERNELS: list[Kernels] = [TorchKernels()]
 # Whether they are compiled, which needs native kernels.
 COMPILED: list[bool] = [False]
+
+
+@contextmanager
+def compiled_lanes() -> Iterator[None]:
+    """Fleets that are opened meanwhile have compiled epochs."""
+    native.prepare()
+    native.wait()
+    if (found := native.kernels()) is None:
+        pytest.skip("no compiler")
+    KERNELS.append(found)
+    COMPILED.append(True)
+    try:
+        yield
+    finally:
+        COMPILED.pop()
+        KERNELS.pop()
 
 
 def open_fleet(define: Define, spec: TrialSpec, width: int, work: Work, recipes: Sequence[Recipe] = ()) -> Fleet:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn, optim
+from torch.func import functional_call, grad, vmap
 
 import shoal
 from lanes_helpers import (
     assert_same_trail,
     class_data,
+    compiled_lanes,
     made,
     open_fleet,
+    ready,
     rebuild,
     sign,
     specs_of,
@@ -24,10 +29,15 @@ from lanes_helpers import (
     train_solo,
     work_of,
 )
+from shoal.data import Datasets, Split
 from shoal.errors import RecipeError, UsageError
 from shoal.extend import Activation, LearnedShape, Shifted, Swish, settle
 from shoal.extend._activation import ACTIVATIONS
+from shoal.extend._shapes import LearnedMixture
 from shoal.lanes.activations import _CLASSES
+from shoal.lanes.compiled._runner import agrees, compiled_tick, obstacle, own_tick
+from shoal.lanes.lift import lift_template
+from shoal.lanes.mixtures import LaneMixture, as_one
 from shoal.recipe import Recipe
 
 WORK = work_of(class_data(44))
@@ -85,6 +95,76 @@ def test_lanes_are_the_plain_loop_and_the_formula(shape: str) -> None:
             hidden = layers[1](written(shape, layers[0](x), values[0]))
             expected = layers[2](written(shape, hidden, values[1]))
             torch.testing.assert_close(recipe.model(x), expected, rtol=1e-12, atol=1e-12)
+
+
+CHOICES = (("relu", "tanh", "silu", "identity"), ("gelu", "sigmoid", "leaky_relu", "tanh"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_compiled_lanes_are_the_plain_loop(shape: str) -> None:
+    some: list[dict[str, Any]] = [{"choices": c} for c in CHOICES] if shape == "mixture" else [{}, {"step": 0.2}]
+
+    def define_with(trial: Any) -> Recipe:
+        optimizer = optim.Adam((model := net()).parameters(), lr=0.02)
+        moves = [Activation(shape=shape, **some[trial.params["which"]])]  # type: ignore[arg-type]
+        return Recipe(model, optimizer, nn.CrossEntropyLoss(), 20, extensions=moves)
+
+    specs = specs_of([{"which": 0}, {"which": 1}])
+    with compiled_lanes():
+        fleet = open_fleet(define_with, specs[0], 2, WORK)
+        for spec in specs:
+            fleet.admit(ready(define_with, spec, WORK))
+        fleet.arrange()
+        assert fleet.compiled is not None and not obstacle(fleet.compiled, fleet) and agrees(fleet.compiled, fleet)
+        fused = train_fused(define_with, specs, WORK, 3)
+    for spec in specs:
+        assert_same_trail(fused[spec.number], train_solo(define_with, spec, WORK, 3), 1e-10)
+
+
+@pytest.mark.parametrize("choices", CHOICES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_a_mixture_as_one_operator_is_the_sum(choices: Any, dtype: torch.dtype, tolerance: float) -> None:
+    model = nn.Sequential(
+        nn.Identity(), LearnedMixture({c: ACTIVATIONS[c]() for c in choices}, 0.0, 1.0, (-9, 9), made(1))
+    )
+    stand_in = copy.deepcopy(model)
+    lift_template(stand_in)
+    assert type(stand_in[1]) is LaneMixture
+    x, offsets = 3 * made(3, 7, dtype=dtype), made(3, 4, dtype=dtype)
+
+    def slopes(module: nn.Module) -> tuple[Tensor, Tensor]:
+        def loss(x: Tensor, offset: Tensor) -> Tensor:
+            out: Tensor = functional_call(module, {"1.offset": offset}, (x,))
+            return (out * torch.arange(7.0, dtype=dtype)).sum()
+
+        found: tuple[Tensor, Tensor] = vmap(grad(loss, argnums=(0, 1)))(x, offsets)
+        return found
+
+    expected = slopes(model)
+    for fused in (False, True):
+        with as_one() if fused else nullcontext():
+            torch.testing.assert_close(slopes(stand_in), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_compiled_mixture_stands_extreme_inputs() -> None:
+    def define_far(trial: Any) -> Recipe:
+        model = nn.Sequential(first := nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 4))
+        with torch.no_grad():
+            first.weight.mul_(trial.params["scale"])
+        moves = [Activation(shape="mixture", choices=("tanh", "sigmoid", "silu"))]
+        return Recipe(model, optim.SGD(model.parameters(), lr=0.0), nn.CrossEntropyLoss(), 20, extensions=moves)
+
+    x, y = WORK.data.train.tensors
+    work = work_of(Datasets(Split((x.float(), y)), Split((x.float(), y)), None, ""))
+    specs = specs_of([{"scale": s} for s in (1e-6, 1.0, 50.0, 1e4)])
+    with compiled_lanes():
+        fleet = open_fleet(define_far, specs[0], len(specs), work)
+        for spec in specs:
+            fleet.admit(ready(define_far, spec, work))
+        fleet.arrange()
+        assert fleet.compiled is not None and agrees(fleet.compiled, fleet)
+        for got, expected in zip(compiled_tick(fleet.compiled, fleet), own_tick(fleet), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_off_is_the_trial_without() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ from torch.func import functional_call
 
 import shoal
 from lanes_helpers import (
-    COMPILED,
-    KERNELS,
     Trail,
     assert_same_trail,
+    compiled_lanes,
     datasets,
     labels,
     made,
@@ -37,7 +36,6 @@ from shoal.extend import L1, BatchSize, Dropout, LabelSmoothing, LearningRate, W
 from shoal.extend._base import Extension
 from shoal.extend._by_validation import Rate
 from shoal.lanes import fleet as fleets
-from shoal.lanes import native
 from shoal.lanes.compiled._passes import CompiledPasses
 from shoal.lanes.compiled._runner import agrees, obstacle
 from shoal.lanes.fleet import Work
@@ -130,22 +128,6 @@ def test_lanes_are_the_plain_loop() -> None:
                 name,
                 spec.params,
             )
-
-
-@contextmanager
-def compiled_lanes() -> Iterator[None]:
-    """Fleets that are opened meanwhile have compiled epochs."""
-    native.prepare()
-    native.wait()
-    if (found := native.kernels()) is None:
-        pytest.skip("no compiler")
-    KERNELS.append(found)
-    COMPILED.append(True)
-    try:
-        yield
-    finally:
-        COMPILED.pop()
-        KERNELS.pop()
 
 
 def test_compiled_lanes_are_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from shoal.extend._by_validation import DROPOUTS
 from shoal.keys import Reader, derived
 from shoal.lanes.activations import LaneActivation, kind_of
 from shoal.lanes.functional import batch_norm
+from shoal.lanes.mixtures import LaneMixture
 from shoal.lanes.rng import LaneRate
 
 _DROPOUTS = {
@@ -109,6 +110,7 @@ def lift_template(model: nn.Module) -> frozenset[str]:
             for key, child in parent._modules.items():
                 if child is module:
                     parent._modules[key] = stand_in
+    LaneMixture.stand_in(model)
     for name, module in list(_rates(model)):
         names.add(name)
         module.register_buffer("dropout_rate", torch.tensor(module.dropout, dtype=torch.float32))

@@ -25,6 +25,7 @@ from shoal.lanes import graph
 from shoal.lanes.criteria import SMOOTHING, criterion_values, denominator, is_known, numerators
 from shoal.lanes.kernels import Kernels
 from shoal.lanes.lift import lift_template, lift_values
+from shoal.lanes.mixtures import as_one
 from shoal.lanes.numbers import Guards, Place, filled, places, tensors, values_of
 from shoal.lanes.rng import KeyedRandom
 from shoal.lanes.sealed import Sealed
@@ -435,7 +436,8 @@ class Program:
         inputs = [*state, *data, *(t.to(state[0].device) for t in slots_of)]
         before, self._uses = self._uses, uses
         try:
-            gm = self._traced(f, inputs, for_torch=False)
+            with as_one():
+                gm = self._traced(f, inputs, for_torch=False)
         finally:
             self._uses = before
         placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from shoal.lanes import activations, crossentropy, rng
+from shoal.lanes import activations, crossentropy, mixtures, rng
 from shoal.lanes.compiled._handlers import handles, like
 from shoal.lanes.compiled._places import Expr, Place, Unsupported, Value, ctype
 
 if TYPE_CHECKING:
     from shoal.lanes.compiled._lower import Lowering
 
-_DEFINE = (activations, crossentropy, rng)  # loaded for the operators that they define
+_DEFINE = (activations, crossentropy, mixtures, rng)  # loaded for the operators that they define
 _lane = torch.ops.shoal
 
 
@@ -46,6 +46,27 @@ def _mask(to: Lowering, node: fx.Node) -> Value:
     names = ", ".join(p.address for p in (*places, out))
     to.emit(f"job.kernels->mask(1, {shape[1]}, {shape[2]}, {names});", *places, out)
     return out
+
+
+@handles(_lane.lane_mixture.default)
+def _mixture(to: Lowering, node: fx.Node) -> tuple[Value, ...]:
+    x, weights, kinds = (to.whole(to.value(a)) for a in node.args[:3])
+    n, k = math.prod(x.shape), math.prod(weights.shape)
+    out, kept = to.new(x.shape, x.dtype), to.new((1, k + 2, *x.shape[1:]), x.dtype)
+    names = ", ".join(p.address for p in (kinds, weights, x, out, kept))
+    to.emit(f"shoal::mixture<{ctype(x.dtype)}, {n}, {k}>(job, {names});", x, weights, kinds, out, kept)
+    return out, kept
+
+
+@handles(_lane.lane_mixture_backward.default)
+def _mixture_backward(to: Lowering, node: fx.Node) -> tuple[Value, ...]:
+    grad, x, kept, weights, kinds = (to.whole(to.value(a)) for a in node.args[:5])
+    n, k = math.prod(x.shape), math.prod(weights.shape)
+    out, slopes, spare = to.new(x.shape, x.dtype), to.new(weights.shape, x.dtype), to.new((n,), x.dtype)
+    places = (kinds, weights, grad, x, kept, out, slopes, spare)
+    names = ", ".join(p.address for p in places)
+    to.emit(f"shoal::mixture_backward<{ctype(x.dtype)}, {n}, {k}>(job, {names});", *places)
+    return out, slopes
 
 
 def _as(to: Lowering, argument: Any, dtype: torch.dtype) -> Place:

@@ -24,7 +24,7 @@ from shoal.lanes.native import NativeKernels
 
 _LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
 # What generated programs include, beside this file.
-HEADERS = ("lane", "moves", "epoch", "windows", "attention", "recurrent")
+HEADERS = ("lane", "moves", "epoch", "mixture", "windows", "attention", "recurrent")
 
 
 @dataclass(frozen=True, slots=True)
