@@ -7,7 +7,7 @@ pulls it back to where it started. ``u`` stands for the input.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,18 @@ class LearnedShape(nn.Module):
         self.low, self.high = bounds
         self.offset = nn.Parameter(torch.zeros(size, dtype=like.dtype, device=like.device))
 
-    def shape(self, offset: Tensor | None = None) -> Tensor:
-        """The shape as it is now, (size,), or with another parameter."""
-        return torch.clamp(self.start + self.step * (self.offset if offset is None else offset), self.low, self.high)
+    def shape(self) -> Tensor:
+        """The shape as it is now, (size,)."""
+        return torch.clamp(self.start + self.step * self.offset, self.low, self.high)
 
-    def values(self, offset: Tensor) -> Mapping[str, float]:
-        """The shape that goes with a parameter, by name; a single number has the name ""."""
-        return {"": float(self.shape(offset))}
+    @property
+    def named(self) -> tuple[str, ...]:
+        """What the numbers that make up the shape are called; a single one has the name ""."""
+        return ("",)
+
+    def numbers(self, shape: Tensor) -> Tensor:
+        """These numbers, of shapes (..., size)."""
+        return shape
 
     def settled(self) -> nn.Module:
         """A module that does the same, with the shape as a constant or as torch's own parameter."""
@@ -100,8 +105,12 @@ class LearnedMixture(LearnedShape):
             out = out + weights[k] * self.acts[k](input)
         return out
 
-    def values(self, offset: Tensor) -> Mapping[str, float]:
-        return dict(zip(self.names, F.softmax(self.shape(offset), 0).tolist(), strict=True))
+    @property
+    def named(self) -> tuple[str, ...]:
+        return self.names
+
+    def numbers(self, shape: Tensor) -> Tensor:
+        return F.softmax(shape, -1)
 
     def settled(self) -> nn.Module:
         return copy.deepcopy(self.acts[int(self.shape().argmax())])
@@ -138,19 +147,30 @@ class Shifted(nn.Module):
         return out
 
 
-def shapes_of(model: nn.Module, parameter: Callable[[str], Tensor] | None = None) -> dict[str, tuple[float, ...]]:
-    """The learned shapes of a model as trajectories of one epoch: "activation/MODULE", or "activation/MODULE/NAME" in a mixture.
+def shapes_of(
+    models: Sequence[nn.Module], parameter: Callable[[str], Tensor] | None = None
+) -> list[dict[str, tuple[float, ...]]]:
+    """The learned shapes of models alike as an epoch's trajectories: "activation/MODULE", or "activation/MODULE/NAME" in a mixture.
 
     Args:
-        model: Whose modules have them.
-        parameter: Gives a parameter by its name, if they are not the model's own.
+        models: Whose modules have them.
+        parameter: Gives a parameter of all of them by its name, (models, size), if they are not the models' own.
     """
-    out: dict[str, tuple[float, ...]] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, LearnedShape):
-            offset = module.offset.detach() if parameter is None else parameter(f"{path}.offset")
-            for name, value in module.values(offset).items():
-                out["/".join(filter(None, ("activation", path, name)))] = (value,)
+    out: list[dict[str, tuple[float, ...]]] = [{} for _ in models]
+    for path, first in models[0].named_modules():
+        if not isinstance(first, LearnedShape):
+            continue
+        modules: list[LearnedShape] = [model.get_submodule(path) for model in models]  # type: ignore[misc]
+        own = parameter is None
+        offset = torch.stack([m.offset.detach() for m in modules]) if own else parameter(f"{path}.offset")  # type: ignore[misc]
+        start, step, low, high = (
+            torch.tensor(column, dtype=offset.dtype)[:, None]
+            for column in zip(*((m.start, m.step, m.low, m.high) for m in modules), strict=True)
+        )
+        numbers = first.numbers(torch.clamp(start + step * offset.cpu(), low, high)).tolist()
+        for found, module, row in zip(out, modules, numbers, strict=True):
+            for name, value in zip(module.named, row, strict=True):
+                found["/".join(filter(None, ("activation", path, name)))] = (value,)
     return out
 
 

@@ -7,7 +7,6 @@ told apart (1, or one per parameter tensor when some lane has several).
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -260,11 +259,15 @@ class Fleet:
             for _, t in active:
                 t.epoch += 1
             valid_loss, metrics = self._validate()
-        for i, t in active:
+        shapes: list[dict[str, tuple[float, ...]]] = []
+        if has_shapes(active[0][1].recipe):  # as have all of a signature, or none
+            lanes = [i for i, _ in active]
+            shapes = shapes_of([t.recipe.model for _, t in active], lambda name: self.state.parameter(name)[lanes])
+        for k, (i, t) in enumerate(active):
             named = {name: float(values[i]) for name, values in metrics.items()}
             paths, why = moved.get(t.spec.key, (_NOTHING, ""))
-            if has_shapes(t.recipe):
-                paths = {**paths, **shapes_of(t.recipe.model, functools.partial(self.state.parameter, i))}
+            if shapes:
+                paths = {**paths, **shapes[k]}
             train, valid, first = float(train_loss[i]), float(valid_loss[i]), float(losses[i])
             finite = math.isfinite(train) and math.isfinite(valid) and not why
             out.append(Measured(t.spec.key, t.epoch, train, valid, named, first, finite, trajectories=paths, why=why))

@@ -184,7 +184,7 @@ class Solo:
             more, wrong = self._noise.finish()
             paths, why = {**paths, **more}, why or wrong
         if has_shapes(recipe):
-            paths = {**paths, **shapes_of(recipe.model)}
+            paths = {**paths, **shapes_of([recipe.model])[0]}
         if self._regularisers is not None:
             others, other = self._regularisers.finish()
             paths, why = {**paths, **others}, why or other

@@ -101,10 +101,9 @@ class LaneState:
         for stacked in self.extra.values():
             stacked.copy_(stacked.index_select(0, index))
 
-    def parameter(self, lane: int, name: str) -> Tensor:
-        """One of the lane's parameters, on the CPU."""
-        at = (*self.layout.names, *self.layout.frozen).index(name)
-        return self.inputs[at][lane].detach().cpu()
+    def parameter(self, name: str) -> Tensor:
+        """One parameter of all lanes, (lanes, ...)."""
+        return self.inputs[(*self.layout.names, *self.layout.frozen).index(name)]
 
     def state_dict(self, lane: int) -> dict[str, Tensor]:
         """The lane's parameters and buffers under the model's own names, on the CPU."""
