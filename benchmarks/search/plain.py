@@ -1,17 +1,19 @@
 """Wall time: Optuna's TPE and SuccessiveHalvingPruner round a careful plain loop, beside ``shoal.tune``, for the same epochs.
 
 The plain loop has its data in tensors, draws batches by index, uses torch's fused optimizers and one thread per process. Two
-processes share a study through Optuna's journal file. Shoal has both cores too, and they take turns: Optuna, Shoal with an empty
-cache of compiled code, Shoal again with the cache that this left. Each search is a process of its own, forked from one that has
-imported everything and trained nothing; imports are in ``whole_process.py``. A search that is not over after ``limit_s`` is cut off
-and counts with the epochs that it had trained by then.
+processes share a study through Optuna's journal file. Shoal has both cores too, and they take turns: Shoal with an empty cache of
+compiled code, Optuna, Shoal again with the cache that this left. CPU seconds count all processes, compilers included. Each search
+is a process of its own, forked from one that has imported everything and trained nothing; imports are in ``whole_process.py``. A
+search that is not over after ``limit_s`` is cut off and counts with the epochs that it had trained by then.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import platform
+import resource
 import signal
 import sys
 import tempfile
@@ -28,6 +30,8 @@ from optuna.storages.journal import JournalFileBackend
 from statistic import interval
 from tasks import MAX_EPOCHS, Task, task_named
 
+from shoal.lanes.workers import _import_ahead
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cores import cores_at_work, hold_to_cores
 
@@ -38,11 +42,16 @@ _CONTEXT: Final = multiprocessing.get_context("fork")  # nothing is imported aga
 
 
 class Timed(NamedTuple):
-    """One search: wall seconds, epochs of all trials, and its best validation loss."""
+    """One search: wall seconds, epochs of all trials, its best validation loss, and CPU seconds of all its processes."""
 
     wall_s: float
     epochs: int
     best: float
+    cpu_s: float = math.nan
+
+    def per_epoch(self) -> tuple[float, float]:
+        """Wall and CPU seconds."""
+        return self.wall_s / self.epochs, self.cpu_s / self.epochs
 
 
 def train(task: Task, trial: optuna.Trial, seed: int) -> float:
@@ -103,7 +112,7 @@ def _worker(name: str, journal: str, seed: int, process: int, budget: int, limit
 
 def theirs(name: str, seed: int, budget: int, limit_s: float, folder: Path) -> Timed:
     """One study of Optuna's, from the start of its processes to their end."""
-    journal = str(folder / f"{name}-{seed}.log")
+    journal = str(Path(tempfile.mkdtemp(dir=folder)) / "journal.log")
     study = optuna.create_study(study_name="s", storage=JournalStorage(JournalFileBackend(journal)))
     start = time.perf_counter()
     share = -(-budget // PROCESSES)
@@ -137,7 +146,9 @@ def mine(name: str, seed: int, n_trials: int, limit_s: float, cache: Path) -> Ti
 def _call(pipe: Any, function: Callable[..., Timed], args: Sequence[Any]) -> None:
     os.setpgrp()  # so that what it forks can be ended with it
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    pipe.send(function(*args))
+    found = function(*args)
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    pipe.send(found._replace(cpu_s=sum(u.ru_utime + u.ru_stime for u in used)))
 
 
 def alone(function: Callable[..., Timed], *args: Any, within_s: float) -> Timed | None:
@@ -165,16 +176,20 @@ def main(tasks: list[Task], sizes: Sequence[int], seeds: int, limit_s: float) ->
     """Print wall times of both, in turns, for the epochs that Shoal's default spends."""
     where = f"{hold_to_cores(PROCESSES)}, {platform.machine()}, torch {torch.__version__}"
     print(f"{where}; {PROCESSES} busy processes did {cores_at_work(PROCESSES):.1f} times the work of one before")
-    times = "Optuna, s | Shoal, empty cache, s | Shoal, s | times, empty cache | times"
-    print(f"| task | trials | epochs | {times} | best loss, Optuna | best loss, Shoal |")
-    print("| --- |" + " --- |" * 9)
+    heads = (
+        "Optuna, s | Shoal, empty cache, s | Shoal, s | times, empty cache | times | CPU times, empty cache | CPU times"
+    )
+    print(f"| task | trials | epochs | {heads} | best loss, Optuna | best loss, Shoal |")
+    print("| --- |" + " --- |" * 11)
+    _import_ahead()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for task in tasks:
             for n_trials in sizes:
                 rows = [row for seed in range(seeds) if (row := turn(task.name, n_trials, seed, limit_s, folder))]
                 columns = list(zip(*rows, strict=True))
-                cells = [interval(c, d) for c, d in zip(columns, (0, 1, 1, 1, 1, 1, 4, 4), strict=bool(rows))]
+                digits = (0, 1, 1, 1, 1, 1, 1, 1, 4, 4)
+                cells = [interval(c, d) for c, d in zip(columns, digits, strict=bool(rows))]
                 print(f"| {task.name} | {n_trials} | {' | '.join(cells)} |", flush=True)
     print(f"{PROCESSES} busy processes did {cores_at_work(PROCESSES):.1f} times the work of one after")
 
@@ -190,6 +205,7 @@ def turn(name: str, n_trials: int, seed: int, limit_s: float, folder: Path) -> t
     if cold is None or rival is None or warm is None:
         print(f"{name}, {n_trials} trials, seed {seed}: left out, a search failed or hung", flush=True)
         return None
-    their_s = rival.wall_s * cold.epochs / rival.epochs  # a trial is not cut off where the budget ends
-    again_s = warm.wall_s * cold.epochs / warm.epochs
-    return cold.epochs, their_s, cold.wall_s, again_s, their_s / cold.wall_s, their_s / again_s, rival.best, cold.best
+    n = cold.epochs  # for as many: a trial is not cut off where the budget ends
+    walls, cpus = zip(*(found.per_epoch() for found in (rival, cold, warm)), strict=True)
+    ratios = (walls[0] / walls[1], walls[0] / walls[2], cpus[0] / cpus[1], cpus[0] / cpus[2])
+    return n, *(n * wall_s for wall_s in walls), *ratios, rival.best, cold.best

@@ -66,7 +66,11 @@ class Surrogate:
         """Its loss after each epoch; always the same for the same configuration."""
         key = json.dumps(dict(params), sort_keys=True)
         if key not in self._known:
-            mean: NDArray[np.float64] = self._forest.predict(np.array([self._row(params)]))[0]
+            row = np.array([self._row(params)], dtype=np.float32)
+            trees = [
+                tree.predict(row, check_input=False)[0] for tree in self._forest.estimators_
+            ]  # quicker than the forest
+            mean: NDArray[np.float64] = np.mean(trees, axis=0)
             residual = self._residuals[zlib.crc32(key.encode()) % len(self._residuals)]
             self._known[key] = np.exp(mean + residual).tolist()
         return self._known[key]

@@ -17,9 +17,11 @@ def half_width(values: Sequence[float]) -> float:
 
 
 def interval(values: Sequence[float], digits: int = 4, sign: str = "") -> str:
-    """Mean and half the width of its interval; a dash if some value is not finite."""
+    """Mean and half the width of its interval; a dash if some value is not finite; a single value as it is."""
     if not all(map(math.isfinite, values)):
         return "-"
+    if len(values) == 1:
+        return f"{values[0]:{sign}.{digits}f}"
     return f"{statistics.fmean(values):{sign}.{digits}f} ± {half_width(values):.{digits}f}"
 
 
