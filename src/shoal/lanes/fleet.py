@@ -41,6 +41,7 @@ from shoal.lanes.regularised import LaneRegularisers
 from shoal.lanes.state import LaneRow, LaneState
 from shoal.lanes.step import Layout, Program, values_by_name
 from shoal.lanes.tables import first_second
+from shoal.lanes.threads import kernel_threads, threads
 from shoal.lanes.unrolled import lane_regularisers
 from shoal.metrics import Meter, Metric
 from shoal.recipe import Recipe
@@ -145,6 +146,9 @@ class Fleet:
         self._owner = torch.zeros(layout.size, dtype=torch.int64, device=work.device)  # element -> parameter
         for k, (o, s) in enumerate(zip(layout.offsets, layout.shapes, strict=True)):
             self._owner[o : o + s.numel()] = k
+        inputs = work.data.train.tensors[:-1]
+        self.n_threads = torch.get_num_threads()  # that may share the lanes
+        self.kernel_threads = kernel_threads(layout.size, width, quantum, inputs)
         self.offsets = torch.tensor(layout.offsets)
         self.sizes = torch.tensor([s.numel() for s in layout.shapes])
         self.arrange()
@@ -252,7 +256,7 @@ class Fleet:
         active, out = self._tabulate()
         if not active:
             return out
-        with torch.no_grad(), self.program.kernels():
+        with torch.no_grad(), self.program.kernels(), threads(self.kernel_threads):
             averaging.swap(self.state, self.lanes, averaged=False)
             losses, train_loss, moved = self._train(active)
             averaging.swap(self.state, self.lanes, averaged=True)

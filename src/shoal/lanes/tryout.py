@@ -14,6 +14,7 @@ from shoal.lanes.fleet import Fleet, Work
 from shoal.lanes.lane import LaneTrial
 from shoal.lanes.rng import KeyedRandom
 from shoal.lanes.solo import Solo
+from shoal.lanes.threads import threads
 from shoal.recipe import Recipe
 from shoal.records import TrialSpec
 
@@ -25,7 +26,8 @@ def time_tick(fleet: Fleet, times: int) -> float:
     index = (torch.arange(w * q) % data.n).view(w, q).to(device)
     weights = torch.full((w, q), 1.0 / q, dtype=fleet.layout.dtype, device=device)
     slots = (index, weights, torch.zeros(w, q, dtype=torch.int32, device=device))
-    return _best_of(lambda: fleet.program.train(fleet.state.inputs, data.tensors, *slots), times)
+    with threads(fleet.kernel_threads):
+        return _best_of(lambda: fleet.program.train(fleet.state.inputs, data.tensors, *slots), times)
 
 
 def time_solo(spec: TrialSpec, recipe: Recipe, work: Work, quantum: int) -> float:

@@ -30,6 +30,7 @@ from shoal.lanes.regularised._lanes import longest_batch
 from shoal.lanes.regularised._passes import Passes
 from shoal.lanes.regularised._rule import batch_size as batch_size_of
 from shoal.lanes.regularised._rule import moving_of, numbers_of
+from shoal.lanes.threads import threads
 
 if TYPE_CHECKING:
     from shoal.lanes.compiled import Compilation
@@ -149,7 +150,7 @@ def runner(
             )
             epoch.run(kernels, inputs, len(state.inputs), rows, fleet.offsets, fleet.sizes, ticks)
 
-        n_threads = min(torch.get_num_threads(), len(lanes))
+        n_threads = min(fleet.n_threads, len(lanes))
         size = max(1, _LANE_TICKS // n)
         if n_threads > 1:  # a thread that is done early takes another part
             size = min(size, math.ceil(len(lanes) / (_PARTS * n_threads)))
@@ -251,7 +252,7 @@ def own_tick(fleet: Fleet, attempt: int = 0) -> Sequence[Tensor]:
     """What ``compiled_tick`` gives, by the fleet's own program."""
     index, weights, keys = _slots(fleet, attempt)
     slots = (torch.from_numpy(index[0]), torch.from_numpy(weights[0]).to(fleet.layout.dtype), torch.from_numpy(keys[0]))
-    with torch.no_grad(), fleet.program.kernels():
+    with torch.no_grad(), fleet.program.kernels(), threads(fleet.kernel_threads):
         out: Sequence[Tensor] = fleet.program.train(fleet.state.inputs, fleet.work.data.train.tensors, *slots)
     return out
 
