@@ -10,9 +10,9 @@ some lane has several parameter groups, else 1; ``T`` ticks; ``p, g, u`` paramet
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -102,9 +102,7 @@ class LaneRates:
         width = n if self._grouped else 1
         # Groups by parameter: (rows, n), and each group's sense, -1 where the optimizer maximises.
         of = np.stack([np.zeros(n, dtype=np.int64) if t.group_of is None else t.group_of for t in trials])
-        sense = np.array(
-            [[1.0 - 2.0 * float(g.get("maximize", False)) for g in _spread(t, of[r])] for r, t in enumerate(trials)]
-        )
+        sense = np.stack([_senses(t)[of[r]] for r, t in enumerate(trials)])
         base, step = np.ones((*due.shape, width)), np.zeros((*due.shape, 1))
         for r, (t, e) in enumerate(zip(trials, extensions, strict=True)):
             ticks = np.flatnonzero(due[:, r])
@@ -116,13 +114,10 @@ class LaneRates:
         def on_device(x: NDArray[np.float64]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(x)).to(device)
 
-        self._base, self._step = on_device(base).unbind(0), on_device(step).unbind(0)
         self._low = on_device(np.array([[e.bounds[0]] for e in extensions]))
         self._high = on_device(np.array([[e.bounds[1]] for e in extensions]))
         self._sense, self._of = on_device(sense), torch.from_numpy(of).to(device)
-        self._due = torch.from_numpy(due).to(device)[:, :, None].unbind(0)
-        self._full = torch.from_numpy(np.ascontiguousarray(due).view(np.uint8)).unbind(0)
-        self._any, self._all = [bool(row.any()) for row in due], [bool(row.all()) for row in due]
+        self._any, self._all = [bool(x) for x in due.any(1)], [bool(x) for x in due.all(1)]
         self._p, self._g = state.params[i:j], state.grads[i:j]
         self.update = self.update_of(state)[i:j]
         self._kept = state.own(OFFSET, (n,), torch.float64)[i:j]
@@ -131,18 +126,26 @@ class LaneRates:
         self._record = torch.zeros(*due.shape, width, dtype=torch.float64, device=device)
         self._trials, self._when, self._first_of = trials, due, of
 
+    @cached_property
+    def _by_tick(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Of every tick what the schedule says, step sizes, and whose batch is full, (rows, 1) and (rows,) uint8."""
+        base, step = (torch.from_numpy(np.ascontiguousarray(x)) for x in (self._plan[0], self._plan[1][:, :, None]))
+        due = torch.from_numpy(np.ascontiguousarray(self._when))
+        device = self._offset.device
+        columns = (base.to(device), step.to(device), due.to(device)[:, :, None], due.view(torch.uint8))
+        return list(zip(*(x.unbind(0) for x in columns), strict=True))
+
     def before(self, t: int) -> None:
         """Move the learning rates by the gradients of tick t, and hand the parameters to the optimizer."""
         if not self._any[t]:
             return
         norms = self.rule == "multiplicative"
-        sums = self._kernels.take_over(self._at, self._g, self.update, self._p, self._full[t], norms)
-        dots = self._by_group(sums)
-        offset, rate = moved(self._offset, self._base[t], dots, self._step[t], self._low, self._high, self.rule)
+        base, step, due, full = self._by_tick[t]
+        dots = self._by_group(self._kernels.take_over(self._at, self._g, self.update, self._p, full, norms))
+        offset, rate = moved(self._offset, base, dots, step, self._low, self._high, self.rule)
         if self._all[t]:
             self._offset, self._rate = offset, rate
         else:
-            due = self._due[t]
             self._offset = torch.where(due, offset, self._offset)
             self._rate = torch.where(due, rate, 0.0)
         self._record[t] = self._rate
@@ -150,7 +153,7 @@ class LaneRates:
     def after(self, t: int) -> None:
         """What the optimizer made of its copy of the parameters is the update at the learning rate 1."""
         if self._any[t]:
-            self._kernels.give_back(self._at, self.update, self._p, self._rate, self._full[t])
+            self._kernels.give_back(self._at, self.update, self._p, self._rate, self._by_tick[t][3])
 
     @property
     def n_lanes(self) -> int:
@@ -284,6 +287,6 @@ def _asked(recipe: Recipe) -> LearningRate:
     return found
 
 
-def _spread(trial: LaneTrial, of: NDArray[np.int64]) -> list[Mapping[str, Any]]:
-    groups = trial.recipe.optimizer.param_groups
-    return [groups[k] for k in of]
+def _senses(trial: LaneTrial) -> NDArray[np.float64]:
+    """-1 for each group whose optimizer maximises, else 1."""
+    return np.array([1.0 - 2.0 * float(g.get("maximize", False)) for g in trial.recipe.optimizer.param_groups])
