@@ -117,7 +117,7 @@ class LaneRates:
         self._low = on_device(np.array([[e.bounds[0]] for e in extensions]))
         self._high = on_device(np.array([[e.bounds[1]] for e in extensions]))
         self._sense, self._of = on_device(sense), torch.from_numpy(of).to(device)
-        self._any, self._all = [bool(x) for x in due.any(1)], [bool(x) for x in due.all(1)]
+        self._any, self._all = (np.asarray(x).tolist() for x in (due.any(1), due.all(1)))
         self._p, self._g = state.params[i:j], state.grads[i:j]
         self.update = self.update_of(state)[i:j]
         self._kept = state.own(OFFSET, (n,), torch.float64)[i:j]
