@@ -295,9 +295,9 @@ void backward(int kind, T slope, int64_t lanes, int64_t n, const T* g, const T* 
       });
       break;
     case GELU:
-      each_([=](T g, T x, T) {
+      each_([=](T g, T x, T y) {
         const T e = exp_of(T(-0.5) * x * x);
-        return g * (phi_of(x, e) + x * e * D);
+        return g * (phi_again(x, y, e) + x * e * D);
       });
       break;
     case GELU_TANH:
