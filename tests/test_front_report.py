@@ -137,7 +137,7 @@ def test_the_command_line_prints_the_front(tmp_path: Path, capsys: pytest.Captur
     assert [m["trial"] for m in facts["front"]] == [t.number for t in record.front()]
     assert facts["front"][0]["values"] == dict(zip(record.objectives, record.front()[0].values, strict=True))
     assert main(["best", stored(study(8, broken=1.0), tmp_path / "none.db")]) == 1
-    assert f"each of the 6 finished trials breaks a constraint ({BOUND})" in capsys.readouterr().err
+    assert f"each of the 6 trials breaks a constraint ({BOUND})" in capsys.readouterr().err
 
 
 def test_export_wants_to_know_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,7 @@ def test_sigkill_and_resume_again_and_again(folder: Path) -> None:
     order = random.Random(0)
     words: tuple[str, ...] = ("--storage", "killed.db", "--n-trials", "80", "--max-epochs", "6", "--sampler", "tpe")
     earlier: dict[int, object] = {}
-    for n_rows in (1, 150):
+    for n_rows in (1, 240):  # 32 trials of 6 epochs end together, after 192
         process = start(folder, *words)  # tune with the same file and options continues it as resume does
         wait_for(path, n_rows, process)
         time.sleep(order.uniform(0, 0.5))
