@@ -62,7 +62,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/steady_state.py
 	$(BIN)/python benchmarks/generality.py
 	$(BIN)/python benchmarks/networks.py
-	$(BIN)/python benchmarks/growth.py --figure docs/images/growth.svg
+	$(BIN)/python benchmarks/growth.py --figure docs/images/growth.png
 	$(BIN)/python benchmarks/whole_process.py --n 200 --repeats 3
 	$(BIN)/python benchmarks/whole_process.py --n 1000 --repeats 1
 

@@ -5,7 +5,7 @@ Each series changes one of the four and leaves the others as they are: 256 trial
 the call of ``shoal.tune`` to its end counts, tracing and compiling included, so that the first points show what a search costs that
 trains next to nothing. Prints a Markdown table per series; ``--figure`` draws the four side by side.
 
-    python benchmarks/growth.py --figure docs/images/growth.svg
+    python benchmarks/growth.py --figure docs/images/growth.png
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def draw(found: Sequence[tuple[str, Sequence[tuple[int, float, float]]]], path: 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(found), figsize=(14, 3.4), sharey=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(found), figsize=(14, 4.2), sharey=False, layout="constrained")
     for axis, (name, points) in zip(axes, found, strict=True):
         axis.loglog([n for n, _, _ in points], [us for _, _, us in points], marker="o")
         axis.set_xlabel(name)
