@@ -18,6 +18,7 @@ from torch import nn, optim
 import shoal
 from shoal import measuring
 from shoal.errors import RecipeError, StorageError, StudyError, UsageError
+from shoal.lanes.threads import threads
 from shoal.objectives import Constraint, Objectives, constraints_of
 from shoal.records import Outcome, TrialResult, TrialState
 from shoal.stopping import Limits, Tally
@@ -353,7 +354,7 @@ def test_latency_is_the_median_after_a_warm_up() -> None:
     )
     assert len(calls) == measuring.FEWEST + 3
     before = torch.get_num_threads()
-    with measuring.one_thread():
+    with threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
 

@@ -38,6 +38,7 @@ class _Table:
         self._space = dict(space)
         self.rows = np.full((256, len(space)), np.nan)
         self._read = np.zeros(256, dtype=bool)
+        self._better: tuple[bytes, Any] = (b"", None)  # rows of the better trials, and their estimator
 
     def update(self, trials: Sequence[FrozenTrial], numbers: NDArray[np.intp], params_of: Any) -> None:
         """Read what is new. A trial that has been given all parameters never changes them."""
@@ -51,6 +52,13 @@ class _Table:
             if own or self._space.keys() <= params.keys():
                 self.rows[i] = [d.to_internal_repr(params[name]) for name, d in self._space.items()]
             self._read[i] = own or t.state.is_finished()
+
+    def better(self, rows: NDArray[np.float64], make: Callable[[NDArray[np.float64]], Any]) -> Any:
+        """The estimator of the better trials, which stays what it is from one told trial to the next."""
+        key = rows.tobytes()
+        if self._better[1] is None or self._better[0] != key:
+            self._better = key, make(rows)
+        return self._better[1]
 
 
 _ABSENT, _RUNNING, _COMPLETE, _PRUNED, _FAILED = range(5)
@@ -125,7 +133,6 @@ class Memory:
         self.search_space = _Intersection(include_pruned=True)
         self.ranks = _Ranks()
         self._tables: dict[tuple[tuple[str, Any], ...], _Table] = {}
-        self._below: dict[int, tuple[bytes, Any]] = {}  # by table: rows, and their estimator
 
     def table(self, space: dict[str, BaseDistribution]) -> _Table:
         """The table of a search space."""
@@ -145,15 +152,6 @@ class Memory:
             below[at[order]] = True
             left -= len(order)
         return below
-
-    def estimator_below(
-        self, table: _Table, rows: NDArray[np.float64], make: Callable[[NDArray[np.float64]], Any]
-    ) -> Any:
-        """The estimator of the better trials, which stays what it is from one told trial to the next."""
-        known, key = self._below.get(id(table)), rows.tobytes()
-        if known is None or known[0] != key:
-            known = self._below[id(table)] = key, make(rows)
-        return known[1]
 
 
 class Tpe(TPESampler):
@@ -194,7 +192,7 @@ class Tpe(TPESampler):
             observed = {name: of[:, j] for j, name in enumerate(search_space)}
             return self._parzen_estimator_cls(observed, search_space, self._parzen_estimator_parameters)
 
-        better = self._memory.estimator_below(table, rows[whole & below], estimator)
+        better = table.better(rows[whole & below], estimator)
         others = estimator(rows[whole & ~below])
         samples = better.sample(self._rng.rng, self._n_ei_candidates)
         best = self._compare(samples, log_density(better, samples) - log_density(others, samples))

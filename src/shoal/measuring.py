@@ -10,19 +10,19 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
 
 from shoal.errors import RecipeError
+from shoal.lanes.threads import threads
 from shoal.objectives import Constraint
 from shoal.recipe import Batch, Recipe
 from shoal.records import TrialSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 # Calls are repeated for so long in all, but at least and at most so often.
 BUDGET_S: Final = 0.02
@@ -109,17 +109,6 @@ def properties_of(recipe: Recipe, names: Sequence[str], sample: Batch, device: t
                 "to the recipe."
             )
         model = recipe.model.to(device).eval()
-        with torch.no_grad(), one_thread():
+        with torch.no_grad(), threads(1):
             found["latency_ms"] = latency_ms(lambda: recipe.shown(model, sample), device)
     return found
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch work on one thread inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

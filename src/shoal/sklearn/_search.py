@@ -20,6 +20,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing, assert_all_finite, check_random_state, indexable
 
 from shoal.errors import UsageError
+from shoal.lanes.threads import threads
 from shoal.replay import run_define
 from shoal.sklearn._estimators import Problem, ShoalEstimator
 from shoal.sklearn._lanes import Run, train
@@ -263,12 +264,8 @@ def _threads(n_jobs: int | None) -> Iterator[None]:
         return
     if isinstance(n_jobs, bool) or not isinstance(n_jobs, int | np.integer) or n_jobs == 0:
         raise UsageError(f"n_jobs must be a number of threads, -1 for one per core, or None, not {n_jobs!r}.")
-    before, cores = torch.get_num_threads(), os.cpu_count() or 1
-    torch.set_num_threads(int(n_jobs) if n_jobs > 0 else max(1, cores + 1 + int(n_jobs)))
-    try:
+    with threads(int(n_jobs) if n_jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + int(n_jobs))):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _with(estimator: Any, params: Mapping[str, Any]) -> Any:
